@@ -1,0 +1,265 @@
+"""`MemoryAdapter`: from hidden states to keys, values and gates, and from what the memory answers to a residual."""
+
+import hashlib
+import json
+import math
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mal_adapter.config import MemoryConfig
+from mal_adapter.errors import AdapterFormatError, AudioMaskError, StateMismatchError
+from mal_adapter.hub import AdapterCard, read_adapter, write_adapter
+from mal_adapter.state import MemoryState
+from mal_adapter.update import Gates, Weights, read, write
+
+__all__ = ["MemoryAdapter"]
+
+
+class MemoryAdapter(nn.Module):
+    """The learned part of a memory: norm, projections, gates, initial weights and read-out.
+
+    A fresh adapter's residual is exactly zero, so a host it is attached to answers as if it were not there.
+
+    Args:
+        config: Sizes and starting points.
+
+    Attributes:
+        config: As given.
+        card: What a saved adapter remembers of its host and task; an empty card when fresh.
+        initial: Learned initial weights of the memory, (heads, d_in, d_out) per layer.
+
+    Example:
+        >>> adapter = MemoryAdapter(MemoryConfig(hidden_size=32, memory_dim=16, num_heads=2)).eval()
+        >>> state = adapter.initial_state(batch_size=1)
+        >>> hidden_states = torch.randn(1, 50, 32)
+        >>> residual = adapter.read(state, hidden_states)      # what earlier utterances left
+        >>> state = adapter.write(state, hidden_states)        # and then this utterance
+        >>> tuple(residual.shape), state.utterances.tolist(), state.tokens.tolist()
+        ((1, 50, 32), [1], [50])
+    """
+
+    def __init__(self, config: MemoryConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.card = AdapterCard()
+        width, heads, d = config.memory_dim, config.num_heads, config.head_dim
+        readout = config.readout_dim or width
+
+        self.norm = nn.LayerNorm(config.hidden_size)
+        # One GEMM for query, key, value and the read-out's view of the token, and the three gates of each head.
+        self._split = [width] * 4 + [heads] * 3
+        self.in_proj = nn.Linear(config.hidden_size, sum(self._split))
+        self.pool_proj = nn.Linear(config.hidden_size, sum(self._split), bias=False) if config.pool_utterance else None
+        self.initial = nn.ParameterList(
+            torch.randn(heads, *shape) / math.sqrt(shape[0]) for shape in config.layer_shapes
+        )
+        self.readout_norm = nn.LayerNorm(2 * width)
+        self.readout_in = nn.Linear(2 * width, 2 * readout)
+        self.dropout = nn.Dropout(config.dropout)
+        self.readout_out = nn.Linear(readout, config.hidden_size, bias=False)
+        self._fingerprint: tuple[object, str] | None = None
+        self._reset(heads, d)
+
+    @torch.no_grad()
+    def _reset(self, heads: int, d: int) -> None:
+        width = heads * d
+        for proj in filter(None, (self.in_proj, self.pool_proj)):
+            proj.weight[width : 2 * width] = proj.weight[:width]  # a query finds what an equal key wrote
+            proj.weight[4 * width :] = 0  # gates start equal for every token
+        # The constant component: one direction per head, as long as a typical projection (LayerNorm has rows of length
+        # √hidden_size, nn.Linear's weights variance 1/(3 hidden_size)). A query made of it alone reads the running
+        # mean.
+        direction = F.normalize(torch.randn(heads, d), dim=-1) * math.sqrt(d / 3)
+        self.in_proj.bias.zero_()
+        self.in_proj.bias[:width] = direction.flatten()
+        self.in_proj.bias[width : 2 * width] = direction.flatten()
+        gates = (self.config.step_bias, self.config.momentum_bias, self.config.forget_bias)
+        self.in_proj.bias[4 * width :] = torch.tensor(gates).repeat_interleave(heads)
+        self.initial[-1].zero_()  # an empty memory answers zero
+        self.readout_out.weight.zero_()
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """float32, also under half-precision parameters; float64 only for float64 parameters."""
+        return torch.promote_types(self.in_proj.weight.dtype, torch.float32)
+
+    def initial_state(self, batch_size: int = 1) -> MemoryState:
+        """The state of `batch_size` dialogues that have not begun, on the adapter's device."""
+        device, dtype, heads = self.in_proj.weight.device, self.state_dtype, self.config.num_heads
+        # A tensor born in inference mode could never take part in training.
+        with torch.inference_mode(False):
+
+            def zeros() -> Weights:
+                shapes = self.config.layer_shapes
+                return tuple(torch.zeros(batch_size, heads, *shape, device=device, dtype=dtype) for shape in shapes)
+
+            none = torch.zeros(batch_size, dtype=torch.int64, device=device)
+            fingerprint = None if self.training else self.fingerprint()
+            return MemoryState(zeros(), zeros(), none, none.clone(), none.clone(), fingerprint)
+
+    def read(self, state: MemoryState, hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the memory has to say about each token.
+
+        Args:
+            state: One row per row of the batch.
+            hidden_states: (batch, seq_len, hidden_size), any float dtype.
+            mask: (batch, seq_len) bool, True at audio tokens; all of them unless given.
+
+        Returns:
+            The residual, (batch, seq_len, hidden_size) in the dtype of `hidden_states`, exactly zero where `mask` is
+            False.
+
+        Raises:
+            AudioMaskError: `mask` or `hidden_states` have the wrong shape.
+            StateMismatchError: `state` has another batch size or other layers.
+        """
+        mask = self._checked_mask(state, hidden_states, mask)
+        query, _, _, token, _ = self._project(hidden_states, mask)
+        weights = tuple(w0 + w for w0, w in zip(self.initial, state.weights, strict=True))
+        answer = read(weights, query.to(self.state_dtype)).transpose(1, 2).flatten(2)
+        evidence = self.readout_norm(torch.cat((answer.to(token.dtype), token), dim=-1))
+        value, gate = self.readout_in(evidence).chunk(2, dim=-1)
+        residual: Tensor = self.readout_out(self.dropout(value * F.silu(gate)))
+        return torch.where(mask[..., None], residual.to(hidden_states.dtype), 0)
+
+    def write(self, state: MemoryState, hidden_states: Tensor, mask: Tensor | None = None) -> MemoryState:
+        """The state after one more utterance.
+
+        A row whose result is not finite stays as it was and counts in `skipped_writes`.
+
+        Args:
+            state: One row per row of the batch; not changed.
+            hidden_states: (batch, seq_len, hidden_size), any float dtype.
+            mask: (batch, seq_len) bool, True at audio tokens; all of them unless given.
+
+        Returns:
+            A new state.
+
+        Raises:
+            AudioMaskError: `mask` or `hidden_states` have the wrong shape.
+            StateMismatchError: `state` has another batch size or other layers.
+        """
+        mask = self._checked_mask(state, hidden_states, mask)
+        finite = (hidden_states.isfinite().all(-1) | ~mask).all(-1)
+        written = mask & finite[:, None]
+        hidden_states = torch.where(written[..., None], hidden_states, 0)
+        _, key, value, _, gates = self._project(hidden_states, written)
+        weights, momentum = write(
+            tuple(self.initial),
+            state.weights,
+            state.momentum,
+            key.to(self.state_dtype),
+            value.to(self.state_dtype),
+            gates,
+            written,
+            self.config.chunk_size,
+        )
+        for layer in (*weights, *momentum):
+            finite = finite & layer.isfinite().all(-1).all(-1).all(-1)
+
+        def landed(new: Weights, old: Weights) -> Weights:
+            return tuple(torch.where(finite[:, None, None, None], n, o) for n, o in zip(new, old, strict=True))
+
+        attempted = mask.any(-1)
+        return MemoryState(
+            landed(weights, state.weights),
+            landed(momentum, state.momentum),
+            utterances=state.utterances + (attempted & finite),
+            tokens=state.tokens + mask.sum(-1) * finite,
+            skipped_writes=state.skipped_writes + (attempted & ~finite),
+            fingerprint=state.fingerprint,
+        )
+
+    def _project(self, hidden_states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Gates]:
+        """Query, key, value (batch, heads, seq_len, head_dim); the read-out's token (batch, seq_len, memory_dim)."""
+        x = self.norm(hidden_states.to(self.norm.weight.dtype))
+        projected = self.in_proj(x)
+        if self.pool_proj is not None:
+            count = mask.sum(-1).clamp_min(1)[:, None]
+            mean = torch.where(mask[..., None], x, 0).sum(-2) / count
+            projected = projected + self.pool_proj(mean.to(x.dtype))[:, None]
+        query, key, value, token, step, momentum, forget = projected.split(self._split, dim=-1)
+        query, key, value = (t.unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
+        gates = Gates(*(logit.transpose(1, 2) for logit in (step, momentum, forget)))
+        return F.normalize(query, dim=-1), F.normalize(key, dim=-1), value, token, gates
+
+    def _checked_mask(self, state: MemoryState, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+        if hidden_states.dim() != 3 or hidden_states.shape[-1] != self.config.hidden_size:
+            raise AudioMaskError(
+                f"hidden_states are {tuple(hidden_states.shape)}, expected (batch, seq_len, {self.config.hidden_size})"
+            )
+        if mask is None:
+            mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
+        if mask.shape != hidden_states.shape[:2] or mask.dtype != torch.bool:
+            raise AudioMaskError(
+                f"mask is {mask.dtype} {tuple(mask.shape)}, expected bool {tuple(hidden_states.shape[:2])}, "
+                "one entry per position of hidden_states"
+            )
+        self.check_state(state)
+        if state.batch_size != len(hidden_states):
+            raise StateMismatchError(
+                f"the state holds {state.batch_size} dialogues, but hidden_states have {len(hidden_states)} rows"
+            )
+        return mask
+
+    def check_state(self, state: MemoryState) -> None:
+        """Raise `StateMismatchError` unless `state` has this adapter's shapes and, if it names one, its fingerprint."""
+        shapes = tuple((self.config.num_heads, *shape) for shape in self.config.layer_shapes)
+        if (given := tuple(tuple(w.shape[1:]) for w in state.weights)) != shapes:
+            raise StateMismatchError(
+                f"the state's layers are {given}, this adapter's {shapes}: it is another adapter's"
+            )
+        if not self.training and state.fingerprint is not None and state.fingerprint != self.fingerprint():
+            raise StateMismatchError(
+                f"the state was written by adapter {state.fingerprint}, this one is {self.fingerprint()}; "
+                "load the adapter it belongs to, or begin a new session"
+            )
+
+    def fingerprint(self) -> str:
+        """16 hex digits that identify configuration and weights; cached until a parameter changes."""
+        parameters = list(self.parameters())
+        version = [(p.data_ptr(), None if p.is_inference() else p._version, p.dtype) for p in parameters]
+        if self._fingerprint is None or self._fingerprint[0] != version:
+            digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+            for name, tensor in sorted(self.state_dict().items()):
+                digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
+            self._fingerprint = version, digest.hexdigest()[:16]
+        return self._fingerprint[1]
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json`, `model.safetensors` and a model card into `folder`, which is made if need be.
+
+        Raises:
+            AdapterFormatError: `folder` holds another model's files.
+        """
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        write_adapter(folder, self.config, self.card, tensors)
+
+    @classmethod
+    def from_pretrained(cls, folder_or_repo: str | os.PathLike[str], **hub_options: Any) -> "MemoryAdapter":
+        """Load a trained adapter from a folder or from the Hub, on the CPU and in eval mode.
+
+        Args:
+            folder_or_repo: A folder that `save_pretrained` wrote, or a Hub id such as `"user/mal-qwen2-audio"`.
+            **hub_options: Passed to `huggingface_hub.snapshot_download`: `revision`, `token`, `cache_dir`, ….
+
+        Raises:
+            AdapterFormatError: Files are missing, damaged, of a newer format, or do not fit the configuration.
+        """
+        config, card, tensors = read_adapter(folder_or_repo, **hub_options)
+        adapter = cls(config)
+        expected = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
+        given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if expected != given:
+            wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
+            details = ", ".join(f"{n}: file {given.get(n)}, config {expected.get(n)}" for n in wrong[:4])
+            raise AdapterFormatError(f"{folder_or_repo}: tensors do not fit the configuration ({details})")
+        adapter.load_state_dict(tensors, assign=True)
+        adapter.card = card
+        for parameter in adapter.parameters():
+            parameter.requires_grad_(True)
+        return adapter.eval()

@@ -1,0 +1,437 @@
+"""`attach_memory`: three kinds of hooks on a host, and the object that owns them.
+
+A forward of the host inside a session goes: `_Hooks.begin` on the model; `_Hooks.prompt` on the module that receives
+ids and audio features, where the audio positions are seen; `_Hooks.layer` on the hooked decoder layer, where the
+memory is read and the write prepared; `_Hooks.end` on the model, which commits the write. Outside a session each
+returns at once.
+"""
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mal_adapter.adapter import MemoryAdapter
+from mal_adapter.config import MemoryConfig
+from mal_adapter.errors import (
+    AudioMaskError,
+    AudioOutsideSessionWarning,
+    BaseModelWarning,
+    ConfigError,
+    HostError,
+    HostMismatchError,
+    SessionError,
+    SkippedWriteWarning,
+)
+from mal_adapter.hosts import HostSpec, bind_call, detect_host, find_audio_mask, has_audio, unwrap
+from mal_adapter.sessions import Session, SessionStore, check_session_id
+from mal_adapter.state import MemoryState
+
+__all__ = ["AttachedMemory", "attach_memory"]
+
+# One variable for all memories: a ContextVar per memory would never be freed. A memory's entry is its open session,
+# or None # while it is disabled. The mapping is replaced, never changed, so that a task's copy of the context keeps
+# what it saw.
+_ACTIVE: ContextVar[Mapping[object, Session | None]] = ContextVar("mal_adapter_sessions", default={})  # noqa: B039
+
+
+def attach_memory(
+    model: nn.Module,
+    layer_idx: int | None = None,
+    *,
+    adapter: MemoryAdapter | str | os.PathLike[str] | None = None,
+    config: MemoryConfig | None = None,
+    host: HostSpec | None = None,
+) -> "AttachedMemory":
+    """Give `model` a memory: register hooks on it and on its decoder layer `layer_idx`.
+
+    Nothing else of the model changes, neither weights nor modules nor `state_dict`. A fresh adapter leaves every output
+    bit-identical until it is trained.
+
+    Args:
+        model: An audio language model, in PEFT, compile or DDP wrappers if need be; or any module, with `host`.
+        layer_idx: Index of the decoder layer after which the memory is read, 0 … num_hidden_layers − 1. A loaded
+            adapter brings its own.
+        adapter: A `MemoryAdapter`, a folder that `save_pretrained` wrote, or a Hub id. A fresh one unless given.
+        config: Sizes of a fresh adapter; `MemoryConfig(hidden_size=...)` of the host unless given.
+        host: Where detection needs help.
+
+    Returns:
+        The memory, in eval mode unless `adapter` was given in training mode.
+
+    Raises:
+        ConfigError: `layer_idx` is missing or out of range, or `config` does not fit the host.
+        HostError: The host's layers can't be found, or this layer has a memory already.
+        HostMismatchError: The adapter was trained for another kind of host.
+        AdapterFormatError: The adapter can't be loaded.
+
+    Example:
+        >>> from transformers import Qwen2Config, Qwen2ForCausalLM
+        >>> tiny = dict(hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2)
+        >>> model = Qwen2ForCausalLM(Qwen2Config(num_hidden_layers=2, vocab_size=100, **tiny))
+        >>> ids = torch.arange(12).view(1, 12)
+        >>> audio = (ids >= 2) & (ids < 9)                     # an audio host finds these positions itself
+        >>> memory = attach_memory(model, layer_idx=0)
+        >>> with memory.session("call-42", audio_mask=audio), torch.no_grad():
+        ...     logits = model(input_ids=ids).logits
+        >>> memory.states["call-42"].tokens.tolist()
+        [7]
+        >>> memory.detach()
+    """
+    root = unwrap(model)
+    spec = detect_host(root, host)
+    layers = root.get_submodule(spec.layers or "")
+    facts = _host_facts(root, spec, len(layers))  # type: ignore[arg-type]
+    if isinstance(adapter, MemoryAdapter):
+        loaded: MemoryAdapter | None = adapter
+    else:
+        loaded = None if adapter is None else MemoryAdapter.from_pretrained(adapter)
+    if loaded is not None:
+        if config is not None and config != loaded.config:
+            raise ConfigError("pass adapter= or config=, not both: a trained adapter brings its configuration")
+        _check_host(loaded, facts)
+        layer_idx = loaded.card.layer_idx if layer_idx is None else layer_idx
+    layer_idx = _check_layer_idx(layer_idx, len(layers))  # type: ignore[arg-type]
+    layer = layers[layer_idx]  # type: ignore[index]
+    if any(isinstance(getattr(hook, "__self__", None), _Hooks) for hook in layer._forward_hooks.values()):
+        raise HostError(f"{spec.layers}.{layer_idx} has a memory already; detach() that first, or choose another layer")
+    if loaded is None:
+        config = config or MemoryConfig(hidden_size=spec.hidden_size or 0)
+        if config.hidden_size != spec.hidden_size:
+            raise ConfigError(f"config.hidden_size={config.hidden_size}, but the host is {spec.hidden_size} wide")
+        loaded = MemoryAdapter(config).eval()
+    known = {name: value for name, value in dataclasses.asdict(loaded.card).items() if value is not None}
+    loaded.card = dataclasses.replace(loaded.card, **{**facts, **known, "layer_idx": layer_idx})
+    if (parameter := next(layer.parameters(), None)) is not None and parameter.device.type != "meta":
+        loaded.to(parameter.device)
+    return AttachedMemory(root, loaded, layer_idx, spec)
+
+
+class AttachedMemory:
+    """A memory at work on one decoder layer of a host. Made by `attach_memory`; as a context manager it detaches at
+    the end.
+
+    Attributes:
+        adapter: The learned part, outside the host's module tree.
+        layer_idx: The hooked decoder layer.
+        host: What was detected, or told.
+        states: All sessions' states by id, a mapping.
+    """
+
+    def __init__(self, root: nn.Module, adapter: MemoryAdapter, layer_idx: int, host: HostSpec) -> None:
+        self.adapter = adapter
+        self.layer_idx = layer_idx
+        self.host = host
+        self.states = SessionStore(adapter.check_state)
+        self._hooks = _Hooks(adapter, host)
+        self._root: nn.Module | None = root
+        self._handles = self._hooks.register(root, layer_idx)
+
+    @contextmanager
+    def session(
+        self,
+        session_id: str | Sequence[str] | None = None,
+        *,
+        write: bool = True,
+        audio_mask: Tensor | None = None,
+    ) -> Iterator[Session]:
+        """Within this block, the host's forwards read and write the memory of these dialogues.
+
+        Each forward that carries audio reads what earlier ones wrote and then writes its own; a forward that raises
+        writes nothing. Threads and asyncio tasks each have their own block. While the adapter is in training mode,
+        gradients flow through all utterances of one block, and `states` gets detached copies.
+
+        Args:
+            session_id: One id; a sequence of ids, one per prompt of the batch; or None for an anonymous dialogue that
+                ends with the block. An id that is new begins a dialogue.
+            write: False only reads.
+            audio_mask: (batch, seq_len) bool, True at audio tokens, for forwards of that shape; wins over detection.
+
+        Raises:
+            SessionError: An id is repeated or open elsewhere, a session of this memory is open in this block already,
+                or the memory is detached.
+        """
+        if self._root is None:
+            raise SessionError("this memory is detached; attach_memory(model, adapter=memory.adapter) puts it back")
+        if _ACTIVE.get().get(self._hooks.token) is not None:
+            raise SessionError("a session of this memory is open already; close it first, or pass all its ids at once")
+        ids = (session_id,) if session_id is None or isinstance(session_id, str) else tuple(session_id)
+        named = [i for i in ids if i is not None]
+        if not ids or (len(named) < len(ids) and session_id is not None):
+            raise SessionError(f"session ids {session_id!r}: expected one id, a sequence of one id per prompt, or None")
+        for i in named:
+            check_session_id(i)
+        if len(set(named)) < len(named):
+            raise SessionError(f"session ids {named} are not distinct; each row needs a dialogue of its own")
+        if audio_mask is not None and (audio_mask.dtype != torch.bool or audio_mask.dim() != 2):
+            raise AudioMaskError(
+                f"audio_mask is {audio_mask.dtype} {tuple(audio_mask.shape)}, expected bool (batch, seq_len)"
+            )
+        with self.states.opened(named):
+            session = Session(ids, self._load(ids), self.states, write, audio_mask)
+            with self._active(session):
+                yield session
+
+    def _load(self, ids: Sequence[str | None]) -> MemoryState:
+        fresh = self.adapter.initial_state()
+        rows = [fresh if i is None else self.states.get(i, fresh) for i in ids]
+        for row in rows:
+            self.adapter.check_state(row)  # trained on since, the adapter may be another one than wrote the state
+        return MemoryState.stack([row.to(fresh.device) for row in rows])
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within this block the host answers without memory, and nothing is written, even inside a session."""
+        with self._active(None):
+            yield
+
+    @contextmanager
+    def _active(self, session: Session | None) -> Iterator[None]:
+        token = _ACTIVE.set({**_ACTIVE.get(), self._hooks.token: session})
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
+
+    def detach(self) -> None:
+        """Remove all hooks: the host is as it was. Adapter and states stay usable; calling it twice is harmless."""
+        for handle in reversed(self._handles):
+            handle.remove()
+        self._handles = []
+        self._root = None
+
+    def status(self) -> dict[str, Any]:
+        """What a person would ask first: where the memory sits, and what it holds."""
+        states = [self.states[i] for i in self.states]
+        return {
+            "attached": self._root is not None,
+            "layer": f"{self.host.layers}.{self.layer_idx}",
+            "audio_token_id": self.host.audio_token_id,
+            "training": self.adapter.training,
+            "parameters": sum(p.numel() for p in self.adapter.parameters()),
+            "sessions": len(states),
+            "utterances": sum(int(s.utterances.sum()) for s in states),
+            "skipped_writes": sum(int(s.skipped_writes.sum()) for s in states),
+            "nbytes": sum(s.nbytes for s in states),
+        }
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The adapter's parameters, for an optimizer."""
+        return self.adapter.parameters()
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters train, beside all of host and adapter."""
+        own = list(self.adapter.parameters())
+        host = list(self._root.parameters()) if self._root is not None else []
+        trainable = sum(p.numel() for p in (*own, *host) if p.requires_grad)
+        total = sum(p.numel() for p in (*own, *host))
+        print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f}")
+
+    def train(self, mode: bool = True) -> "AttachedMemory":
+        """Put the adapter into training mode: dropout on, gradients flow between the utterances of a session."""
+        self.adapter.train(mode)
+        return self
+
+    def eval(self) -> "AttachedMemory":
+        """Put the adapter into eval mode."""
+        return self.train(False)
+
+    def __enter__(self) -> "AttachedMemory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def __repr__(self) -> str:
+        return f"AttachedMemory({', '.join(f'{name}={value}' for name, value in self.status().items())})"
+
+
+class _Hooks:
+    """The hooks of one memory. Picklable, and without a session's tensors: a copied or pickled host carries a memory
+    that no session belongs to."""
+
+    def __init__(self, adapter: MemoryAdapter, host: HostSpec) -> None:
+        self.adapter = adapter
+        self.host = host
+        self.token = object()
+        self._warned: set[type[Warning]] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"adapter": self.adapter, "host": self.host}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["adapter"], state["host"])  # type: ignore[misc]
+
+    def register(self, root: nn.Module, layer_idx: int) -> list[torch.utils.hooks.RemovableHandle]:
+        prompt_module = root.get_submodule(self.host.mask_module or "")
+        layer = root.get_submodule(f"{self.host.layers}.{layer_idx}")
+        # Someone may call the inner model alone, so its call begins and ends too; the outermost one counts.
+        handles = []
+        for module in dict.fromkeys((root, prompt_module)):
+            handles.append(module.register_forward_pre_hook(self.begin))
+            handles.append(module.register_forward_hook(self.end, always_call=True))
+        handles.append(prompt_module.register_forward_pre_hook(self.prompt, with_kwargs=True))
+        # First in line, so that output_hidden_states and other hooks of the layer see what the next layer sees.
+        handles.append(layer.register_forward_hook(self.layer, prepend=True))
+        return handles
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        session = _ACTIVE.get().get(self.token)
+        if session is not None:
+            session.begin(module)
+
+    def prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        active = _ACTIVE.get()
+        session = active.get(self.token)
+        if session is None:
+            if self.token not in active and AudioOutsideSessionWarning not in self._warned:
+                self._warn_outside(bind_call(module, args, kwargs))
+        elif session.audio_mask is None:
+            call = bind_call(module, args, kwargs)
+            features = next((call[n] for n in self.host.feature_arguments or () if call.get(n) is not None), None)
+            session.prompt(find_audio_mask(self.host, call), call.get("input_ids"), features)
+
+    def layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        session = _ACTIVE.get().get(self.token)
+        call = None if session is None else session.call
+        if session is None or call is None:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        mask = call.mask if session.audio_mask is None else _users_mask(session, hidden)
+        if mask is None or not mask.any():
+            return None
+        mask = mask.to(hidden.device)
+        if mask.shape != hidden.shape[:2]:
+            raise AudioMaskError(
+                f"the audio mask is {tuple(mask.shape)}, the hidden states {tuple(hidden.shape)}: the host changed the "
+                "sequence. Let the processor expand each clip to its placeholder tokens, or pass "
+                "session(audio_mask=...)"
+            )
+        if self.adapter.norm.weight.device != hidden.device:
+            self.adapter.to(hidden.device)
+        rows, valid = _audio_rows(hidden, mask)
+        copies = _copies_per_prompt(rows, valid, len(session.ids))
+        prompt_of_row = torch.arange(len(session.ids), device=hidden.device).repeat_interleave(copies)
+        state = call.state.to(hidden.device)
+        residual = self.adapter.read(state if copies == 1 else state.rows(prompt_of_row), rows, valid)
+        if session.write and not call.repeated:
+            call.pending = self.adapter.write(state, rows[::copies], valid[::copies])
+        # Only audio positions are touched; everything else keeps its bits.
+        changed = hidden.masked_scatter(mask[..., None], (rows + residual)[valid])
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        session = _ACTIVE.get().get(self.token)
+        if session is None:
+            return
+        # always_call: after an exception this runs with output None, so that the failed call commits nothing
+        skipped = session.end(module, succeeded=output is not None, keep_graph=self.adapter.training)
+        if skipped and SkippedWriteWarning not in self._warned:
+            self._warned.add(SkippedWriteWarning)
+            warnings.warn(
+                "an utterance's write was not finite and did not land; the session's memory is as before, see "
+                "MemoryState.skipped_writes (warned once)",
+                SkippedWriteWarning,
+                stacklevel=2,
+            )
+
+    def _warn_outside(self, call: dict[str, Any]) -> None:
+        if has_audio(self.host, call):
+            self._warned.add(AudioOutsideSessionWarning)
+            warnings.warn(
+                "audio passed outside a session, so the memory neither reads nor writes; use "
+                "`with memory.session(id):`, or `with memory.disabled():` to say that this is meant (warned once)",
+                AudioOutsideSessionWarning,
+                stacklevel=2,
+            )
+
+
+def _users_mask(session: Session, hidden: Tensor) -> Tensor | None:
+    """The session's own mask, for the forwards it fits: the prompt's, and not the decode steps that follow."""
+    mask = session.audio_mask
+    assert mask is not None
+    copies, rest = divmod(hidden.shape[0], mask.shape[0])
+    if rest == 0 and mask.shape[1] == hidden.shape[1]:
+        session.mask_was_used = True
+        return mask.repeat_interleave(copies, dim=0)
+    if session.mask_was_used:
+        return None
+    raise AudioMaskError(f"audio_mask is {tuple(mask.shape)}, but the hidden states are {tuple(hidden.shape)}")
+
+
+def _audio_rows(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The hidden states at audio positions, (batch, most audio tokens, hidden_size), and which are no padding."""
+    counts = mask.sum(dim=1)
+    longest = int(counts.max())
+    order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
+    rows = hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1]))
+    return rows, torch.arange(longest, device=hidden.device) < counts[:, None]
+
+
+def _copies_per_prompt(rows: Tensor, valid: Tensor, prompts: int) -> int:
+    """How often generate() repeated each prompt, for beams or return sequences; 1 for a plain batch.
+
+    Raises:
+        SessionError: The batch is no such repetition.
+    """
+    copies, rest = divmod(len(rows), prompts)
+    if copies == 1 and rest == 0:
+        return 1
+    if copies and rest == 0:
+        first = rows[::copies].repeat_interleave(copies, dim=0)
+        same_length = torch.equal(valid, valid[::copies].repeat_interleave(copies, dim=0))
+        distance = torch.where(valid[..., None], rows - first, 0).float().square().sum()
+        # Copies go through the same GEMMs at other rows, so they may differ by rounding; other audio by far more.
+        if same_length and bool(distance <= 1e-3 * torch.where(valid[..., None], first, 0).float().square().sum()):
+            return copies
+    raise SessionError(
+        f"the batch has {len(rows)} rows for {prompts} session ids, and they are not copies of {prompts} prompts. Pass "
+        "one id per prompt: memory.session([id, ...]). With beams or num_return_sequences a prompt can hold only one "
+        "clip, since generate() repeats the clips and not the prompts"
+    )
+
+
+def _host_facts(root: nn.Module, spec: HostSpec, num_layers: int) -> dict[str, Any]:
+    config = getattr(root, "config", None)
+    name = str(getattr(root, "name_or_path", "") or "")
+    return {
+        "base_model_name_or_path": (Path(name).name if Path(name).is_dir() else name) or None,
+        "model_type": getattr(config, "model_type", None),
+        "hidden_size": spec.hidden_size,
+        "num_hidden_layers": num_layers,
+    }
+
+
+def _check_host(adapter: MemoryAdapter, facts: dict[str, Any]) -> None:
+    if adapter.config.hidden_size != facts["hidden_size"]:
+        raise HostMismatchError(
+            f"the adapter is for layers {adapter.config.hidden_size} wide, the host's are {facts['hidden_size']} wide"
+        )
+    for name in ("model_type", "num_hidden_layers"):
+        trained, here = getattr(adapter.card, name), facts[name]
+        if trained is not None and here is not None and trained != here:
+            raise HostMismatchError(f"the adapter was trained on a host with {name} {trained!r}, this one has {here!r}")
+    trained, here = adapter.card.base_model_name_or_path, facts["base_model_name_or_path"]
+    if trained and here and trained.rpartition("/")[2] != here.rpartition("/")[2]:
+        warnings.warn(
+            f"the adapter was trained on {trained}, this host is {here}; it works, but expect worse results",
+            BaseModelWarning,
+            stacklevel=3,
+        )
+
+
+def _check_layer_idx(layer_idx: int | None, num_layers: int) -> int:
+    if layer_idx is None:
+        raise ConfigError(
+            f"a fresh memory needs layer_idx, 0 … {num_layers - 1}; a layer around {num_layers // 2} is a good start"
+        )
+    if isinstance(layer_idx, bool) or not isinstance(layer_idx, int) or not 0 <= layer_idx < num_layers:
+        raise ConfigError(f"layer_idx={layer_idx!r} is not a decoder layer of this host, 0 … {num_layers - 1}")
+    return layer_idx

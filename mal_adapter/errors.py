@@ -1,0 +1,98 @@
+"""Typed errors and warnings.
+
+Each error is also the builtin that a caller who does not know this library would catch: a bad argument is a
+`ValueError`, a wrong moment a `RuntimeError`. A message says what was given, what was expected and what to do next.
+"""
+
+__all__ = [
+    "AdapterFormatError",
+    "AudioError",
+    "AudioMaskError",
+    "AudioOutsideSessionWarning",
+    "AudioTooLongError",
+    "BaseModelWarning",
+    "ConfigError",
+    "HostError",
+    "HostMismatchError",
+    "IgnoredHookWarning",
+    "LabelError",
+    "MalAdapterError",
+    "MalAdapterWarning",
+    "ManifestError",
+    "SessionError",
+    "SkippedWriteWarning",
+    "StateFormatError",
+    "StateMismatchError",
+]
+
+
+class MalAdapterError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class ConfigError(MalAdapterError, ValueError):
+    """A field of a configuration is out of range or does not fit another field."""
+
+
+class HostError(MalAdapterError, ValueError):
+    """The host model's decoder layers, width or audio positions could not be determined."""
+
+
+class AudioMaskError(MalAdapterError, ValueError):
+    """An audio mask does not fit the hidden states, or the prompt can not be assigned to sessions."""
+
+
+class SessionError(MalAdapterError, RuntimeError):
+    """A session was used in a way that leaves open whose memory is meant."""
+
+
+class StateMismatchError(MalAdapterError, ValueError):
+    """A memory state belongs to another adapter, or its shapes do not fit this one."""
+
+
+class StateFormatError(MalAdapterError, ValueError):
+    """A file or buffer is not a readable memory state."""
+
+
+class AdapterFormatError(MalAdapterError, ValueError):
+    """An adapter folder is incomplete, damaged, or of a format this version can't read."""
+
+
+class HostMismatchError(MalAdapterError, ValueError):
+    """An adapter was trained for another kind of host than the one it is attached to."""
+
+
+class ManifestError(MalAdapterError, ValueError):
+    """A dialogue manifest has a line that can't be understood."""
+
+
+class AudioError(MalAdapterError, ValueError):
+    """An audio file is missing, unreadable, empty or silent."""
+
+
+class AudioTooLongError(AudioError):
+    """An utterance is longer than the host's audio encoder accepts; it is never cut silently."""
+
+
+class LabelError(MalAdapterError, ValueError):
+    """A label is not in the label set, or the labels can not be told apart by the host."""
+
+
+class MalAdapterWarning(UserWarning):
+    """Base of every warning that this library emits."""
+
+
+class SkippedWriteWarning(MalAdapterWarning):
+    """A write was not finite and did not land; the state is as before."""
+
+
+class AudioOutsideSessionWarning(MalAdapterWarning):
+    """Audio passed through a host with an attached memory, but outside a session."""
+
+
+class BaseModelWarning(MalAdapterWarning):
+    """An adapter names another base checkpoint than the host it is attached to."""
+
+
+class IgnoredHookWarning(MalAdapterWarning):
+    """The host is compiled already, so hooks registered now may be ignored."""

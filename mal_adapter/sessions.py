@@ -1,0 +1,197 @@
+"""Whose memory is meant: the sessions that are open, and the states they leave."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from mal_adapter.errors import SessionError
+from mal_adapter.state import MemoryState
+
+__all__ = ["Call", "Session", "SessionStore"]
+
+
+class SessionStore(MutableMapping[str, MemoryState]):
+    """The states of all dialogues by session id, in this process's memory; each of batch size 1 and detached.
+
+    Setting a state checks that it fits the adapter. Copy a state to fork a dialogue; delete it to forget one.
+
+    Args:
+        check: Called with each state before it is kept; raises if the state does not fit.
+
+    Example:
+        >>> from mal_adapter import MemoryAdapter, MemoryConfig
+        >>> adapter = MemoryAdapter(MemoryConfig(hidden_size=32, memory_dim=16)).eval()
+        >>> states = SessionStore(adapter.check_state)
+        >>> states["call-42"] = adapter.initial_state()
+        >>> states["what-if"] = states["call-42"].clone()
+        >>> sorted(states)
+        ['call-42', 'what-if']
+    """
+
+    def __init__(self, check: Callable[[MemoryState], None]) -> None:
+        self._check = check
+        self._states: dict[str, MemoryState] = {}
+        self._open: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __getitem__(self, session_id: str) -> MemoryState:
+        return self._states[session_id]
+
+    def __setitem__(self, session_id: str, state: MemoryState) -> None:
+        check_session_id(session_id)
+        self._check(state)
+        if state.batch_size != 1:
+            raise SessionError(f"a session's state has batch size 1, this one {state.batch_size}; split() it")
+        if session_id in self._open:
+            raise SessionError(f"session {session_id!r} is open; set its state before the block, or after it")
+        self.put(session_id, state.detach())
+
+    def __delitem__(self, session_id: str) -> None:
+        if session_id in self._open:
+            raise SessionError(f"session {session_id!r} is open; drop it after its block")
+        with self._lock:
+            del self._states[session_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._states))
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def __repr__(self) -> str:
+        return f"SessionStore({len(self)} sessions, {len(self._open)} open)"
+
+    def put(self, session_id: str, state: MemoryState) -> None:
+        """Keep the state an open session has reached; unchecked, for the session itself."""
+        with self._lock:
+            self._states[session_id] = state
+
+    @contextmanager
+    def opened(self, session_ids: Sequence[str]) -> Iterator[None]:
+        """Hold `session_ids` for one session at a time: a dialogue that two threads continue would lose an update."""
+        with self._lock:
+            if busy := self._open.intersection(session_ids):
+                raise SessionError(f"sessions {sorted(busy)} are open in another block, thread or task; wait for it")
+            self._open.update(session_ids)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open.difference_update(session_ids)
+
+
+def check_session_id(session_id: object) -> None:
+    """Raise `SessionError` unless `session_id` is a non-empty string."""
+    if not isinstance(session_id, str) or not session_id:
+        raise SessionError(f"session id {session_id!r} is not a non-empty string")
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """One top-level forward of the host, while it runs.
+
+    Attributes:
+        owner: The module whose hooks opened the call; only its end commits.
+        mask: (batch, seq_len) bool audio positions, or None for a call without audio.
+        state: What this forward reads.
+        pending: The state to commit when the forward has succeeded.
+    """
+
+    owner: object
+    state: MemoryState
+    mask: Tensor | None = None
+    pending: MemoryState | None = None
+    repeated: bool = False
+
+
+@dataclasses.dataclass(eq=False)
+class _Prompt:
+    """The last prompt written, to recognise a generate() without KV cache that feeds it again and again."""
+
+    ids: Tensor
+    features: Tensor
+    before: MemoryState
+
+
+class Session:
+    """The dialogues of one `with memory.session(...)` block; row i of a batch belongs to `ids[i]`.
+
+    Attributes:
+        ids: Session ids; None for an anonymous dialogue.
+        state: What has been written so far, one row per id. While the adapter is in training mode it carries the
+            autograd graph through the block.
+        write: Whether utterances are written, or only read.
+        audio_mask: The user's mask, which wins over detection.
+    """
+
+    def __init__(
+        self,
+        ids: tuple[str | None, ...],
+        state: MemoryState,
+        store: SessionStore,
+        write: bool,
+        audio_mask: Tensor | None,
+    ) -> None:
+        self.ids = ids
+        self.state = state
+        self.write = write
+        self.audio_mask = audio_mask
+        self.mask_was_used = False
+        self.call: Call | None = None
+        self._store = store
+        self._last: _Prompt | None = None
+
+    def begin(self, owner: object) -> None:
+        """A forward of `owner` starts; the outermost one owns the call, and one left over from a failure is dropped."""
+        if self.call is None or self.call.owner is owner:
+            self.call = Call(owner, self.state)
+
+    def prompt(self, mask: Tensor | None, ids: Tensor | None, features: Tensor | None) -> None:
+        """The running call carries audio at `mask`. If it is the last prompt and what was generated since, fed again
+        for want of a KV cache, it reads the state from before that prompt and writes nothing."""
+        if self.call is None:
+            return
+        self.call.mask = mask
+        if mask is None or ids is None or features is None:
+            return
+        last = self._last
+        if last is not None and ids.shape[1] > last.ids.shape[1] and _starts_with(ids, features, last):
+            self.call.state, self.call.repeated = last.before, True
+        else:
+            self._last = _Prompt(ids, features, self.state)
+
+    def end(self, owner: object, *, succeeded: bool, keep_graph: bool) -> bool:
+        """A forward of `owner` ended; commits what it wrote if it succeeded. Returns whether a write was skipped."""
+        call = self.call
+        if call is None or call.owner is not owner:
+            return False
+        self.call = None
+        if call.pending is None or not succeeded:
+            return False
+        skipped = bool((call.pending.skipped_writes > self.state.skipped_writes).any())
+        detached = call.pending.detach().map(_not_inference)
+        self.state = call.pending if keep_graph else detached
+        rows = [detached] if len(self.ids) == 1 else detached.split()
+        for session_id, row in zip(self.ids, rows, strict=True):
+            if session_id is not None:
+                self._store.put(session_id, row)
+        return skipped
+
+
+def _starts_with(ids: Tensor, features: Tensor, last: _Prompt) -> bool:
+    length = last.ids.shape[1]
+    same_ids = ids.shape[0] == last.ids.shape[0] and torch.equal(ids[:, :length], last.ids)
+    same_shape = features.shape == last.features.shape
+    return same_ids and same_shape and (features is last.features or torch.equal(features, last.features))
+
+
+def _not_inference(tensor: Tensor) -> Tensor:
+    """A tensor made in inference mode could not take part in later training; its clone outside can."""
+    if not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False):
+        return tensor.clone()

@@ -1,0 +1,206 @@
+"""`MemoryState`: what one or more dialogues have left in their memories, as a value."""
+
+import dataclasses
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from mal_adapter.errors import StateFormatError
+
+__all__ = ["MemoryState", "write_atomically"]
+
+FORMAT_VERSION = "1"
+_COUNTERS = ("utterances", "tokens", "skipped_writes")
+
+# A process's umask can only be read by setting it; once, at import, keeps other threads out of the gap.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MemoryState:
+    """Fast weights, momentum and counters of a batch of dialogues. A value: operations return a new state.
+
+    Attributes:
+        weights: One float32 tensor per memory layer, (batch, heads, d_in, d_out): the deviation of the fast weights
+            from the adapter's learned initial weights, M in the paper's recurrence.
+        momentum: Same shapes: the surprise carried from token to token, S.
+        utterances: (batch,) int64: utterances written.
+        tokens: (batch,) int64: audio tokens written.
+        skipped_writes: (batch,) int64: writes that were not finite and did not land.
+        fingerprint: Identifies the adapter whose weights give this state a meaning; None while that adapter trains.
+
+    Example:
+        >>> from mal_adapter import MemoryAdapter, MemoryConfig
+        >>> adapter = MemoryAdapter(MemoryConfig(hidden_size=32, memory_dim=16, num_heads=2)).eval()
+        >>> state = adapter.initial_state(batch_size=3)
+        >>> [tuple(w.shape) for w in state.weights]
+        [(3, 2, 8, 16), (3, 2, 16, 8)]
+        >>> MemoryState.from_bytes(state.to_bytes()).equals(state)
+        True
+    """
+
+    weights: tuple[Tensor, ...]
+    momentum: tuple[Tensor, ...]
+    utterances: Tensor
+    tokens: Tensor
+    skipped_writes: Tensor
+    fingerprint: str | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """How many dialogues this state holds."""
+        return self.utterances.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the fast weights are."""
+        return self.weights[0].device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.numel() * t.element_size() for t in self._tensors().values())
+
+    def clone(self) -> "MemoryState":
+        """A copy that shares no memory with this state; gradients flow through it."""
+        return self.map(Tensor.clone)
+
+    def detach(self) -> "MemoryState":
+        """The same values, cut from the autograd graph."""
+        return self.map(Tensor.detach)
+
+    def to(self, device: torch.device | str) -> "MemoryState":
+        """The state on `device`; dtypes stay."""
+        return self.map(lambda t: t.to(device))
+
+    def rows(self, index: Tensor) -> "MemoryState":
+        """The dialogues at `index`, (n,) int64, in that order; a row may be asked for more than once."""
+        return self.map(lambda t: t.index_select(0, index.to(t.device)))
+
+    def split(self) -> list["MemoryState"]:
+        """One state of batch size 1 per dialogue; each shares no memory with the others."""
+        return [self.map(lambda t, i=i: t[i : i + 1].clone()) for i in range(self.batch_size)]  # type: ignore[misc]
+
+    @classmethod
+    def stack(cls, states: "Sequence[MemoryState]") -> "MemoryState":
+        """The inverse of `split`: the dialogues of all `states` behind one another."""
+        tensors = [state._tensors() for state in states]
+        merged = {name: torch.cat([t[name] for t in tensors]) for name in tensors[0]}
+        return cls._from_tensors(merged, states[0].fingerprint)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "MemoryState":
+        """A state with `function` applied to each tensor, counters included."""
+        return self._from_tensors({name: function(t) for name, t in self._tensors().items()}, self.fingerprint)
+
+    def equals(self, other: "MemoryState") -> bool:
+        """Whether both hold the same bits and belong to the same adapter."""
+        a, b = self._tensors(), other._tensors()
+        return (
+            self.fingerprint == other.fingerprint
+            and a.keys() == b.keys()
+            and all(a[k].dtype == b[k].dtype and torch.equal(a[k].cpu(), b[k].cpu()) for k in a)
+        )
+
+    def to_bytes(self) -> bytes:
+        """The state as a safetensors file's bytes."""
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self._tensors().items()}
+        metadata = {"format_version": FORMAT_VERSION, "kind": "mal_adapter.MemoryState"}
+        if self.fingerprint is not None:
+            metadata["fingerprint"] = self.fingerprint
+        return save(tensors, metadata=metadata)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "MemoryState":
+        """The inverse of `to_bytes`, on the CPU.
+
+        Raises:
+            StateFormatError: `data` is not a memory state, is damaged, or is of a format this version can't read.
+        """
+        try:
+            tensors = load(data)
+            (header_size,) = struct.unpack("<Q", data[:8])
+            metadata = json.loads(data[8 : 8 + header_size]).get("__metadata__", {})
+        except (SafetensorError, ValueError, struct.error) as error:
+            raise StateFormatError(f"these {len(data)} bytes are not a safetensors file: {error}") from error
+        if metadata.get("kind") != "mal_adapter.MemoryState":
+            raise StateFormatError(f"this safetensors file holds {sorted(tensors)[:4]}…, not a memory state")
+        if (version := metadata.get("format_version")) != FORMAT_VERSION:
+            raise StateFormatError(f"memory state format {version!r}, but this version reads {FORMAT_VERSION!r}")
+        state = cls._from_tensors(tensors, metadata.get("fingerprint"))
+        state._check()
+        return state
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the state to a file: all of it or, if interrupted, nothing."""
+        write_atomically(Path(path), self.to_bytes())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "MemoryState":
+        """Read a file written by `save`, onto the CPU.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            StateFormatError: It is not a memory state this version can read.
+        """
+        try:
+            return cls.from_bytes(Path(path).read_bytes())
+        except StateFormatError as error:
+            raise StateFormatError(f"{path}: {error}") from error
+
+    def _tensors(self) -> dict[str, Tensor]:
+        layers = {f"weights.{i}": t for i, t in enumerate(self.weights)}
+        layers |= {f"momentum.{i}": t for i, t in enumerate(self.momentum)}
+        return layers | {name: getattr(self, name) for name in _COUNTERS}
+
+    @classmethod
+    def _from_tensors(cls, tensors: dict[str, Tensor], fingerprint: str | None) -> "MemoryState":
+        depth = sum(name.startswith("weights.") for name in tensors)
+        expected = {f"{kind}.{i}" for kind in ("weights", "momentum") for i in range(depth)} | set(_COUNTERS)
+        if depth == 0 or set(tensors) != expected:
+            raise StateFormatError(f"a memory state can't be made of the tensors {sorted(tensors)}")
+        return cls(
+            weights=tuple(tensors[f"weights.{i}"] for i in range(depth)),
+            momentum=tuple(tensors[f"momentum.{i}"] for i in range(depth)),
+            **{name: tensors[name] for name in _COUNTERS},
+            fingerprint=fingerprint,
+        )
+
+    def _check(self) -> None:
+        for weights, momentum in zip(self.weights, self.momentum, strict=True):
+            if weights.dim() != 4 or weights.shape != momentum.shape or weights.shape[:2] != self.weights[0].shape[:2]:
+                raise StateFormatError(
+                    f"weights {tuple(weights.shape)} and momentum {tuple(momentum.shape)} are not both "
+                    "(batch, heads, d_in, d_out)"
+                )
+            if not (weights.is_floating_point() and weights.dtype == momentum.dtype):
+                raise StateFormatError(f"weights are {weights.dtype} and momentum {momentum.dtype}, not one float type")
+            if not (weights.isfinite().all() and momentum.isfinite().all()):
+                raise StateFormatError("the memory state is not finite")
+        for name in _COUNTERS:
+            counter: Tensor = getattr(self, name)
+            if counter.dtype != torch.int64 or counter.shape != self.weights[0].shape[:1] or (counter < 0).any():
+                raise StateFormatError(f"{name} is {counter.dtype} {tuple(counter.shape)}, not (batch,) int64 counts")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp's 0o600 would hide the file from the user's group
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
