@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mal_adapter.adapter import MemoryAdapter
@@ -30,8 +31,8 @@ from mal_adapter.errors import (
     SessionError,
     SkippedWriteWarning,
 )
-from mal_adapter.hosts import HostSpec, bind_call, detect_host, find_audio_mask, has_audio, unwrap
-from mal_adapter.sessions import Session, SessionStore, check_session_id
+from mal_adapter.hosts import HostSpec, bind_call, detect_host, find_audio_mask, find_features, unwrap
+from mal_adapter.sessions import Call, Session, SessionStore, check_session_id
 from mal_adapter.state import MemoryState
 
 __all__ = ["AttachedMemory", "attach_memory"]
@@ -100,6 +101,7 @@ def attach_memory(
         layer_idx = loaded.card.layer_idx if layer_idx is None else layer_idx
     layer_idx = _check_layer_idx(layer_idx, len(layers))  # type: ignore[arg-type]
     layer = layers[layer_idx]  # type: ignore[index]
+    _drop_copied_hooks(root)
     if any(isinstance(getattr(hook, "__self__", None), _Hooks) for hook in layer._forward_hooks.values()):
         raise HostError(f"{spec.layers}.{layer_idx} has a memory already; detach() that first, or choose another layer")
     if loaded is None:
@@ -170,9 +172,17 @@ class AttachedMemory:
             check_session_id(i)
         if len(set(named)) < len(named):
             raise SessionError(f"session ids {named} are not distinct; each row needs a dialogue of its own")
-        if audio_mask is not None and (audio_mask.dtype != torch.bool or audio_mask.dim() != 2):
+        if audio_mask is not None and (
+            audio_mask.dtype != torch.bool or audio_mask.dim() != 2 or len(audio_mask) != len(ids)
+        ):
             raise AudioMaskError(
-                f"audio_mask is {audio_mask.dtype} {tuple(audio_mask.shape)}, expected bool (batch, seq_len)"
+                f"audio_mask is {audio_mask.dtype} {tuple(audio_mask.shape)}, expected bool ({len(ids)}, seq_len), "
+                "one row per session id"
+            )
+        if audio_mask is None and self.host.audio_token_id is None and self.host.audio_mask is None:
+            raise AudioMaskError(
+                "nothing tells this host's audio positions; pass session(..., audio_mask=...), or attach_memory with "
+                "host=HostSpec(audio_token_id=...) or HostSpec(audio_mask=...)"
             )
         with self.states.opened(named):
             session = Session(ids, self._load(ids), self.states, write, audio_mask)
@@ -261,6 +271,7 @@ class _Hooks:
         self.adapter = adapter
         self.host = host
         self.token = object()
+        self.copied = False
         self._warned: set[type[Warning]] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -268,6 +279,7 @@ class _Hooks:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["adapter"], state["host"])  # type: ignore[misc]
+        self.copied = True
 
     def register(self, root: nn.Module, layer_idx: int) -> list[torch.utils.hooks.RemovableHandle]:
         prompt_module = root.get_submodule(self.host.mask_module or "")
@@ -293,10 +305,20 @@ class _Hooks:
         if session is None:
             if self.token not in active and AudioOutsideSessionWarning not in self._warned:
                 self._warn_outside(bind_call(module, args, kwargs))
-        elif session.audio_mask is None:
-            call = bind_call(module, args, kwargs)
-            features = next((call[n] for n in self.host.feature_arguments or () if call.get(n) is not None), None)
-            session.prompt(find_audio_mask(self.host, call), call.get("input_ids"), features)
+            return
+        if session.call is None:
+            return
+        call = bind_call(module, args, kwargs)
+        ids, features = call.get("input_ids"), find_features(self.host, call)
+        if session.audio_mask is not None:
+            session.call.text_only = features is None and ids is not None and self.host.audio_token_id is not None
+            session.feed(ids, features)
+            return
+        mask = find_audio_mask(self.host, call)
+        # Some hosts hand the features to decode steps too, and a generated token may be any id but the placeholder.
+        if mask is not None and mask.any():
+            session.call.mask = mask
+            session.feed(ids, features)
 
     def layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         session = _ACTIVE.get().get(self.token)
@@ -304,9 +326,14 @@ class _Hooks:
         if session is None or call is None:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
-        mask = call.mask if session.audio_mask is None else _users_mask(session, hidden)
-        if mask is None or not mask.any():
+        mask = call.mask if session.audio_mask is None else _users_mask(session.audio_mask, call, hidden)
+        if mask is None:
             return None
+        if call.records_grad and _inside_checkpoint():
+            raise HostError(
+                "the hooked layer is inside gradient checkpointing, which would run it again in backward, when its "
+                "memory is another one. Wrap the layer before attach_memory, or leave this layer unwrapped"
+            )
         mask = mask.to(hidden.device)
         if mask.shape != hidden.shape[:2]:
             raise AudioMaskError(
@@ -343,7 +370,7 @@ class _Hooks:
             )
 
     def _warn_outside(self, call: dict[str, Any]) -> None:
-        if has_audio(self.host, call):
+        if find_features(self.host, call) is not None:
             self._warned.add(AudioOutsideSessionWarning)
             warnings.warn(
                 "audio passed outside a session, so the memory neither reads nor writes; use "
@@ -353,17 +380,30 @@ class _Hooks:
             )
 
 
-def _users_mask(session: Session, hidden: Tensor) -> Tensor | None:
-    """The session's own mask, for the forwards it fits: the prompt's, and not the decode steps that follow."""
-    mask = session.audio_mask
-    assert mask is not None
+def _users_mask(mask: Tensor, call: Call, hidden: Tensor) -> Tensor | None:
+    """The session's own mask for a forward it fits, or that repeats and extends one; None for text and decode steps."""
     copies, rest = divmod(hidden.shape[0], mask.shape[0])
-    if rest == 0 and mask.shape[1] == hidden.shape[1]:
-        session.mask_was_used = True
-        return mask.repeat_interleave(copies, dim=0)
-    if session.mask_was_used:
+    grown = hidden.shape[1] - mask.shape[1]
+    if rest == 0 and (grown == 0 or (grown > 0 and call.repeated)):
+        mask = F.pad(mask.repeat_interleave(copies, dim=0), (0, grown))
+        return mask if mask.any() else None
+    if hidden.shape[1] == 1 or call.text_only:
         return None
-    raise AudioMaskError(f"audio_mask is {tuple(mask.shape)}, but the hidden states are {tuple(hidden.shape)}")
+    raise AudioMaskError(
+        f"audio_mask is {tuple(mask.shape)}, but the hidden states are {tuple(hidden.shape)}; an utterance of another "
+        "shape needs a session block with a mask of its own"
+    )
+
+
+def _inside_checkpoint() -> bool:
+    """Whether torch.utils.checkpoint is running the current forward, to run it again in backward.
+
+    The reentrant kind switches autograd off inside; the other one is known by the hook it packs saved tensors with.
+    """
+    if not torch.is_grad_enabled():
+        return True
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and "checkpoint" in getattr(hooks[0], "__qualname__", "")
 
 
 def _audio_rows(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -396,6 +436,16 @@ def _copies_per_prompt(rows: Tensor, valid: Tensor, prompts: int) -> int:
         "one id per prompt: memory.session([id, ...]). With beams or num_return_sequences a prompt can hold only one "
         "clip, since generate() repeats the clips and not the prompts"
     )
+
+
+def _drop_copied_hooks(root: nn.Module) -> None:
+    """Remove the hooks that came along when a host with a memory was copied or unpickled; no memory owns them."""
+    for module in root.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in tuple(hooks.items()):
+                owner = getattr(hook, "__self__", None)
+                if isinstance(owner, _Hooks) and owner.copied:
+                    del hooks[key]
 
 
 def _host_facts(root: nn.Module, spec: HostSpec, num_layers: int) -> dict[str, Any]:

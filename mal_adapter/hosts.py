@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mal_adapter.errors import AudioMaskError, HostError, IgnoredHookWarning
 
-__all__ = ["HostSpec", "bind_call", "detect_host", "find_audio_mask", "register_host", "unwrap"]
+__all__ = ["HostSpec", "bind_call", "detect_host", "find_audio_mask", "find_features", "register_host", "unwrap"]
 
 FEATURE_ARGUMENTS = ("input_features", "audio_input_features", "input_values", "audio_values", "audio_input_ids")
 """What the audio argument of `forward` is called in the families of transformers."""
@@ -122,9 +122,9 @@ def bind_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return call
 
 
-def has_audio(host: HostSpec, call: Mapping[str, Any]) -> bool:
-    """Whether a call carries audio features."""
-    return any(call.get(name) is not None for name in host.feature_arguments or ())
+def find_features(host: HostSpec, call: Mapping[str, Any]) -> Tensor | None:
+    """The audio features of a call, or None for a call without audio."""
+    return next((call[name] for name in host.feature_arguments or () if call.get(name) is not None), None)
 
 
 def find_audio_mask(host: HostSpec, call: Mapping[str, Any]) -> Tensor | None:
@@ -135,7 +135,7 @@ def find_audio_mask(host: HostSpec, call: Mapping[str, Any]) -> Tensor | None:
     """
     if host.audio_mask is not None:
         return host.audio_mask(call)
-    if not has_audio(host, call):
+    if find_features(host, call) is None:
         return None
     ids = call.get("input_ids")
     if ids is None:

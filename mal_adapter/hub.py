@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,10 @@ class AdapterCard:
     hidden_size: int | None = None
     num_hidden_layers: int | None = None
     task: dict[str, Any] | None = None
+
+    def with_task(self, labels: Sequence[str], prompt: str) -> "AdapterCard":
+        """The card of an adapter trained to answer `prompt` with one of `labels`."""
+        return dataclasses.replace(self, task={"labels": list(labels), "prompt": prompt})
 
 
 def write_adapter(

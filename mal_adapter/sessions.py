@@ -11,7 +11,7 @@ from torch import Tensor
 from mal_adapter.errors import SessionError
 from mal_adapter.state import MemoryState
 
-__all__ = ["Call", "Session", "SessionStore"]
+__all__ = ["Call", "Prompt", "Session", "SessionStore", "check_session_id"]
 
 
 class SessionStore(MutableMapping[str, MemoryState]):
@@ -91,30 +91,39 @@ def check_session_id(session_id: object) -> None:
 
 
 @dataclasses.dataclass(eq=False)
+class Prompt:
+    """What a call fed to the host, to recognise a generate() without KV cache that feeds it again and again."""
+
+    ids: Tensor
+    features: Tensor
+    before: MemoryState
+
+
+@dataclasses.dataclass(eq=False)
 class Call:
     """One top-level forward of the host, while it runs.
 
     Attributes:
         owner: The module whose hooks opened the call; only its end commits.
-        mask: (batch, seq_len) bool audio positions, or None for a call without audio.
         state: What this forward reads.
+        entered: The hooked modules it has gone into.
+        records_grad: Whether autograd recorded when it began.
+        mask: (batch, seq_len) bool audio positions, or None for a call without audio.
+        text_only: Whether the host's own arguments say that there is no audio.
+        repeated: Whether it feeds the last prompt again, so that nothing is to be written.
+        prompt: To be remembered if the call writes.
         pending: The state to commit when the forward has succeeded.
     """
 
     owner: object
     state: MemoryState
+    entered: list[object] = dataclasses.field(default_factory=list)
+    records_grad: bool = dataclasses.field(default_factory=torch.is_grad_enabled)
     mask: Tensor | None = None
-    pending: MemoryState | None = None
+    text_only: bool = False
     repeated: bool = False
-
-
-@dataclasses.dataclass(eq=False)
-class _Prompt:
-    """The last prompt written, to recognise a generate() without KV cache that feeds it again and again."""
-
-    ids: Tensor
-    features: Tensor
-    before: MemoryState
+    prompt: Prompt | None = None
+    pending: MemoryState | None = None
 
 
 class Session:
@@ -140,29 +149,26 @@ class Session:
         self.state = state
         self.write = write
         self.audio_mask = audio_mask
-        self.mask_was_used = False
         self.call: Call | None = None
         self._store = store
-        self._last: _Prompt | None = None
+        self._last: Prompt | None = None
 
-    def begin(self, owner: object) -> None:
-        """A forward of `owner` starts; the outermost one owns the call, and one left over from a failure is dropped."""
-        if self.call is None or self.call.owner is owner:
-            self.call = Call(owner, self.state)
+    def begin(self, module: object) -> None:
+        """A forward of `module` starts. The outermost one owns the call; one left over from an interrupt is dropped."""
+        if self.call is None or module in self.call.entered:
+            self.call = Call(module, self.state)
+        self.call.entered.append(module)
 
-    def prompt(self, mask: Tensor | None, ids: Tensor | None, features: Tensor | None) -> None:
-        """The running call carries audio at `mask`. If it is the last prompt and what was generated since, fed again
-        for want of a KV cache, it reads the state from before that prompt and writes nothing."""
-        if self.call is None:
-            return
-        self.call.mask = mask
-        if mask is None or ids is None or features is None:
+    def feed(self, ids: Tensor | None, features: Tensor | None) -> None:
+        """The running call carries audio. If it is the last prompt and what was generated since, fed again for want
+        of a KV cache, it reads the state from before that prompt and writes nothing."""
+        if self.call is None or ids is None or features is None:
             return
         last = self._last
-        if last is not None and ids.shape[1] > last.ids.shape[1] and _starts_with(ids, features, last):
+        if last is not None and ids.shape[1] > last.ids.shape[1] and _continues(last, ids, features):
             self.call.state, self.call.repeated = last.before, True
         else:
-            self._last = _Prompt(ids, features, self.state)
+            self.call.prompt = Prompt(ids, features, self.state)
 
     def end(self, owner: object, *, succeeded: bool, keep_graph: bool) -> bool:
         """A forward of `owner` ended; commits what it wrote if it succeeded. Returns whether a write was skipped."""
@@ -172,6 +178,7 @@ class Session:
         self.call = None
         if call.pending is None or not succeeded:
             return False
+        self._last = call.prompt
         skipped = bool((call.pending.skipped_writes > self.state.skipped_writes).any())
         detached = call.pending.detach().map(_not_inference)
         self.state = call.pending if keep_graph else detached
@@ -182,7 +189,7 @@ class Session:
         return skipped
 
 
-def _starts_with(ids: Tensor, features: Tensor, last: _Prompt) -> bool:
+def _continues(last: Prompt, ids: Tensor, features: Tensor) -> bool:
     length = last.ids.shape[1]
     same_ids = ids.shape[0] == last.ids.shape[0] and torch.equal(ids[:, :length], last.ids)
     same_shape = features.shape == last.features.shape

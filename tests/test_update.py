@@ -16,7 +16,7 @@ SMALL = settings(max_examples=60, deadline=None)
 def random_problem(
     seed: int, *, batch: int, heads: int, seq_len: int, depth: int, dim: int = 3, gate_spread: float = 2.0, dtype=DOUBLE
 ):
-    """Arguments of `write` up to the mask. Keys are near unit length but not on it, where the trust region has its kink."""
+    """Arguments of `write` up to the mask; keys are not of unit length, where the trust region has its kink."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:

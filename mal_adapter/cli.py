@@ -1,0 +1,242 @@
+"""The `mal-adapter` command: what is asked for, and how the answer is printed.
+
+Imports that take seconds (torch, transformers) stay inside the commands, so that `--help` is quick.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mal_adapter.ser.dialogue import Dialogue
+    from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
+
+app = typer.Typer(
+    name="mal-adapter",
+    help="Emotions of a spoken dialogue, from an audio language model with a memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+#: The exit code when some files could not be heard; also what typer exits with on wrong usage.
+BAD_FILES = 2
+
+
+def main() -> None:
+    """The console script: runs the command; errors of this library are one line on stderr and exit code 1."""
+    from mal_adapter.errors import MalAdapterError
+
+    try:
+        app()
+    except MalAdapterError as error:
+        _complain(error)
+        sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(version("mal-adapter"))
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            typer.echo("unknown")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def predict(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="MANIFEST_OR_WAVS",
+            help="Sound files in the order in which they were spoken, which make one dialogue; or .jsonl manifests.",
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of an audio language model (default: the demo's tiny one).")
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of a trained memory for it (default: the demo's).")
+    ] = None,
+    no_memory: Annotated[bool, typer.Option("--no-memory", help="Each utterance alone, by the plain model.")] = False,
+    labels: Annotated[
+        str | None, typer.Option(help="The possible answers, with commas (default: those of the adapter).")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="The question about each utterance (default: that of the adapter).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Name the emotion of each utterance of a dialogue, with the dialogue so far in memory.
+
+    Exit code 2 if a file could not be read; the others are answered all the same.
+    """
+    dialogues, unread = _dialogues(inputs)
+    if not dialogues:
+        raise typer.Exit(BAD_FILES)
+    recognizer = _recognizer(model, adapter, no_memory, labels, prompt)
+    results = (result for dialogue in dialogues for result in recognizer.recognize(dialogue))
+    failures = _print_json(recognizer, results) if as_json else _print_tables(recognizer, dialogues, results)
+    if unread or failures:
+        raise typer.Exit(BAD_FILES)
+
+
+def _dialogues(inputs: Sequence[Path]) -> "tuple[list[Dialogue], int]":
+    """The dialogues of all inputs, and how many manifests could not be read."""
+    from mal_adapter.errors import ManifestError
+    from mal_adapter.ser.dialogue import Dialogue, Utterance, read_manifest
+
+    dialogues: list[Dialogue] = []
+    sounds = [path for path in inputs if path.suffix.lower() not in (".jsonl", ".json")]
+    if sounds:
+        folders = {path.absolute().parent for path in sounds}
+        name = (folders.pop().name if len(folders) == 1 else "") or "dialogue"
+        names = [path.name for path in sounds]
+        ids = [file if names.count(file) == 1 else f"{n}-{file}" for n, file in enumerate(names)]
+        turns = (Utterance(name, utterance_id, "?", path) for utterance_id, path in zip(ids, sounds, strict=True))
+        dialogues.append(Dialogue(name, tuple(turns)))
+    unread = 0
+    for path in inputs:
+        if path not in sounds:
+            try:
+                dialogues.extend(read_manifest(path))
+            except ManifestError as error:
+                _complain(error)
+                unread += 1
+    return dialogues, unread
+
+
+def _recognizer(
+    model_name: str | None, adapter_name: str | None, no_memory: bool, labels: str | None, prompt: str | None
+) -> "EmotionRecognizer":
+    from transformers.utils import logging
+
+    from mal_adapter import MemoryAdapter, attach_memory, demo
+    from mal_adapter.errors import HostError
+    from mal_adapter.ser.labels import DEMO, LabelSet
+    from mal_adapter.ser.recognizer import EmotionRecognizer, load_host
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # of reading weights from disk; downloads keep theirs
+    of_demo = model_name is None and adapter_name is None
+    if of_demo:
+        model_name, adapter_name = str(demo.HOST_FOLDER), str(demo.ADAPTER_FOLDER)
+    # The adapter also brings labels and question, so it is read even where its memory is not wanted.
+    adapter = None if adapter_name is None else MemoryAdapter.from_pretrained(adapter_name)
+    if model_name is None and adapter is not None:
+        model_name = adapter.card.base_model_name_or_path
+        if not model_name:
+            raise HostError(f"{adapter_name} does not say which model it belongs to; add --model")
+    try:
+        model, processor = load_host(str(model_name))
+    except (OSError, ValueError) as error:
+        raise HostError(f"the model {model_name} can not be loaded: {str(error).strip().splitlines()[0]}") from error
+    memory = None
+    if adapter is not None and not no_memory:
+        memory = attach_memory(model, adapter=adapter)
+    elif adapter is None and not no_memory:
+        typer.echo("note: no --adapter, so each utterance is heard alone", err=True)
+
+    task: dict[str, Any] = (adapter.card.task if adapter is not None else None) or {}
+    if of_demo:
+        task = {"labels": demo.EMOTIONS, "prompt": demo.PROMPT, **task}
+    names = labels.split(",") if labels is not None else task.get("labels") or DEMO.names
+    label_set = LabelSet(tuple(name.strip() for name in names), task.get("aliases", {}) if labels is None else {})
+    # The adapter's question may name its own labels, so other labels bring the default question.
+    question = prompt if prompt is not None or labels is not None else task.get("prompt")
+    return EmotionRecognizer(model, processor, memory, label_set, question)
+
+
+def _print_tables(
+    recognizer: "EmotionRecognizer", dialogues: "Sequence[Dialogue]", results: "Iterator[Prediction | Failure]"
+) -> int:
+    """Prints a table per dialogue, a row as soon as it is known. Returns the number of failures."""
+    from mal_adapter.ser.recognizer import Failure
+
+    turns = [utterance for dialogue in dialogues for utterance in dialogue.utterances]
+    truth = any(utterance.emotion is not None for utterance in turns)
+    widest = max(map(len, recognizer.labels))
+    widths = [
+        max(len("utterance"), *(len(utterance.utterance_id) for utterance in turns)),
+        max(len("speaker"), *(len(utterance.speaker) for utterance in turns)),
+        max(len("emotion"), widest),
+        *([max(len("truth"), *(len(utterance.emotion or "") for utterance in turns))] if truth else []),
+        len("seconds"),
+        *(max(4, len(name)) for name in recognizer.labels),
+    ]
+    header = ["utterance", "speaker", "emotion", *(["truth"] if truth else []), "seconds", *recognizer.labels]
+    shown, failures = None, 0
+    for result in results:
+        utterance = result.utterance
+        if isinstance(result, Failure):
+            _complain(result.error)
+            failures += 1
+            continue
+        if utterance.dialogue_id != shown:
+            typer.echo(("" if shown is None else "\n") + f"dialogue {utterance.dialogue_id}")
+            typer.echo(_row(header, widths))
+            shown = utterance.dialogue_id
+        cells = [utterance.utterance_id, utterance.speaker, result.label]
+        cells += [utterance.emotion or ""] if truth else []
+        cells += [f"{result.audio_s:.2f}", *(f"{value:.2f}" for value in result.probabilities.values())]
+        typer.echo(_row(cells, widths))
+    return failures
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _print_json(recognizer: "EmotionRecognizer", results: "Iterator[Prediction | Failure]") -> int:
+    """Prints one object when all is known. Returns the number of failures."""
+    from mal_adapter.ser.recognizer import Failure
+
+    utterances: list[dict[str, Any]] = []
+    for result in results:
+        utterance = result.utterance
+        entry: dict[str, Any] = {
+            "dialogue_id": utterance.dialogue_id,
+            "utterance_id": utterance.utterance_id,
+            "speaker": utterance.speaker,
+            "audio": str(utterance.audio),
+        }
+        if utterance.emotion is not None:
+            entry["truth"] = utterance.emotion
+        if isinstance(result, Failure):
+            _complain(result.error)
+            entry["error"] = str(result.error)
+        else:
+            entry["emotion"], entry["probabilities"] = result.label, result.probabilities
+            entry["audio_s"], entry["elapsed_s"] = result.audio_s, result.elapsed_s
+        utterances.append(entry)
+    answer = {
+        "memory": recognizer.memory is not None,
+        "labels": list(recognizer.labels),
+        "prompt": recognizer.prompt,
+        "utterances": utterances,
+    }
+    typer.echo(json.dumps(answer, indent=2))
+    return sum("error" in entry for entry in utterances)
+
+
+def _complain(error: Exception) -> None:
+    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+
+
+if __name__ == "__main__":
+    main()

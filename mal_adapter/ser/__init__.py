@@ -1,0 +1,5 @@
+"""Conversational speech emotion recognition on a host with a memory.
+
+from mal_adapter.ser.dialogue import read_manifest
+from mal_adapter.ser.recognizer import EmotionRecognizer, load_host
+"""

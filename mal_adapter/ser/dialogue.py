@@ -1,0 +1,286 @@
+"""A spoken dialogue as data, and its file format: one JSON object per utterance and line.
+
+    {"dialogue_id": "call-42", "utterance_id": "0", "speaker": "A", "audio": "wav/0.wav", "emotion": "neutral"}
+    {"dialogue_id": "call-42", "utterance_id": "1", "speaker": "B", "audio": "call.flac", "start_s": 1.5, "end_s": 3.25}
+
+The order of the lines is the order of the utterances; lines of several dialogues may alternate. Audio paths may be
+relative to the folder of the manifest.
+"""
+
+import difflib
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mal_adapter.errors import ManifestError
+
+__all__ = ["Dialogue", "Utterance", "read_manifest", "write_manifest"]
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One turn of one speaker: a sound file, or a stretch of one.
+
+    Args:
+        dialogue_id: the dialogue it belongs to; also the id of the memory's session.
+        utterance_id: unique within the dialogue.
+        speaker: who speaks.
+        audio: the sound file; a string is taken as a path.
+        start_s: where the utterance begins in the file, in seconds; None is the beginning.
+        end_s: where it ends, in seconds; None is the end of the file.
+        text: what is said, if known.
+        emotion: the true label, if known.
+
+    Raises:
+        ManifestError: a field has the wrong type or value. The message says what was given and what was expected.
+
+    Example:
+        >>> Utterance("call-42", "0", "A", "0.wav", start_s=1.0, end_s=2.5).emotion is None
+        True
+        >>> Utterance("call-42", "0", "A", "0.wav", start_s=2.5, end_s=1.0)
+        Traceback (most recent call last):
+        mal_adapter.errors.ManifestError: 'end_s' must be greater than 'start_s', got start_s=2.5 and end_s=1.0
+    """
+
+    dialogue_id: str
+    utterance_id: str
+    speaker: str
+    audio: Path
+    start_s: float | None = None
+    end_s: float | None = None
+    text: str | None = None
+    emotion: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("dialogue_id", "utterance_id", "speaker"):
+            _require_text(name, getattr(self, name))
+        # A string in place of a path is welcome, also from callers that do not check types.
+        _require_text("audio", os.fspath(self.audio) if isinstance(self.audio, os.PathLike) else self.audio)
+        object.__setattr__(self, "audio", Path(self.audio))
+        for name in ("start_s", "end_s"):
+            object.__setattr__(self, name, _seconds(name, getattr(self, name)))
+        for name in ("text", "emotion"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise ManifestError(f"{name!r} must be a string or null, got {_shown(value)}")
+        if self.end_s is not None and self.end_s <= (self.start_s or 0.0):
+            raise ManifestError(
+                f"'end_s' must be greater than 'start_s', got start_s={self.start_s} and end_s={self.end_s}"
+            )
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """The utterances of one conversation, in the order in which they were spoken.
+
+    Args:
+        dialogue_id: the name of the conversation.
+        utterances: at least one; all of this dialogue, with different ids.
+
+    Raises:
+        ManifestError: no utterances, a repeated utterance id, or an utterance of another dialogue.
+
+    Example:
+        >>> turns = tuple(Utterance("call-42", str(n), "AB"[n % 2], f"{n}.wav") for n in range(3))
+        >>> [turn.speaker for turn in Dialogue("call-42", turns).utterances]
+        ['A', 'B', 'A']
+    """
+
+    dialogue_id: str
+    utterances: tuple[Utterance, ...]
+
+    def __post_init__(self) -> None:
+        _require_text("dialogue_id", self.dialogue_id)
+        object.__setattr__(self, "utterances", tuple(self.utterances))
+        if not self.utterances:
+            raise ManifestError(f"dialogue {self.dialogue_id!r} has no utterances")
+        seen: set[str] = set()
+        for utterance in self.utterances:
+            if utterance.dialogue_id != self.dialogue_id:
+                raise ManifestError(
+                    f"dialogue {self.dialogue_id!r} contains utterance {utterance.utterance_id!r} "
+                    f"of dialogue {utterance.dialogue_id!r}"
+                )
+            if utterance.utterance_id in seen:
+                raise ManifestError(f"dialogue {self.dialogue_id!r} has utterance {utterance.utterance_id!r} twice")
+            seen.add(utterance.utterance_id)
+
+
+_KEYS = tuple(field.name for field in fields(Utterance))
+_REQUIRED = ("dialogue_id", "utterance_id", "speaker", "audio")
+
+
+def read_manifest(path: str | os.PathLike[str]) -> list[Dialogue]:
+    """Reads a manifest of one JSON object per line.
+
+    A byte order mark, CRLF line ends and blank lines are fine. The sound files are not opened.
+
+    Args:
+        path: the manifest, UTF-8.
+
+    Returns:
+        The dialogues in the order of their first lines. Relative audio paths are joined to the folder of the manifest.
+
+    Raises:
+        ManifestError: the file can not be read or has no utterances, or a line is not understood. The message begins
+            with the file and the line number.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "calls.jsonl"
+        >>> line = '{"dialogue_id": "call-42", "utterance_id": "0", "speaker": "A", "audio": "0.wav", "emotoin": "sad"}'
+        >>> _ = path.write_text(line)
+        >>> read_manifest(path)
+        Traceback (most recent call last):
+        mal_adapter.errors.ManifestError: ...calls.jsonl, line 1: unknown key 'emotoin', did you mean 'emotion'?
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise ManifestError(f"{path}: the manifest can not be read: {error.strerror or error}") from error
+
+    turns: dict[str, list[Utterance]] = {}
+    line_of: dict[tuple[str, str], int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            utterance = _parse_line(line, path.parent)
+            key = (utterance.dialogue_id, utterance.utterance_id)
+            if key in line_of:
+                raise ManifestError(
+                    f"utterance {key[1]!r} of dialogue {key[0]!r} is repeated; line {line_of[key]} has it already"
+                )
+        except ManifestError as error:
+            raise ManifestError(f"{path}, line {number}: {error}") from error
+        line_of[key] = number
+        turns.setdefault(utterance.dialogue_id, []).append(utterance)
+    if not turns:
+        raise ManifestError(f"{path}: the manifest has no utterances; expected one JSON object per line")
+    return [Dialogue(dialogue_id, tuple(utterances)) for dialogue_id, utterances in turns.items()]
+
+
+def write_manifest(dialogues: Iterable[Dialogue], path: str | os.PathLike[str]) -> None:
+    """Writes dialogues as one JSON object per line; `read_manifest` gives them back.
+
+    The file appears whole or not at all, missing folders are made. Audio below the folder of the manifest is written
+    relative to it, so that the folder can be moved; other audio as an absolute path. Fields that are None are left out.
+
+    Args:
+        dialogues: at least one, with different ids.
+        path: the file to write; an existing one is replaced.
+
+    Raises:
+        ManifestError: no dialogues, or two with the same id.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> dialogue = Dialogue("call-42", (Utterance("call-42", "0", "A", folder / "0.wav", emotion="sad"),))
+        >>> write_manifest([dialogue], folder / "calls.jsonl")
+        >>> print((folder / "calls.jsonl").read_text().strip())
+        {"dialogue_id": "call-42", "utterance_id": "0", "speaker": "A", "audio": "0.wav", "emotion": "sad"}
+        >>> read_manifest(folder / "calls.jsonl") == [dialogue]
+        True
+    """
+    path = Path(path)
+    lines: list[bytes] = []
+    seen: set[str] = set()
+    for dialogue in dialogues:
+        if dialogue.dialogue_id in seen:
+            raise ManifestError(f"{path}: two dialogues have the id {dialogue.dialogue_id!r}; give them different ids")
+        seen.add(dialogue.dialogue_id)
+        lines.extend(_format_line(utterance, path.parent) for utterance in dialogue.utterances)
+    if not lines:
+        raise ManifestError(f"{path}: there are no dialogues to write")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(b"".join(lines))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _parse_line(line: bytes, folder: Path) -> Utterance:
+    try:
+        record = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys)
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"not UTF-8 text: {error.reason} at byte {error.start} of the line") from error
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"not valid JSON: {error.msg} at column {error.colno}") from error
+    except (RecursionError, ValueError) as error:
+        if isinstance(error, ManifestError):
+            raise
+        raise ManifestError(f"not valid JSON: {error}") from error  # nested or digits beyond what Python reads
+    if not isinstance(record, dict):
+        raise ManifestError(f"expected a JSON object with the keys {', '.join(_REQUIRED)}, got {_shown(record)}")
+    for key in record:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected only {', '.join(_KEYS)}"
+            raise ManifestError(f"unknown key {key!r}, {hint}")
+    for key in _REQUIRED:
+        if key not in record:
+            raise ManifestError(f"the key {key!r} is missing; every line needs {', '.join(_REQUIRED)}")
+    utterance = Utterance(**record)
+    # Joining is only of use to a relative path: `folder / absolute` is the absolute path.
+    return Utterance(**{**record, "audio": folder / utterance.audio})
+
+
+def _format_line(utterance: Utterance, folder: Path) -> bytes:
+    record: dict[str, Any] = {key: getattr(utterance, key) for key in _KEYS}
+    audio = utterance.audio.absolute()
+    if audio.is_relative_to(folder.absolute()):
+        audio = audio.relative_to(folder.absolute())
+    record["audio"] = audio.as_posix()
+    record = {key: value for key, value in record.items() if value is not None}
+    try:
+        return json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n"
+    except UnicodeEncodeError:  # a file name that is not UTF-8 reaches Python as lone surrogates, which JSON can escape
+        return json.dumps(record).encode("ascii") + b"\n"
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in record:
+            raise ManifestError(f"the key {key!r} is given twice")
+        record[key] = value
+    return record
+
+
+def _require_text(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise ManifestError(f"{name!r} must be a non-empty string, got {_shown(value)}")
+    if "\0" in value:
+        raise ManifestError(f"{name!r} must not contain a null character, got {_shown(value)}")
+
+
+def _seconds(name: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            seconds = float(value)
+        except OverflowError:
+            seconds = math.inf
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    raise ManifestError(f"{name!r} must be a number of seconds, at least 0, or null, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """The offending value as it stood in the JSON, short enough for one line."""
+    text = repr(value) if not isinstance(value, (dict, list)) else json.dumps(value, default=repr)
+    return text if len(text) <= 80 else text[:77] + "..."

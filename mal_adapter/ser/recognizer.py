@@ -1,0 +1,327 @@
+"""Emotions of a spoken dialogue: utterances in, one answer each out, as they come."""
+
+import contextlib
+import inspect
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mal_adapter.errors import AudioError, ConfigError
+from mal_adapter.ser.audio import PER_TOKEN, AudioPrompt, Waveform, load_waveform
+from mal_adapter.ser.dialogue import Dialogue, Utterance
+from mal_adapter.ser.labels import DEMO, LabelScorer, LabelSet
+
+if TYPE_CHECKING:
+    from mal_adapter.attach import AttachedMemory
+
+__all__ = ["EmotionRecognizer", "Failure", "Prediction", "default_prompt", "load_host"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one utterance.
+
+    Args:
+        utterance: what was heard.
+        label: the most probable label.
+        probabilities: label -> probability, in the order of the label set; they sum to 1.
+        audio_s: how long the utterance is, in seconds.
+        elapsed_s: from opening the file to the answer, in seconds; for a batch, of the whole batch.
+    """
+
+    utterance: Utterance
+    label: str
+    probabilities: dict[str, float] = field(hash=False)
+    audio_s: float
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An utterance that could not be heard. The memory is as if it had not been there.
+
+    Args:
+        utterance: what was asked for.
+        error: why not; its message names the file and says what to do.
+    """
+
+    utterance: Utterance
+    error: AudioError
+
+
+class EmotionRecognizer:
+    """Recognises one emotion of a closed set per utterance, by the probability of each label as the host's answer.
+
+    The prompt is run once per utterance, within the memory's session of its dialogue: it reads what the utterances
+    before it wrote, then writes itself. Labels of several tokens are scored on the cache of that forward.
+
+    What is mutated: `model` and `memory` are put in eval mode; the memory's states grow with each utterance.
+
+    Args:
+        model: an audio language model of transformers, on any device and in any dtype.
+        processor: its processor.
+        memory: from `attach_memory(model, …)`. None is the plain host, for a model without an attached memory.
+        labels: the possible answers.
+        prompt: the question behind the audio; None asks for one word of the labels.
+
+    Raises:
+        HostError: the processor takes no audio.
+        LabelError: the labels can not be told apart by the host.
+
+    Example:
+        >>> from mal_adapter.ser.recognizer import EmotionRecognizer, load_host
+        >>> model, processor = load_host("Qwen/Qwen2-Audio-7B-Instruct")        # doctest: +SKIP
+        >>> memory = attach_memory(model, adapter="user/mal-qwen2-audio")       # doctest: +SKIP
+        >>> recognizer = EmotionRecognizer(model, processor, memory)            # doctest: +SKIP
+        >>> for result in recognizer.recognize(read_manifest("calls.jsonl")[0]):  # doctest: +SKIP
+        ...     print(result.utterance.speaker, result.label)
+        A neutral
+        B angry
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        memory: "AttachedMemory | None" = None,
+        labels: LabelSet | Sequence[str] = DEMO,
+        prompt: str | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.memory = memory
+        self.labels = labels if isinstance(labels, LabelSet) else LabelSet(tuple(labels))
+        self.prompt = prompt if prompt is not None else default_prompt(self.labels)
+        if memory is not None:
+            memory.eval()
+        self._reads_memory = memory is not None
+        self._audio = AudioPrompt(processor, self.prompt)
+        tokenizer = processor.tokenizer
+        self._scorer = LabelScorer(tokenizer, self.labels, self._audio.text, _end_ids(model, tokenizer))
+        self._audio_id = _audio_token_id(model, processor)
+        arguments = _arguments(model)
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in arguments else {}
+        self._counts_positions = "position_ids" in arguments
+        # Many tokenizers return these whether the host knows them or not; generate() would refuse them too.
+        self._unwanted = {"token_type_ids", "mm_token_type_ids"} - arguments
+
+    def without_memory(self) -> "EmotionRecognizer":
+        """The same recogniser on the same model, with the memory neither read nor written, for comparison."""
+        twin = EmotionRecognizer(self.model, self.processor, self.memory, self.labels, self.prompt)
+        twin._reads_memory = False
+        return twin
+
+    def recognize(self, dialogue: Dialogue) -> Iterator[Prediction | Failure]:
+        """Hears a dialogue from its start and yields one result per utterance as soon as it is known.
+
+        What is mutated: `memory.states[dialogue.dialogue_id]` starts anew and holds the whole dialogue in the end.
+
+        Args:
+            dialogue: its id is the id of the session.
+
+        Yields:
+            A `Prediction`, or a `Failure` where the audio is unusable; the utterances after it are still answered.
+        """
+        return self.recognize_many([dialogue], batch_size=1)
+
+    def recognize_many(self, dialogues: Iterable[Dialogue], batch_size: int = 8) -> Iterator[Prediction | Failure]:
+        """Hears several dialogues side by side, the next utterance of each in one forward. Same answers, sooner.
+
+        What is mutated: as in `recognize`, for every dialogue.
+
+        Args:
+            dialogues: with different ids; taken from the iterable as there is room.
+            batch_size: how many dialogues are heard at once.
+
+        Yields:
+            A result per utterance, in order within each dialogue; the dialogues alternate. `result.utterance` tells
+            whose it is.
+
+        Raises:
+            ConfigError: `batch_size` under 1, or a dialogue id given twice.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        waiting = iter(dialogues)
+        active: list[deque[Utterance]] = []
+        seen: set[str] = set()
+        while True:
+            while len(active) < batch_size and (dialogue := next(waiting, None)) is not None:
+                if dialogue.dialogue_id in seen:
+                    raise ConfigError(f"two dialogues have the id {dialogue.dialogue_id!r}; give them different ids")
+                seen.add(dialogue.dialogue_id)
+                self._forget(dialogue.dialogue_id)
+                active.append(deque(dialogue.utterances))
+            if not active:
+                return
+            yield from self.answer([turns.popleft() for turns in active])
+            active = [turns for turns in active if turns]
+
+    def answer(self, utterances: Sequence[Utterance]) -> list[Prediction | Failure]:
+        """Hears one utterance of each of several dialogues that are under way, in one forward.
+
+        What is mutated: each utterance is written to `memory.states[utterance.dialogue_id]`.
+
+        Args:
+            utterances: of different dialogues.
+
+        Returns:
+            One result per utterance, in their order.
+
+        Raises:
+            ConfigError: two utterances of one dialogue; the second could not read what the first writes.
+        """
+        ids = [utterance.dialogue_id for utterance in utterances]
+        if len(set(ids)) != len(ids):
+            raise ConfigError(f"a batch must not hold two utterances of one dialogue, got the dialogue ids {ids}")
+        started = time.perf_counter()
+        results: dict[int, Prediction | Failure] = {}
+        waveforms: dict[int, Waveform] = {}
+        for index, utterance in enumerate(utterances):
+            try:
+                waveform = load_waveform(utterance, self._audio.sampling_rate)
+                self._audio.check_length(waveform, utterance.audio)
+                waveforms[index] = waveform
+            except AudioError as error:
+                results[index] = Failure(utterance, error)
+        inputs = self._prepare(utterances, waveforms, results)
+        if inputs is not None:
+            probabilities = self._score(inputs, [ids[index] for index in waveforms]).softmax(-1).tolist()
+            elapsed_s = time.perf_counter() - started
+            for (index, waveform), row in zip(waveforms.items(), probabilities, strict=True):
+                by_label = dict(zip(self.labels, row, strict=True))
+                label = max(by_label, key=by_label.__getitem__)
+                audio_s = waveform.size / self._audio.sampling_rate
+                results[index] = Prediction(utterances[index], label, by_label, audio_s, elapsed_s)
+        return [results[index] for index in range(len(utterances))]
+
+    def _prepare(
+        self, utterances: Sequence[Utterance], waveforms: dict[int, Waveform], results: dict[int, Prediction | Failure]
+    ) -> dict[str, Any] | None:
+        """The host's inputs. Utterances too short for a single audio token go from `waveforms` to `results`."""
+        while waveforms:
+            inputs = self._audio(list(waveforms.values()))
+            if self._audio_id is None:
+                return inputs
+            tokens = (inputs["input_ids"] == self._audio_id).sum(1).tolist()
+            mute = [index for index, count in zip(waveforms, tokens, strict=True) if count == 0]
+            if not mute:
+                return inputs
+            for index in mute:
+                audio_s = waveforms.pop(index).size / self._audio.sampling_rate
+                results[index] = Failure(
+                    utterances[index],
+                    AudioError(
+                        f"{utterances[index].audio}: the audio is too short: {audio_s:.3f} s give this host not one "
+                        "audio token; join it to its neighbour or leave it out"
+                    ),
+                )
+        return None
+
+    @torch.no_grad()  # not inference_mode: the states written here may be trained through later
+    def _score(self, inputs: dict[str, Any], session_ids: list[str]) -> Tensor:
+        """(batch, labels) log-probabilities; reads and writes the sessions."""
+        inputs = {name: self._place(value) for name, value in inputs.items() if name not in self._unwanted}
+        if healed := self._scorer.healed_tokens:
+            inputs.update({name: inputs[name][:, :-healed] for name in PER_TOKEN if name in inputs})
+        mask = inputs["attention_mask"]
+        if self._counts_positions:  # as generate() does, so that padding does not shift them
+            inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        with self._session(session_ids):
+            outputs = self.model(**inputs, use_cache=True, **self._last_only)
+        with self._switched_off():
+            return self._scorer.log_probs(
+                self.model, outputs.logits[:, -1], outputs.past_key_values, mask, inputs.get("position_ids")
+            )
+
+    def _place(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        device = self.model.device if self.model.device.type != "meta" else None  # offloaded: accelerate moves inputs
+        return value.to(device=device, dtype=self.model.dtype if value.is_floating_point() else None)
+
+    def _session(self, session_ids: list[str]) -> contextlib.AbstractContextManager[Any]:
+        if self.memory is None or not self._reads_memory:
+            return self._switched_off()
+        return self.memory.session(session_ids)
+
+    def _switched_off(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.memory is None else self.memory.disabled()
+
+    def _forget(self, session_id: str) -> None:
+        if self.memory is not None and self._reads_memory:
+            self.memory.states.pop(session_id, None)
+
+
+def default_prompt(labels: LabelSet) -> str:
+    """The question asked where an adapter brings none.
+
+    Example:
+        >>> default_prompt(LabelSet(("neutral", "happy", "sad")))
+        "What is the speaker's emotion? Answer with one word: neutral, happy or sad."
+    """
+    *names, last = labels
+    return f"What is the speaker's emotion? Answer with one word: {', '.join(names)} or {last}."
+
+
+def load_host(name: str, **kwargs: Any) -> tuple[Any, Any]:
+    """Loads an audio language model and its processor with transformers.
+
+    The class is the one that the checkpoint's config names; of the Omni models, which also speak, only the thinker.
+    The dtype is the checkpoint's, the device the first CUDA device where there is one. Code in the checkpoint is never
+    run.
+
+    Args:
+        name: a folder or a Hub id.
+        **kwargs: for the model's `from_pretrained`, such as `dtype="float32"` or `device_map="auto"`, which then
+            decides about the device.
+
+    Returns:
+        (model, processor), the model in eval mode.
+
+    Raises:
+        OSError: there is no such folder or Hub model.
+        ValueError: transformers does not know the model.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    model_class = getattr(transformers, architecture.replace("OmniMoeForC", "OmniMoeThinkerForC"), None)
+    if config.model_type == "qwen2_5_omni":  # its checkpoints name a class that no longer exists
+        model_class = transformers.Qwen2_5OmniThinkerForConditionalGeneration
+    if model_class is None:  # AutoModelForMultimodalLM is new in transformers 5
+        auto = getattr(transformers, "AutoModelForMultimodalLM", transformers.AutoModelForImageTextToText)
+        model_class = auto if type(config) in auto._model_mapping else transformers.AutoModelForCausalLM
+    processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    model = model_class.from_pretrained(name, **{"dtype": "auto", **kwargs}).eval()
+    if torch.cuda.is_available() and "device_map" not in kwargs:
+        model = model.to("cuda")
+    return model, processor
+
+
+def _end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens at which the host stops: chat models often have others than their tokenizer's end of sequence."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = tokenizer.eos_token_id if ids is None else ids
+    return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
+
+
+def _audio_token_id(model: Any, processor: Any) -> int | None:
+    for owner in (model.config, getattr(model.config, "audio_config", None), processor):
+        for name in ("audio_token_id", "audio_token_index"):
+            if isinstance(value := getattr(owner, name, None), int):
+                return value
+    return None
+
+
+def _arguments(model: Any) -> set[str]:
+    """The arguments that the host's own forward names; PEFT and torch.compile hide them behind **kwargs."""
+    model = getattr(model, "_orig_mod", model)
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return set(inspect.signature(model.forward).parameters)

@@ -1,0 +1,10 @@
+"""Every test that asks for `host` runs on every family of the registry."""
+
+import pytest
+
+from tests.hosts.builders import HOSTS, TinyHost
+
+
+@pytest.fixture(params=HOSTS.values(), ids=HOSTS.keys())
+def host(request: pytest.FixtureRequest) -> TinyHost:
+    return request.param
