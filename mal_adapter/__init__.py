@@ -1,9 +1,44 @@
 """A neural memory per dialogue for any audio language model loaded with transformers."""
 
-from mal_adapter.adapter import MemoryAdapter
-from mal_adapter.attach import AttachedMemory, attach_memory
-from mal_adapter.config import MemoryConfig
-from mal_adapter.hosts import HostSpec
-from mal_adapter.state import MemoryState
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["AttachedMemory", "HostSpec", "MemoryAdapter", "MemoryConfig", "MemoryState", "attach_memory"]
+if TYPE_CHECKING:
+    from mal_adapter.adapter import MemoryAdapter
+    from mal_adapter.attach import AttachedMemory, attach_memory
+    from mal_adapter.config import MemoryConfig
+    from mal_adapter.hosts import HostSpec, register_host
+    from mal_adapter.state import MemoryState
+
+__all__ = [
+    "AttachedMemory",
+    "HostSpec",
+    "MemoryAdapter",
+    "MemoryConfig",
+    "MemoryState",
+    "attach_memory",
+    "register_host",
+]
+
+_MODULES = {
+    "AttachedMemory": "attach",
+    "HostSpec": "hosts",
+    "MemoryAdapter": "adapter",
+    "MemoryConfig": "config",
+    "MemoryState": "state",
+    "attach_memory": "attach",
+    "register_host": "hosts",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import; `mal-adapter --help` and tools that only look at the package need not wait for it.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -59,6 +59,54 @@ def _options(
 
 
 @app.command()
+def demo(
+    dialogues: Annotated[int, typer.Option(min=1, help="How many held-out dialogues of ten utterances.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Which dialogues; every seed is another set.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Draw accuracy by turn and one dialogue into this image.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Hear spoken two-person dialogues with a tiny Qwen2-Audio, without memory and with it.
+
+    An emotion is a shift from how a speaker usually sounds: one utterance alone is ambiguous, and the past resolves it.
+    """
+    import tempfile
+
+    if plot is not None:
+        _check_plot(plot)
+    _quiet_transformers()
+    from mal_adapter.demo.run import describe_report, plot_report, run_demo
+
+    with tempfile.TemporaryDirectory(prefix="mal-adapter-demo-") as folder:
+        report = run_demo(dialogues, seed, Path(folder), progress=not as_json and sys.stderr.isatty())
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        typer.echo(describe_report(report))
+    if plot is not None:
+        plot_report(report, plot)
+        typer.echo(f"plot: {plot}", err=as_json)
+
+
+def _check_plot(plot: Path) -> None:
+    """Refuse before the work, not after it."""
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise typer.BadParameter("plots need matplotlib: pip install 'mal-adapter[plot]'", param_hint="--plot")
+    if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise typer.BadParameter(f"{plot} is not a .png, .svg or .pdf file", param_hint="--plot")
+    if not plot.absolute().parent.is_dir():
+        raise typer.BadParameter(f"the folder {plot.absolute().parent} does not exist", param_hint="--plot")
+
+
+def _quiet_transformers() -> None:
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # of reading weights from disk; downloads keep theirs
+
+
+@app.command()
 def predict(
     inputs: Annotated[
         list[Path],
@@ -124,15 +172,12 @@ def _dialogues(inputs: Sequence[Path]) -> "tuple[list[Dialogue], int]":
 def _recognizer(
     model_name: str | None, adapter_name: str | None, no_memory: bool, labels: str | None, prompt: str | None
 ) -> "EmotionRecognizer":
-    from transformers.utils import logging
-
     from mal_adapter import MemoryAdapter, attach_memory, demo
     from mal_adapter.errors import HostError
     from mal_adapter.ser.labels import DEMO, LabelSet
     from mal_adapter.ser.recognizer import EmotionRecognizer, load_host
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()  # of reading weights from disk; downloads keep theirs
+    _quiet_transformers()
     of_demo = model_name is None and adapter_name is None
     if of_demo:
         model_name, adapter_name = str(demo.HOST_FOLDER), str(demo.ADAPTER_FOLDER)

@@ -176,6 +176,43 @@ def test_generate_without_a_cache_scores_as_with_one(host: TinyHost, model: PreT
         assert_states_close(a, b, 1e-5)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 2}, {"prefill_chunk_size": 4}],
+    ids=["static cache", "prompt lookup", "chunked prefill"],
+)
+@torch.no_grad()
+def test_other_ways_to_generate_write_once_what_greedy_writes(
+    host: TinyHost, model: PreTrainedModel, options: dict[str, Any]
+):
+    """A fixed cache has 4-D masks, a look-up verifies several tokens at once, a chunked prefill sees a prompt in parts."""
+    inputs, _ = host.collate(model, [host.prompt([4], seed=1)])
+    memory = attach(model)
+    results = []
+    for name, more in (("greedy", {}), ("other", options)):
+        with memory.session(name):
+            try:
+                results.append([model.generate(**inputs, **more, max_new_tokens=4, do_sample=False) for _ in range(2)])
+            except MalAdapterError:
+                assert name == "other"
+                assert "other" not in memory.states
+                return
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+    assert memory.states["other"].utterances.tolist() == [2]
+    assert_states_close(memory.states["other"], memory.states["greedy"], 1e-5)
+
+
+@torch.no_grad()
+def test_two_prompts_whose_audio_is_almost_alike_are_two_prompts(host: TinyHost, model: PreTrainedModel):
+    """Two takes of a silence under one id by mistake: the second must not be taken for a beam and dropped."""
+    prompt = host.prompt([4], seed=1)
+    other = Prompt(prompt.ids, tuple(1.01 * row for row in prompt.feature_rows))
+    memory = attach(model)
+    with memory.session("call"), pytest.raises((SessionError, AudioMaskError)):
+        speak(host, model, prompt, other)
+
+
 @torch.no_grad()
 def test_a_users_mask_and_no_cache_is_right_or_refused(host: TinyHost, model: PreTrainedModel):
     """The prompt grows by a token at each step, so the mask fits the first step only."""

@@ -1,0 +1,24 @@
+"""The controlled benchmark: parametric voices in dialogues, a tiny Qwen2-Audio that hears them, and its memory adapter.
+
+Everything here is made from seeds; nothing is downloaded. The names below are what the rest of the package needs to
+use the shipped host: its folder, the adapter's folder, the question it was trained on and the words it answers with.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+#: The host's answers, in the order of every probability vector in the demo.
+EMOTIONS: tuple[str, ...] = ("neutral", "happy", "angry", "sad")
+
+#: The question that follows the audio. The audio comes first, so its hidden states do not depend on the question.
+PROMPT = "How does the speaker feel?"
+
+#: Index of the decoder layer the shipped adapter reads and writes at (counted from 0).
+LAYER_IDX = 1
+
+FILES_FOLDER = Path(__file__).parent / "files"
+HOST_FOLDER = FILES_FOLDER / "host"
+ADAPTER_FOLDER = FILES_FOLDER / "adapter"
+
+__all__ = ["ADAPTER_FOLDER", "EMOTIONS", "FILES_FOLDER", "HOST_FOLDER", "LAYER_IDX", "PROMPT"]

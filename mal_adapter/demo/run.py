@@ -1,0 +1,166 @@
+"""The demonstration: held-out dialogues as WAV files, heard by the tiny host without memory and with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from mal_adapter import AttachedMemory, attach_memory
+from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
+from mal_adapter.demo.dialogues import make_dialogues, write_wavs
+from mal_adapter.ser.dialogue import Dialogue
+from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction, load_host
+
+__all__ = ["DemoReport", "describe_report", "load_demo", "plot_report", "run_demo"]
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What was heard. A row of `without` and `with_memory` is a dialogue, a column a turn.
+
+    Attributes:
+        seed: Of the dialogues.
+        dialogues: What was said, with the true emotions.
+        without: Predictions of the bare host.
+        with_memory: Predictions of the same host with its memory.
+    """
+
+    seed: int
+    dialogues: tuple[Dialogue, ...]
+    without: tuple[tuple[Prediction, ...], ...]
+    with_memory: tuple[tuple[Prediction, ...], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Accuracies overall and by turn, with 95 % bootstrap intervals over dialogues, as plain JSON values."""
+        without, with_memory = _right(self.without), _right(self.with_memory)
+        return {
+            "accuracy_without_memory": float(without.mean()),
+            "accuracy_with_memory": float(with_memory.mean()),
+            "by_turn_without_memory": without.mean(0).tolist(),
+            "by_turn_with_memory": with_memory.mean(0).tolist(),
+            "intervals": {
+                "accuracy_without_memory": bootstrap_interval(without),
+                "accuracy_with_memory": bootstrap_interval(with_memory),
+                "gain": bootstrap_interval(with_memory - without),
+            },
+            "dialogues": len(self.dialogues),
+            "seed": self.seed,
+        }
+
+
+def load_demo() -> tuple[Any, Any, AttachedMemory]:
+    """The shipped (model, processor, memory), loaded as any other checkpoint and adapter are."""
+    model, processor = load_host(str(HOST_FOLDER))
+    return model, processor, attach_memory(model, adapter=ADAPTER_FOLDER)
+
+
+def run_demo(dialogues: int, seed: int, folder: Path, *, progress: bool = True) -> DemoReport:
+    """Write `dialogues` held-out dialogues of `seed` into `folder` as WAV files and let the host hear them twice.
+
+    Args:
+        dialogues: How many, at least 1. Training used other seeds.
+        seed: A non-negative integer; each is another set of dialogues.
+        folder: For the WAV files and their manifest; made if need be.
+        progress: Whether to show progress bars.
+    """
+    spoken = write_wavs(list(make_dialogues("test", seed, dialogues)), folder)
+    model, processor, memory = load_demo()
+    recognizer = EmotionRecognizer(model, processor, memory, EMOTIONS, PROMPT)
+    with memory:
+        without = _hear(recognizer.without_memory(), spoken, "without memory", progress)
+        with_memory = _hear(recognizer, spoken, "with memory", progress)
+    return DemoReport(seed, tuple(spoken), without, with_memory)
+
+
+def bootstrap_interval(by_dialogue: NDArray[np.float64], resamples: int = RESAMPLES) -> list[float]:
+    """95 % interval of the mean of (dialogues, turns) values, drawing whole dialogues: turns are not independent."""
+    rng = np.random.default_rng(0)
+    means = by_dialogue.mean(1)
+    drawn = means[rng.integers(len(means), size=(resamples, len(means)))].mean(1)
+    return [float(bound) for bound in np.percentile(drawn, [2.5, 97.5])]
+
+
+def describe_report(report: DemoReport) -> str:
+    """The first dialogue turn by turn, then the accuracies over all, as text."""
+    rows = [("turn", "speaker", "truth", "without memory", "with memory", *report.with_memory[0][0].probabilities)]
+    for turn, (bare, remembered) in enumerate(zip(report.without[0], report.with_memory[0], strict=True), start=1):
+        truth = bare.utterance.emotion or ""
+        answers = (f"{p.label} {p.probabilities[p.label]:.2f} {'+-'[p.label != truth]}" for p in (bare, remembered))
+        probabilities = (f"{value:.2f}" for value in remembered.probabilities.values())
+        rows.append((str(turn), bare.utterance.speaker, truth, *answers, *probabilities))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        f"dialogue {report.dialogues[0].dialogue_id}  (+ right, - wrong; at the end the probabilities with memory)"
+    ]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+    figures = report.to_dict()
+    lines += ["", f"{figures['dialogues']} held-out dialogues, seed {figures['seed']}"]
+    for key in ("without_memory", "with_memory"):
+        low, high = figures["intervals"][f"accuracy_{key}"]
+        by_turn = " ".join(f"{value:.2f}" for value in figures[f"by_turn_{key}"])
+        name, accuracy = key.replace("_", " "), figures[f"accuracy_{key}"]
+        lines.append(f"{name:15} {accuracy:.3f}  (95 % {low:.3f} to {high:.3f})  by turn {by_turn}")
+    low, high = figures["intervals"]["gain"]
+    gain = figures["accuracy_with_memory"] - figures["accuracy_without_memory"]
+    lines.append(f"{'gain':15} {gain:+.3f} (95 % {low:+.3f} to {high:+.3f})")
+    return "\n".join(lines)
+
+
+def plot_report(report: DemoReport, path: Path) -> None:
+    """Draw accuracy by turn, and the first dialogue's timeline, into an image file.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is missing; it comes with the extra `plot`.
+    """
+    from matplotlib.figure import Figure
+
+    figures = report.to_dict()
+    turns = np.arange(1, len(figures["by_turn_with_memory"]) + 1)
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    timeline, by_turn = figure.subplots(2, 1)
+    styles = (("without_memory", "without memory", "#9a9a9a", "o"), ("with_memory", "with memory", "#0b6e99", "s"))
+    for key, name, color, marker in styles:
+        accuracy = figures[f"accuracy_{key}"]
+        by_turn.plot(turns, figures[f"by_turn_{key}"], marker=marker, color=color, label=f"{name}: {accuracy:.0%}")
+    by_turn.set(xlabel="turn of the dialogue", ylabel="accuracy", ylim=(0, 1), xticks=turns)
+    by_turn.set_title(f"{len(report.dialogues)} held-out dialogues", loc="left")
+    by_turn.legend(loc="lower right", frameon=False)
+
+    rows = (report.without[0], report.with_memory[0])
+    for (_, name, color, _), row, shift in zip(styles, rows, (-0.2, 0.2), strict=True):
+        probability = [p.probabilities[str(p.utterance.emotion)] for p in row]
+        timeline.bar(turns + shift, probability, width=0.38, color=color, label=name)
+    spoken = report.dialogues[0].utterances
+    timeline.set_xticks(turns, [f"{u.speaker}\n{u.emotion}" for u in spoken])
+    timeline.set(ylabel="probability of the truth", ylim=(0, 1))
+    timeline.set_title("one dialogue: who speaks, and the true emotion", loc="left")
+    timeline.legend(loc="upper left", frameon=False, ncols=2)
+    for axes in (timeline, by_turn):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def _right(rows: tuple[tuple[Prediction, ...], ...]) -> NDArray[np.float64]:
+    return np.array([[p.label == p.utterance.emotion for p in row] for row in rows], dtype=np.float64)
+
+
+def _hear(
+    recognizer: EmotionRecognizer, dialogues: Sequence[Dialogue], name: str, progress: bool
+) -> tuple[tuple[Prediction, ...], ...]:
+    rows: dict[str, list[Prediction]] = {dialogue.dialogue_id: [] for dialogue in dialogues}
+    total = sum(len(dialogue.utterances) for dialogue in dialogues)
+    results = recognizer.recognize_many(dialogues, batch_size=16)
+    for result in tqdm(results, desc=name, total=total, unit="utterance", disable=not progress, leave=False):
+        if isinstance(result, Failure):
+            raise result.error
+        rows[result.utterance.dialogue_id].append(result)
+    return tuple(tuple(row) for row in rows.values())
