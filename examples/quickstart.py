@@ -1,7 +1,7 @@
 """Attach a memory to a Qwen2-Audio and let it hear a dialogue, utterance by utterance.
 
-    python examples/quickstart.py                               # the tiny host and memory that come with the package
-    python examples/quickstart.py MODEL ADAPTER a.wav b.wav …   # a checkpoint, a trained memory for it, your own audio
+python examples/quickstart.py                               # the tiny host and memory that come with the package
+python examples/quickstart.py MODEL ADAPTER a.wav b.wav …   # a checkpoint, a trained memory for it, your own audio
 """
 
 import sys

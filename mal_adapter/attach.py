@@ -347,11 +347,12 @@ class _Hooks:
         copies = _copies_per_prompt(rows, valid, len(session.ids))
         prompt_of_row = torch.arange(len(session.ids), device=hidden.device).repeat_interleave(copies)
         state = call.state.to(hidden.device)
-        residual = self.adapter.read(state if copies == 1 else state.rows(prompt_of_row), rows, valid)
+        heard = rows + self.adapter.read(state if copies == 1 else state.rows(prompt_of_row), rows, valid)
         if session.write and not call.repeated:
-            call.pending = self.adapter.write(state, rows[::copies], valid[::copies])
+            # What is written is the utterance as the memory made it understood, so that the next one builds on it.
+            call.pending = self.adapter.write(state, heard[::copies], valid[::copies])
         # Only audio positions are touched; everything else keeps its bits.
-        changed = hidden.masked_scatter(mask[..., None], (rows + residual)[valid])
+        changed = hidden.masked_scatter(mask[..., None], heard[valid])
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -7,6 +7,7 @@ answer all turns in one batch, since what they say is never written.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mal_adapter import MemoryAdapter, MemoryConfig, attach_memory
+from mal_adapter import MemoryAdapter, MemoryConfig, MemoryState, attach_memory
 from mal_adapter.demo import EMOTIONS, LAYER_IDX, PROMPT
 from mal_adapter.demo.activations import Activations, HostTail, cache_activations
 from mal_adapter.demo.features import load_features
@@ -80,28 +81,50 @@ def fit(
     adapter.eval()
 
 
-def answer_dialogues(adapter: MemoryAdapter, hidden: Tensor, audio: slice, tail: HostTail) -> Tensor:
+def answer_dialogues(
+    adapter: MemoryAdapter,
+    hidden: Tensor,
+    audio: slice,
+    tail: HostTail,
+    recall: Callable[[MemoryState], MemoryState] = lambda state: state,
+) -> Tensor:
     """The host's label logits, (batch, turns, labels), for dialogues heard with the memory from their start.
 
     Args:
         hidden: what leaves the hooked layer, (batch, turns, seq_len, hidden_size).
         audio: the audio positions in seq_len.
+        recall: what is read instead of the right state, for the state audit.
     """
     state = adapter.initial_state(len(hidden))
     heard = []
     for turn in hidden.unbind(1):
-        residual = adapter.read(state, turn[:, audio])
-        heard.append(torch.cat((turn[:, : audio.start], turn[:, audio] + residual, turn[:, audio.stop :]), dim=1))
-        state = adapter.write(state, turn[:, audio])
+        understood = turn[:, audio] + adapter.read(recall(state), turn[:, audio])
+        heard.append(torch.cat((turn[:, : audio.start], understood, turn[:, audio.stop :]), dim=1))
+        state = adapter.write(state, understood)
     logits = tail(torch.stack(heard, dim=1).flatten(0, 1))
     return logits.view(*hidden.shape[:2], -1)
 
 
 @torch.no_grad()
-def accuracy_by_turn(adapter: MemoryAdapter, activations: Activations, tail: HostTail) -> Tensor:
-    """Accuracy at each turn, (turns,), on the activations of held-out dialogues."""
-    right = []
-    for start in range(0, len(activations), 50):
-        hidden, labels = activations.batch(list(range(start, min(start + 50, len(activations)))))
-        right.append(answer_dialogues(adapter, hidden, activations.audio, tail).argmax(-1) == labels)
-    return torch.cat(right).float().mean(0)
+def audit(adapter: MemoryAdapter, activations: Activations, tail: HostTail) -> dict[str, list[float]]:
+    """Accuracy by turn on held-out dialogues with the right state and with wrong ones.
+
+    A memory is real only if the right state beats them all.
+
+    Returns:
+        "right", "reset" (every utterance reads an empty memory), "swapped" (it reads what another dialogue has written
+        by that turn) and "bare" (no adapter).
+    """
+    recalls: dict[str, Callable[[MemoryState], MemoryState]] = {
+        "right": lambda state: state,
+        "reset": lambda state: adapter.initial_state(state.batch_size),
+        "swapped": lambda state: state.rows(torch.arange(state.batch_size).roll(1)),
+    }
+    right: dict[str, list[Tensor]] = {name: [] for name in (*recalls, "bare")}
+    for rows in torch.split(torch.arange(len(activations)), 50):
+        hidden, labels = activations.batch(rows.tolist())
+        for name, recall in recalls.items():
+            answers = answer_dialogues(adapter, hidden, activations.audio, tail, recall).argmax(-1)
+            right[name].append(answers == labels)
+        right["bare"].append(tail(hidden.flatten(0, 1)).argmax(-1).view_as(labels) == labels)
+    return {name: torch.cat(rows).float().mean(0).tolist() for name, rows in right.items()}

@@ -171,7 +171,7 @@ def test_only_audio_positions_of_the_hooked_layer_change(host: TinyHost, dtype: 
 
 
 @torch.no_grad()
-def test_the_residual_is_what_the_adapter_reads_and_the_write_is_of_the_layers_own_output(
+def test_the_residual_is_what_the_adapter_reads_and_the_write_is_of_what_the_next_layer_hears(
     host: TinyHost, model: PreTrainedModel
 ):
     prompts = [host.prompt([4], seed=1), host.prompt([7, 3], seed=2)]
@@ -183,7 +183,7 @@ def test_the_residual_is_what_the_adapter_reads_and_the_write_is_of_the_layers_o
             model(**inputs)
         hidden_states = bare[LAYER].hidden_out
         expected.append(hidden_states + adapter.read(state, hidden_states, audio_mask))
-        state = adapter.write(state, hidden_states[audio_mask][None])
+        state = adapter.write(state, expected[-1][audio_mask][None])
     memory = attach(model, adapter=adapter)
     with memory.session("call"), trace_layers(host.layers(model)) as attached:
         for prompt in prompts:
@@ -504,9 +504,9 @@ def test_a_second_turn_on_a_cache_writes_just_its_own_audio(host: TinyHost, mode
     after_first = state_after(host, model, memory, [first])
     own_output = capture_own_output(host, model, memory, first, suffix)
     mask = (suffix.ids == AUDIO_TOKEN_ID)[None]
-    assert_states_close(state, adapter.write(after_first, own_output[mask][None]), 1e-5)
-    residual = adapter.read(after_first, own_output, mask)
-    torch.testing.assert_close(second.hidden_out, own_output + residual, rtol=0, atol=1e-5)
+    heard = own_output + adapter.read(after_first, own_output, mask)
+    assert_states_close(state, adapter.write(after_first, heard[mask][None]), 1e-5)
+    torch.testing.assert_close(second.hidden_out, heard, rtol=0, atol=1e-5)
 
 
 def capture_own_output(host: TinyHost, model: PreTrainedModel, memory: AttachedMemory, first, suffix) -> Tensor:
