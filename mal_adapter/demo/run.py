@@ -131,7 +131,7 @@ def plot_report(report: DemoReport, path: Path) -> None:
     for key, name, color, marker in styles:
         accuracy = figures[f"accuracy_{key}"]
         by_turn.plot(turns, figures[f"by_turn_{key}"], marker=marker, color=color, label=f"{name}: {accuracy:.0%}")
-    by_turn.set(xlabel="turn of the dialogue", ylabel="accuracy", ylim=(0, 1), xticks=turns)
+    by_turn.set(xlabel="turn of the dialogue", ylabel="accuracy", ylim=(0, 1.02), xticks=turns)
     by_turn.set_title(f"{len(report.dialogues)} held-out dialogues", loc="left")
     by_turn.legend(loc="lower right", frameon=False)
 
@@ -143,7 +143,7 @@ def plot_report(report: DemoReport, path: Path) -> None:
     timeline.set_xticks(turns, [f"{u.speaker}\n{u.emotion}" for u in spoken])
     timeline.set(ylabel="probability of the truth", ylim=(0, 1))
     timeline.set_title("one dialogue: who speaks, and the true emotion", loc="left")
-    timeline.legend(loc="upper left", frameon=False, ncols=2)
+    timeline.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=2)
     for axes in (timeline, by_turn):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
