@@ -134,7 +134,7 @@ def assert_same_surroundings(bare: LayerCall, attached: LayerCall) -> None:
 
 
 @pytest.mark.slow
-@examples(40)
+@examples(50)
 @given(scenes())
 @torch.no_grad()
 def test_a_memory_changes_audio_positions_of_its_layer_and_nothing_else_there_or_before(scene: Scene):
@@ -192,7 +192,7 @@ def generate(model: PreTrainedModel, inputs: dict[str, Tensor], options: dict[st
 
 
 @pytest.mark.slow
-@examples(40)
+@examples(50)
 @given(scenes(generated=True), GENERATION)
 @torch.no_grad()
 def test_a_fresh_adapter_and_a_detached_one_are_bit_identical_to_the_bare_host(scene: Scene, options: dict[str, Any]):
@@ -222,7 +222,7 @@ def test_a_fresh_adapter_and_a_detached_one_are_bit_identical_to_the_bare_host(s
 
 
 @pytest.mark.slow
-@examples(30)
+@examples(40)
 @given(scenes(dtypes=(torch.float32,)))
 @torch.no_grad()
 def test_a_padded_batch_of_dialogues_equals_the_dialogues_alone(scene: Scene):
@@ -244,7 +244,7 @@ def test_a_padded_batch_of_dialogues_equals_the_dialogues_alone(scene: Scene):
 
 
 @pytest.mark.slow
-@examples(30)
+@examples(40)
 @given(scenes(generated=True), GENERATION)
 @torch.no_grad()
 def test_a_generate_writes_what_one_forward_writes(scene: Scene, options: dict[str, Any]):
@@ -261,7 +261,7 @@ def test_a_generate_writes_what_one_forward_writes(scene: Scene, options: dict[s
 
 
 @pytest.mark.slow
-@examples(30)
+@examples(40)
 @given(scenes(), st.booleans())
 def test_training_the_memory_leaves_every_byte_of_the_backbone(scene: Scene, frozen: bool):
     """`Scene.attached` compares keys and bytes after attach and after detach; here, after each step."""

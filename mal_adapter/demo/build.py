@@ -45,7 +45,8 @@ def build_adapter(output: Path, cache: Path, *, seed: int = 0, workers: int = 2)
     from mal_adapter.demo.training import train_adapter
 
     folder = output / "adapter"
-    train_adapter(output / "host", folder, cache=cache, seed=seed, workers=workers)
+    accuracies = train_adapter(output / "host", folder, cache=cache, seed=seed, workers=workers)
+    print("state audit:", ", ".join(f"{name} {accuracy:.3f}" for name, accuracy in accuracies.items()))
     return folder
 
 

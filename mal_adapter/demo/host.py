@@ -143,10 +143,12 @@ def save_host(model: Qwen2AudioForConditionalGeneration, processor: Qwen2AudioPr
     folder = Path(folder)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    # transformers 5 writes a class name that 4.57 does not know; both know this one, and the files are the same.
+    # transformers 5 reads what 4.57 wrote, but not the other way round: a class name, a key, and a file of its own.
+    processor.feature_extractor.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

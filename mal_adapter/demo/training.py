@@ -23,20 +23,25 @@ from mal_adapter.demo.features import load_features
 from mal_adapter.demo.host import load_host
 
 DIALOGUES = 3000
-STEPS = 2500
-BATCH = 32
+DEV_DIALOGUES = 300
+STEPS = 2000
+BATCH = 16
 LEARNING_RATE = 3e-3
 
 
 def demo_config(hidden_size: int) -> MemoryConfig:
     """The sizes of the demo's memory."""
-    return MemoryConfig(hidden_size=hidden_size, memory_dim=64, num_heads=1, depth=1, chunk_size=64, dropout=0.1)
+    return MemoryConfig(hidden_size=hidden_size, memory_dim=128, num_heads=2, depth=2, dropout=0.1)
 
 
 def train_adapter(
     host_folder: Path, output: Path, *, cache: Path, seed: int = 0, workers: int = 2, steps: int = STEPS
-) -> None:
-    """Train an adapter for the host in `host_folder` and save it in `output`."""
+) -> dict[str, float]:
+    """Train an adapter for the host in `host_folder` and save it in `output`.
+
+    Returns:
+        The accuracies of the state audit on development dialogues.
+    """
     model, processor = load_host(host_folder)
     tail = HostTail(model, processor)
     features = load_features("train", seed, DIALOGUES, cache, workers=workers)
@@ -47,6 +52,9 @@ def train_adapter(
     memory.adapter.card = memory.adapter.card.with_task(EMOTIONS, PROMPT)
     memory.adapter.save_pretrained(output)
     memory.detach()
+    features = load_features("dev", seed, DEV_DIALOGUES, cache, workers=workers)
+    held_out = cache_activations(model, processor, features, cache / "activations-dev")
+    return {name: float(np.mean(by_turn)) for name, by_turn in audit(memory.adapter, held_out, tail).items()}
 
 
 def fit(

@@ -1,0 +1,238 @@
+"""The hooks of one memory: how a forward of the host finds its session, is read to, and is written.
+
+A forward inside a session goes: `begin` on the model; `prompt` on the module that receives ids and audio features,
+where the audio positions are seen; `layer` on the hooked decoder layer, where the memory is read and the write
+prepared; `end` on the model, which commits the write. Outside a session each returns at once.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mal_adapter.adapter import MemoryAdapter
+from mal_adapter.errors import (
+    AudioMaskError,
+    AudioOutsideSessionWarning,
+    HostError,
+    SessionError,
+    SkippedWriteWarning,
+)
+from mal_adapter.hosts import HostSpec, bind_call, find_audio_mask, find_features
+from mal_adapter.sessions import Call, Session
+
+__all__ = ["MemoryHooks", "drop_copied_hooks", "has_memory"]
+
+# One variable for all memories: a ContextVar per memory would never be freed. A memory's entry is its open session,
+# or None while it is disabled. The mapping is replaced, never changed, so that a task's copy of the context keeps
+# what it saw.
+_ACTIVE: ContextVar[Mapping[object, Session | None]] = ContextVar("mal_adapter_sessions", default={})  # noqa: B039
+
+
+class MemoryHooks:
+    """The hooks of one memory. Picklable, and without a session's tensors: a copied or unpickled host carries hooks
+    that no session belongs to."""
+
+    def __init__(self, adapter: MemoryAdapter, host: HostSpec) -> None:
+        self.adapter = adapter
+        self.host = host
+        self.token = object()
+        self.copied = False
+        self._warned: set[type[Warning]] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"adapter": self.adapter, "host": self.host}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["adapter"], state["host"])  # type: ignore[misc]
+        self.copied = True
+
+    @property
+    def session(self) -> Session | None:
+        """The session that is open in this thread or task."""
+        return _ACTIVE.get().get(self.token)
+
+    @contextmanager
+    def active(self, session: Session | None) -> Iterator[None]:
+        """Within this block the hooks serve `session`; None keeps them still and silent."""
+        token = _ACTIVE.set({**_ACTIVE.get(), self.token: session})
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
+
+    def register(self, root: nn.Module, layer_idx: int) -> list[torch.utils.hooks.RemovableHandle]:
+        prompt_module = root.get_submodule(self.host.mask_module or "")
+        layer = root.get_submodule(f"{self.host.layers}.{layer_idx}")
+        # Someone may call the inner model alone, so its call begins and ends too; the outermost one counts.
+        handles = []
+        for module in dict.fromkeys((root, prompt_module)):
+            handles.append(module.register_forward_pre_hook(self.begin))
+            handles.append(module.register_forward_hook(self.end, always_call=True))
+        handles.append(prompt_module.register_forward_pre_hook(self.prompt, with_kwargs=True))
+        # First in line, so that output_hidden_states and other hooks of the layer see what the next layer sees.
+        handles.append(layer.register_forward_hook(self.layer, prepend=True))
+        return handles
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        session = self.session
+        if session is not None:
+            session.begin(module)
+
+    def prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        session = self.session
+        if session is None:
+            if self.token not in _ACTIVE.get() and AudioOutsideSessionWarning not in self._warned:
+                self._warn_outside(bind_call(module, args, kwargs))
+            return
+        if session.call is None:
+            return
+        call = bind_call(module, args, kwargs)
+        ids, features = call.get("input_ids"), find_features(self.host, call)
+        if session.audio_mask is not None:
+            session.call.text_only = features is None and ids is not None and self.host.audio_token_id is not None
+            session.feed(ids, features)
+            return
+        mask = find_audio_mask(self.host, call)
+        # Some hosts hand the features to decode steps too, and a generated token may be any id but the placeholder.
+        if mask is not None and mask.any():
+            session.call.mask = mask
+            session.feed(ids, features)
+
+    def layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        session = self.session
+        call = None if session is None else session.call
+        if session is None or call is None:
+            return None
+        hidden = output[0] if isinstance(output, tuple) else output
+        mask = call.mask if session.audio_mask is None else _users_mask(session.audio_mask, call, hidden)
+        if mask is None:
+            return None
+        if call.records_grad and _inside_checkpoint():
+            raise HostError(
+                "the hooked layer is inside gradient checkpointing, which would run it again in backward, when its "
+                "memory is another one. Wrap the layer before attach_memory, or leave this layer unwrapped"
+            )
+        mask = mask.to(hidden.device)
+        if mask.shape != hidden.shape[:2]:
+            raise AudioMaskError(
+                f"the audio mask is {tuple(mask.shape)}, the hidden states {tuple(hidden.shape)}: the host changed the "
+                "sequence. Let the processor expand each clip to its placeholder tokens, or pass "
+                "session(audio_mask=...)"
+            )
+        if self.adapter.norm.weight.device != hidden.device:
+            self.adapter.to(hidden.device)
+        rows, valid = _audio_rows(hidden, mask)
+        copies = _copies_per_prompt(rows, valid, len(session.ids))
+        prompt_of_row = torch.arange(len(session.ids), device=hidden.device).repeat_interleave(copies)
+        state = call.state.to(hidden.device)
+        heard = rows + self.adapter.read(state if copies == 1 else state.rows(prompt_of_row), rows, valid)
+        if session.write and not call.repeated:
+            # What is written is the utterance as the memory made it understood, so that the next one builds on it.
+            call.pending = self.adapter.write(state, heard[::copies], valid[::copies])
+        # Only audio positions are touched; everything else keeps its bits.
+        changed = hidden.masked_scatter(mask[..., None], heard[valid])
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        session = self.session
+        if session is None:
+            return
+        # always_call: after an exception this runs with output None, so that the failed call commits nothing
+        skipped = session.end(module, succeeded=output is not None, keep_graph=self.adapter.training)
+        if skipped and SkippedWriteWarning not in self._warned:
+            self._warned.add(SkippedWriteWarning)
+            warnings.warn(
+                "an utterance's write was not finite and did not land; the session's memory is as before, see "
+                "MemoryState.skipped_writes (warned once)",
+                SkippedWriteWarning,
+                stacklevel=2,
+            )
+
+    def _warn_outside(self, call: dict[str, Any]) -> None:
+        if find_features(self.host, call) is not None:
+            self._warned.add(AudioOutsideSessionWarning)
+            warnings.warn(
+                "audio passed outside a session, so the memory neither reads nor writes; use "
+                "`with memory.session(id):`, or `with memory.disabled():` to say that this is meant (warned once)",
+                AudioOutsideSessionWarning,
+                stacklevel=2,
+            )
+
+
+def _users_mask(mask: Tensor, call: Call, hidden: Tensor) -> Tensor | None:
+    """The session's own mask for a forward it fits, or that repeats and extends one; None for text and decode steps."""
+    copies, rest = divmod(hidden.shape[0], mask.shape[0])
+    grown = hidden.shape[1] - mask.shape[1]
+    if rest == 0 and (grown == 0 or (grown > 0 and call.repeated)):
+        mask = F.pad(mask.repeat_interleave(copies, dim=0), (0, grown))
+        return mask if mask.any() else None
+    if hidden.shape[1] == 1 or call.text_only:
+        return None
+    raise AudioMaskError(
+        f"audio_mask is {tuple(mask.shape)}, but the hidden states are {tuple(hidden.shape)}; an utterance of another "
+        "shape needs a session block with a mask of its own"
+    )
+
+
+def _inside_checkpoint() -> bool:
+    """Whether torch.utils.checkpoint is running the current forward, to run it again in backward.
+
+    The reentrant kind switches autograd off inside; the other one is known by the hook it packs saved tensors with.
+    """
+    if not torch.is_grad_enabled():
+        return True
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and "checkpoint" in getattr(hooks[0], "__qualname__", "")
+
+
+def _audio_rows(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The hidden states at audio positions, (batch, most audio tokens, hidden_size), and which are no padding."""
+    counts = mask.sum(dim=1)
+    longest = int(counts.max())
+    order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
+    rows = hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1]))
+    return rows, torch.arange(longest, device=hidden.device) < counts[:, None]
+
+
+def _copies_per_prompt(rows: Tensor, valid: Tensor, prompts: int) -> int:
+    """How often generate() repeated each prompt, for beams or return sequences; 1 for a plain batch.
+
+    Raises:
+        SessionError: The batch is no such repetition.
+    """
+    copies, rest = divmod(len(rows), prompts)
+    if copies == 1 and rest == 0:
+        return 1
+    if copies and rest == 0:
+        first = rows[::copies].repeat_interleave(copies, dim=0)
+        same_length = torch.equal(valid, valid[::copies].repeat_interleave(copies, dim=0))
+        distance, size = (torch.where(valid[..., None], t, 0).float().norm() for t in (rows - first, first))
+        # Copies go through the same GEMMs at other rows, so they may differ by rounding, and by no more.
+        if same_length and bool(distance <= max(1e-4, 4 * torch.finfo(rows.dtype).eps) * size):
+            return copies
+    raise SessionError(
+        f"the batch has {len(rows)} rows for {prompts} session ids, and they are not copies of {prompts} prompts. Pass "
+        "one id per prompt: memory.session([id, ...]). With beams or num_return_sequences a prompt can hold only one "
+        "clip, since generate() repeats the clips and not the prompts"
+    )
+
+
+def has_memory(layer: nn.Module) -> bool:
+    """Whether a memory is attached to `layer`."""
+    return any(isinstance(getattr(hook, "__self__", None), MemoryHooks) for hook in layer._forward_hooks.values())
+
+
+def drop_copied_hooks(root: nn.Module) -> None:
+    """Remove the hooks that came along when a host with a memory was copied or unpickled; no memory owns them."""
+    for module in root.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in tuple(hooks.items()):
+                owner = getattr(hook, "__self__", None)
+                if isinstance(owner, MemoryHooks) and owner.copied:
+                    del hooks[key]
