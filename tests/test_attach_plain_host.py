@@ -1,13 +1,14 @@
 """A host about which nothing can be detected: a plain `nn.Module`, a `HostSpec` and the user's own mask."""
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mal_adapter import AttachedMemory, HostSpec, attach_memory
+from mal_adapter import AttachedMemory, HostSpec, attach_memory, register_host
 from mal_adapter.errors import AudioMaskError, ConfigError, HostError
 from tests.hosts.builders import VOCAB_SIZE, WIDTH, PlainHost
 from tests.hosts.probes import assert_states_close, hook_census, random_adapter, same_bits, small_config, state_bytes
@@ -230,3 +231,15 @@ def test_gradients_reach_the_adapter_through_a_plain_host(model: PlainHost):
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
     assert all(gradient.abs().max() > 0 for gradient in gradients.values())
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_registered_family_is_known_by_its_model_type_and_a_users_spec_goes_first(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mal_adapter.hosts._REGISTRY", {})
+    model = IdHost()
+    model.config = SimpleNamespace(model_type="remote_code")
+    register_host("remote_code", HostSpec(layers="inner.blocks", hidden_size=WIDTH, audio_token_id=4))
+    memory = attach(model, host=None)
+    assert (memory.host.layers, memory.host.audio_token_id) == ("inner.blocks", 4)
+    memory.detach()
+    memory = attach(model, host=HostSpec(audio_token_id=5))
+    assert (memory.host.layers, memory.host.audio_token_id) == ("inner.blocks", 5)
