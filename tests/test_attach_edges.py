@@ -198,9 +198,11 @@ def test_other_ways_to_generate_write_once_what_greedy_writes(
     assert_states_close(memory.states["other"], memory.states["greedy"], 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @torch.no_grad()
-def test_two_prompts_whose_audio_is_almost_alike_are_two_prompts(host: TinyHost, model: PreTrainedModel):
+def test_two_prompts_whose_audio_is_almost_alike_are_two_prompts(host: TinyHost, dtype: torch.dtype):
     """Two takes of a silence under one id by mistake: the second must not be taken for a beam and dropped."""
+    model = host.build(dtype, num_layers=3)
     prompt = host.prompt([4], seed=1)
     other = Prompt(prompt.ids, tuple(1.01 * row for row in prompt.feature_rows))
     memory = attach(model)

@@ -243,3 +243,43 @@ def test_a_registered_family_is_known_by_its_model_type_and_a_users_spec_goes_fi
     memory.detach()
     memory = attach(model, host=HostSpec(audio_token_id=5))
     assert (memory.host.layers, memory.host.audio_token_id) == ("inner.blocks", 5)
+
+
+def test_what_padding_holds_spoils_no_gradient():
+    """In a ragged batch the shorter row's audio is filled up with whatever stands elsewhere in it."""
+    model = PlainHost(num_layers=3)
+    model.blocks = nn.ModuleList(Repeat() for _ in model.blocks)  # no layer of the host may be the one that spoils it
+    model.requires_grad_(False)
+    embeds, mask = utterance([8, 8], [slice(2, 8), slice(1, 3)])
+    embeds[1, 3:] = torch.nan
+    memory = attach(model).train()
+    with memory.session(["a", "b"], audio_mask=mask):
+        for _ in range(2):
+            logits = model(embeds)
+    logits[:, :3].square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in memory.parameters())
+
+
+class Unrecorded(nn.Module):
+    """A host that runs its frozen language model without autograd, as some remote code does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = PlainHost(num_layers=3)
+
+    @torch.no_grad()
+    def hear(self, inputs_embeds: Tensor) -> Tensor:
+        return self.inner(inputs_embeds)
+
+    def forward(self, inputs_embeds: Tensor) -> Tensor:
+        return self.hear(inputs_embeds)
+
+
+def test_a_host_that_switches_autograd_off_inside_is_served_in_eval_mode():
+    model = Unrecorded()
+    embeds, mask = utterance([8], [slice(2, 6)])
+    bare = model(embeds)
+    memory = attach(model, host=HostSpec(layers="inner.blocks", hidden_size=WIDTH))
+    with memory.session("call", audio_mask=mask):
+        assert not torch.equal(model(embeds), bare)
+    assert memory.states["call"].utterances.tolist() == [1]
