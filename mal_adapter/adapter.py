@@ -146,7 +146,6 @@ class MemoryAdapter(nn.Module):
         mask = self._checked_mask(state, hidden_states, mask)
         finite = (hidden_states.isfinite().all(-1) | ~mask).all(-1)
         written = mask & finite[:, None]
-        hidden_states = torch.where(written[..., None], hidden_states, 0)
         _, key, value, _, gates = self._project(hidden_states, written)
         weights, momentum = write(
             tuple(self.initial),
@@ -176,6 +175,8 @@ class MemoryAdapter(nn.Module):
 
     def _project(self, hidden_states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Gates]:
         """Query, key, value (batch, heads, seq_len, head_dim); the read-out's token (batch, seq_len, memory_dim)."""
+        # Whatever stands at other positions, NaN included, must reach neither the result nor a gradient.
+        hidden_states = torch.where(mask[..., None], hidden_states, 0)
         x = self.norm(hidden_states.to(self.norm.weight.dtype))
         projected = self.in_proj(x)
         if self.pool_proj is not None:

@@ -34,6 +34,12 @@ __all__ = ["MemoryHooks", "drop_copied_hooks", "has_memory"]
 _ACTIVE: ContextVar[Mapping[object, Session | None]] = ContextVar("mal_adapter_sessions", default={})  # noqa: B039
 
 
+_CHECKPOINTED = (
+    "the hooked layer is inside gradient checkpointing, which runs it again in backward, when its memory is another "
+    "one. Wrap the layer before attach_memory, or leave this layer unwrapped"
+)
+
+
 class MemoryHooks:
     """The hooks of one memory. Picklable, and without a session's tensors: a copied or unpickled host carries hooks
     that no session belongs to."""
@@ -43,6 +49,7 @@ class MemoryHooks:
         self.host = host
         self.token = object()
         self.copied = False
+        self._unrecorded = False
         self._warned: set[type[Warning]] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,16 +115,18 @@ class MemoryHooks:
         session = self.session
         call = None if session is None else session.call
         if session is None or call is None:
+            if self._unrecorded and torch._C._current_graph_task_id() != -1:  # run again by a backward
+                raise HostError(_CHECKPOINTED)
             return None
         hidden = output[0] if isinstance(output, tuple) else output
         mask = call.mask if session.audio_mask is None else _users_mask(session.audio_mask, call, hidden)
         if mask is None:
             return None
-        if call.records_grad and _inside_checkpoint():
-            raise HostError(
-                "the hooked layer is inside gradient checkpointing, which would run it again in backward, when its "
-                "memory is another one. Wrap the layer before attach_memory, or leave this layer unwrapped"
-            )
+        if call.records_grad:
+            # Autograd that is off inside is a reentrant checkpoint, or a host that never trains: backward will tell.
+            self._unrecorded = not torch.is_grad_enabled()
+            if _inside_checkpoint() or (self._unrecorded and self.adapter.training):
+                raise HostError(_CHECKPOINTED)
         mask = mask.to(hidden.device)
         if mask.shape != hidden.shape[:2]:
             raise AudioMaskError(
@@ -128,7 +137,7 @@ class MemoryHooks:
         if self.adapter.norm.weight.device != hidden.device:
             self.adapter.to(hidden.device)
         rows, valid = _audio_rows(hidden, mask)
-        copies = _copies_per_prompt(rows, valid, len(session.ids))
+        copies = _copies_per_prompt(rows, valid, call.features, len(session.ids))
         prompt_of_row = torch.arange(len(session.ids), device=hidden.device).repeat_interleave(copies)
         state = call.state.to(hidden.device)
         heard = rows + self.adapter.read(state if copies == 1 else state.rows(prompt_of_row), rows, valid)
@@ -181,12 +190,8 @@ def _users_mask(mask: Tensor, call: Call, hidden: Tensor) -> Tensor | None:
 
 
 def _inside_checkpoint() -> bool:
-    """Whether torch.utils.checkpoint is running the current forward, to run it again in backward.
-
-    The reentrant kind switches autograd off inside; the other one is known by the hook it packs saved tensors with.
-    """
-    if not torch.is_grad_enabled():
-        return True
+    """Whether a torch.utils.checkpoint that is not reentrant records the current forward, known by the hook it packs
+    saved tensors with."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return hooks is not None and "checkpoint" in getattr(hooks[0], "__qualname__", "")
 
@@ -200,7 +205,7 @@ def _audio_rows(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return rows, torch.arange(longest, device=hidden.device) < counts[:, None]
 
 
-def _copies_per_prompt(rows: Tensor, valid: Tensor, prompts: int) -> int:
+def _copies_per_prompt(rows: Tensor, valid: Tensor, features: Tensor | None, prompts: int) -> int:
     """How often generate() repeated each prompt, for beams or return sequences; 1 for a plain batch.
 
     Raises:
@@ -210,17 +215,26 @@ def _copies_per_prompt(rows: Tensor, valid: Tensor, prompts: int) -> int:
     if copies == 1 and rest == 0:
         return 1
     if copies and rest == 0:
-        first = rows[::copies].repeat_interleave(copies, dim=0)
-        same_length = torch.equal(valid, valid[::copies].repeat_interleave(copies, dim=0))
+        first = _first_copies(rows, copies)
+        same_length = torch.equal(valid, _first_copies(valid, copies))
+        # With one clip per prompt the features tell exactly.
+        same_clips = (
+            features is None or len(features) != len(rows) or torch.equal(features, _first_copies(features, copies))
+        )
         distance, size = (torch.where(valid[..., None], t, 0).float().norm() for t in (rows - first, first))
         # Copies go through the same GEMMs at other rows, so they may differ by rounding, and by no more.
-        if same_length and bool(distance <= max(1e-4, 4 * torch.finfo(rows.dtype).eps) * size):
+        if same_length and same_clips and bool(distance <= max(1e-4, 4 * torch.finfo(rows.dtype).eps) * size):
             return copies
     raise SessionError(
         f"the batch has {len(rows)} rows for {prompts} session ids, and they are not copies of {prompts} prompts. Pass "
         "one id per prompt: memory.session([id, ...]). With beams or num_return_sequences a prompt can hold only one "
         "clip, since generate() repeats the clips and not the prompts"
     )
+
+
+def _first_copies(rows: Tensor, copies: int) -> Tensor:
+    """Each row replaced by the first of its group of `copies`."""
+    return rows[::copies].repeat_interleave(copies, dim=0)
 
 
 def has_memory(layer: nn.Module) -> bool:

@@ -110,6 +110,7 @@ class Call:
         records_grad: Whether autograd recorded when it began.
         mask: (batch, seq_len) bool audio positions, or None for a call without audio.
         text_only: Whether the host's own arguments say that there is no audio.
+        features: The audio features of the call, if there are any.
         repeated: Whether it feeds the last prompt again, so that nothing is to be written.
         prompt: To be remembered if the call writes.
         pending: The state to commit when the forward has succeeded.
@@ -121,6 +122,7 @@ class Call:
     records_grad: bool = dataclasses.field(default_factory=torch.is_grad_enabled)
     mask: Tensor | None = None
     text_only: bool = False
+    features: Tensor | None = None
     repeated: bool = False
     prompt: Prompt | None = None
     pending: MemoryState | None = None
@@ -162,7 +164,10 @@ class Session:
     def feed(self, ids: Tensor | None, features: Tensor | None) -> None:
         """The running call carries audio. If it is the last prompt and what was generated since, fed again for want
         of a KV cache, it reads the state from before that prompt and writes nothing."""
-        if self.call is None or ids is None or features is None:
+        if self.call is None or features is None:
+            return
+        self.call.features = features
+        if ids is None:
             return
         last = self._last
         if last is not None and ids.shape[1] > last.ids.shape[1] and _continues(last, ids, features):
