@@ -176,11 +176,13 @@ class AttachedMemory:
                 yield session
 
     def _load(self, ids: Sequence[str | None]) -> MemoryState:
-        fresh = self.adapter.initial_state()
-        rows = [fresh if i is None else self.states.get(i, fresh) for i in ids]
-        for row in rows:
-            self.adapter.check_state(row)  # trained on since, the adapter may be another one than wrote the state
-        return MemoryState.stack([row.to(fresh.device) for row in rows])
+        # A session that is opened under no_grad or inference_mode may be trained in all the same.
+        with torch.inference_mode(False), torch.set_grad_enabled(self.adapter.training):
+            fresh = self.adapter.initial_state()
+            rows = [fresh if i is None else self.states.get(i, fresh) for i in ids]
+            for row in rows:
+                self.adapter.check_state(row)  # trained on since, the adapter may be another one than wrote the state
+            return MemoryState.stack([row.to(fresh.device) for row in rows])
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

@@ -1,0 +1,45 @@
+"""Qwen2.5-Omni: the thinker hears; M-RoPE positions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from tests.hosts.tiny import AUDIO_TOKEN_ID, MAX_CLIP_TOKENS, WIDTH, TinyHost, encoder, padded, text
+
+
+def _qwen_omni_thinker(num_layers: int) -> Any:
+    return transformers.Qwen2_5OmniThinkerConfig(
+        audio_config=encoder(n_window=8, output_dim=WIDTH),
+        vision_config={
+            "depth": 1,
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_heads": 1,
+            "out_hidden_size": WIDTH,
+            "fullatt_block_indexes": [0],
+        },
+        text_config=text(
+            num_layers,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]},
+            tie_word_embeddings=False,
+        ),
+        audio_token_index=AUDIO_TOKEN_ID,
+        image_token_index=AUDIO_TOKEN_ID + 1,
+        video_token_index=AUDIO_TOKEN_ID + 2,
+        audio_start_token_id=AUDIO_TOKEN_ID - 2,
+        audio_end_token_id=AUDIO_TOKEN_ID - 1,
+        vision_start_token_id=AUDIO_TOKEN_ID - 3,  # a checkpoint's config has it, the class in 5.23 has no default
+    )
+
+
+def _qwen_features(rows: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    features, mask = padded(rows, 4 * MAX_CLIP_TOKENS, dtype)
+    return {"input_features": features, "feature_attention_mask": mask}
+
+
+QWEN2_5_OMNI_THINKER = TinyHost(
+    "qwen2_5_omni_thinker", "Qwen2_5OmniThinkerForConditionalGeneration", _qwen_omni_thinker, _qwen_features
+)

@@ -1,0 +1,248 @@
+"""How a tiny random model of an audio language model family is built and spoken to.
+
+A family is one `TinyHost` literal in `families/`. Everything else (placeholder runs, padding, masks, several clips in a
+prompt) is shared, so that a new family needs a config, a class and the way its audio features are passed.
+
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+__all__ = ["AUDIO_TOKEN_ID", "VOCAB_SIZE", "WIDTH", "PlainHost", "Prompt", "TinyHost", "encoder", "padded", "text"]
+
+VOCAB_SIZE = 64
+WIDTH = 32
+MEL_BINS = 8
+PAD_ID = 0
+AUDIO_TOKEN_ID = 60
+FIRST_TEXT_ID, LAST_TEXT_ID = 1, 49  # text never holds a special id
+MAX_CLIP_TOKENS = 16  # longer audio does not fit one feature row
+
+CAPABILITIES = {
+    "static_cache": "generate(cache_implementation='static')",
+    "checkpointing": "gradient checkpointing",
+}
+"""What some hosts can't do, with or without a memory."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of a batch before padding.
+
+    Attributes:
+        ids: (seq_len,) int64, placeholders already expanded to one id per audio token.
+        feature_rows: the rows of the host's feature tensor, (mel_bins, frames) float32; one per clip, or per window.
+    """
+
+    ids: Tensor
+    feature_rows: tuple[Tensor, ...]
+
+    @property
+    def audio_tokens(self) -> int:
+        return int((self.ids == AUDIO_TOKEN_ID).sum())
+
+
+@dataclass(frozen=True)
+class TinyHost:
+    """How to build one family and how to speak to it.
+
+    Attributes:
+        name: the config's model_type.
+        model_class: name of the class in transformers, with the language modelling head.
+        config: number of decoder layers -> config.
+        features: rows of (mel_bins, frames) and the model's dtype -> keyword arguments of `forward`.
+        feature_argument: the keyword that carries the audio features.
+        layers_path: dotted path of the decoder layers' `ModuleList`.
+        multimodal_path: dotted path of the module that merges audio into the embeddings.
+        window_tokens: audio comes in windows of this many tokens, one feature row each; None: a row is a whole clip.
+        decodes_placeholder: False where the bare host itself raises when the placeholder id is generated.
+        cannot: what the bare host itself can't do, from `CAPABILITIES`; each is proven by a test on the bare host.
+    """
+
+    name: str
+    model_class: str
+    config: Callable[[int], Any]
+    features: Callable[[Sequence[Tensor], torch.dtype], dict[str, Tensor]]
+    feature_argument: str = "input_features"
+    layers_path: str = "model.language_model.layers"
+    multimodal_path: str = "model"
+    window_tokens: int | None = None
+    frames_per_token: int = 4
+    decodes_placeholder: bool = True
+    cannot: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        assert self.cannot <= CAPABILITIES.keys(), self.cannot
+
+    @property
+    def exists(self) -> bool:
+        """Whether this version of transformers has the family."""
+        return hasattr(transformers, self.model_class)
+
+    def build(self, dtype: torch.dtype = torch.float32, num_layers: int = 2, seed: int = 0) -> PreTrainedModel:
+        """A model in eval mode with weights large enough that every position feels every earlier one."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = getattr(transformers, self.model_class)(self.config(num_layers))
+            _spread(model)
+        return model.to(dtype).eval()
+
+    def clip_tokens(self, requested: int) -> int:
+        """How many audio tokens a clip of the requested length takes on this host."""
+        if self.window_tokens is None:
+            return requested
+        return -(-requested // self.window_tokens) * self.window_tokens
+
+    def prompt(self, clips: Sequence[int], *, text: Sequence[int] = (3, 2, 4), seed: int = 0) -> Prompt:
+        """A random prompt: text, then clips with text between them, then text.
+
+        Args:
+            clips: requested audio tokens of each clip; see `clip_tokens`.
+            text: number of text tokens before the first clip, between clips and after the last.
+        """
+        generator = torch.Generator().manual_seed(seed)
+
+        def words(count: int) -> Tensor:
+            return torch.randint(FIRST_TEXT_ID, LAST_TEXT_ID + 1, (count,), generator=generator)
+
+        before, between, after = text
+        parts, rows = [words(before)], []
+        for index, requested in enumerate(clips):
+            if index:
+                parts.append(words(between))
+            tokens = self.clip_tokens(requested)
+            parts.append(torch.full((tokens,), AUDIO_TOKEN_ID))
+            row_tokens = self.window_tokens or tokens
+            if row_tokens > MAX_CLIP_TOKENS:
+                raise ValueError(f"a clip of {requested} tokens does not fit the {MAX_CLIP_TOKENS} of one feature row")
+            rows += [
+                torch.randn(MEL_BINS, row_tokens * self.frames_per_token, generator=generator)
+                for _ in range(tokens // row_tokens)
+            ]
+        parts.append(words(after))
+        return Prompt(torch.cat(parts), tuple(rows))
+
+    def collate(
+        self, model: nn.Module, prompts: Sequence[Prompt], padding_side: str = "left"
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Pads prompts to one batch.
+
+        Returns:
+            the keyword arguments of `forward` and `generate`, and the true audio mask (batch, seq_len) bool.
+        """
+        seq_len = max(len(prompt.ids) for prompt in prompts)
+        ids = torch.full((len(prompts), seq_len), PAD_ID)
+        attention_mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            start = seq_len - len(prompt.ids) if padding_side == "left" else 0
+            ids[row, start : start + len(prompt.ids)] = prompt.ids
+            attention_mask[row, start : start + len(prompt.ids)] = 1
+        inputs = {"input_ids": ids, "attention_mask": attention_mask}
+        rows = list(itertools.chain.from_iterable(prompt.feature_rows for prompt in prompts))
+        if rows:
+            inputs |= self.features(rows, next(model.parameters()).dtype)
+        return inputs, ids == AUDIO_TOKEN_ID
+
+    def make_inputs(
+        self,
+        model: nn.Module,
+        clips_per_prompt: Sequence[Sequence[int]],
+        *,
+        text: Sequence[int] = (3, 2, 4),
+        padding_side: str = "left",
+        seed: int = 0,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """`prompt` and `collate` in one: row i is `prompt(clips_per_prompt[i], text=text, seed=1000 * seed + i)`."""
+        prompts = [self.prompt(clips, text=text, seed=1000 * seed + i) for i, clips in enumerate(clips_per_prompt)]
+        return self.collate(model, prompts, padding_side)
+
+    def layers(self, model: nn.Module) -> nn.ModuleList:
+        return model.get_submodule(self.layers_path)
+
+
+class PlainHost(nn.Module):
+    """A host without config, ids or features: nothing can be detected, the user must say it all."""
+
+    def __init__(self, width: int = WIDTH, num_layers: int = 3, seed: int = 0, returns_tuple: bool = False):
+        super().__init__()
+        self.blocks = nn.ModuleList(_PlainBlock(width, returns_tuple) for _ in range(num_layers))
+        self.head = nn.Linear(width, VOCAB_SIZE)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            _spread(self)
+
+    def forward(self, inputs_embeds: Tensor) -> Tensor:
+        """(batch, seq_len, width) -> (batch, seq_len, VOCAB_SIZE)."""
+        hidden_states = inputs_embeds
+        for block in self.blocks:
+            out = block(hidden_states)
+            hidden_states = out[0] if isinstance(out, tuple) else out
+        return self.head(hidden_states)
+
+
+class _PlainBlock(nn.Module):
+    def __init__(self, width: int, returns_tuple: bool):
+        super().__init__()
+        self.mix = nn.Linear(width, width)
+        self.returns_tuple = returns_tuple
+
+    def forward(self, hidden_states: Tensor) -> Tensor | tuple[Tensor, None]:
+        # The causal mean lets later positions feel earlier ones, as attention would.
+        steps = torch.arange(1, hidden_states.shape[1] + 1, dtype=hidden_states.dtype)[:, None]
+        hidden_states = hidden_states + torch.tanh(self.mix(hidden_states.cumsum(1) / steps))
+        return (hidden_states, None) if self.returns_tuple else hidden_states
+
+
+@torch.no_grad()
+def _spread(model: nn.Module) -> None:
+    """Replaces the usual 0.02 initialisation, under which a tiny random model answers almost the same to any input."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() >= 2 and "norm" not in name:
+            parameter.normal_(std=parameter[0].numel() ** -0.5 if "embed_tokens" not in name else 1.0)
+        elif name.endswith("bias"):
+            parameter.normal_(std=0.1)
+
+
+def text(num_layers: int, **more: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "pad_token_id": PAD_ID,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        **more,
+    }
+
+
+def encoder(**more: Any) -> dict[str, Any]:
+    return {
+        "d_model": 16,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "num_mel_bins": MEL_BINS,
+        "max_source_positions": 2 * MAX_CLIP_TOKENS,
+        **more,
+    }
+
+
+def padded(rows: Sequence[Tensor], frames: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows (mel_bins, any) -> features (rows, mel_bins, frames) and their mask (rows, frames)."""
+    features = torch.zeros(len(rows), MEL_BINS, frames)
+    mask = torch.zeros(len(rows), frames, dtype=torch.long)
+    for index, row in enumerate(rows):
+        features[index, :, : row.shape[1]] = row
+        mask[index, : row.shape[1]] = 1
+    return features.to(dtype), mask
