@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from mal_adapter.adapter import MemoryAdapter
     from mal_adapter.attach import AttachedMemory, attach_memory
     from mal_adapter.config import MemoryConfig
-    from mal_adapter.hosts import HostSpec, register_host
+    from mal_adapter.families import register_host
+    from mal_adapter.hosts import HostSpec
     from mal_adapter.state import MemoryState
 
 __all__ = [
@@ -27,7 +28,7 @@ _MODULES = {
     "MemoryConfig": "config",
     "MemoryState": "state",
     "attach_memory": "attach",
-    "register_host": "hosts",
+    "register_host": "families",
 }
 
 

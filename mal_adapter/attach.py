@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mal_adapter.adapter import MemoryAdapter
 from mal_adapter.config import MemoryConfig
+from mal_adapter.detection import detect_host, unwrap
 from mal_adapter.errors import (
     AudioMaskError,
     BaseModelWarning,
@@ -22,7 +23,7 @@ from mal_adapter.errors import (
     SessionError,
 )
 from mal_adapter.hooks import MemoryHooks, drop_copied_hooks, has_memory
-from mal_adapter.hosts import HostSpec, detect_host, unwrap
+from mal_adapter.hosts import HostSpec
 from mal_adapter.sessions import Session, SessionStore, check_session_id
 from mal_adapter.state import MemoryState
 
@@ -120,7 +121,7 @@ class AttachedMemory:
         self.states = SessionStore(adapter.check_state)
         self._hooks = MemoryHooks(adapter, host)
         self._root: nn.Module | None = root
-        self._handles = self._hooks.register(root, layer_idx)
+        self._hooks.register(root, layer_idx)
 
     @contextmanager
     def session(
@@ -165,7 +166,8 @@ class AttachedMemory:
                 f"audio_mask is {audio_mask.dtype} {tuple(audio_mask.shape)}, expected bool ({len(ids)}, seq_len), "
                 "one row per session id"
             )
-        if audio_mask is None and self.host.audio_token_id is None and self.host.audio_mask is None:
+        told = (self.host.audio_token_id, self.host.audio_mask, self.host.mode)
+        if audio_mask is None and all(value is None for value in told):
             raise AudioMaskError(
                 "nothing tells this host's audio positions; pass session(..., audio_mask=...), or attach_memory with "
                 "host=HostSpec(audio_token_id=...) or HostSpec(audio_mask=...)"
@@ -192,9 +194,8 @@ class AttachedMemory:
 
     def detach(self) -> None:
         """Remove all hooks: the host is as it was. Adapter and states stay usable; calling it twice is harmless."""
-        for handle in reversed(self._handles):
-            handle.remove()
-        self._handles = []
+        if self._root is not None:
+            self._hooks.remove()
         self._root = None
 
     def status(self) -> dict[str, Any]:

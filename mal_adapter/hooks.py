@@ -6,7 +6,7 @@ prepared; `end` on the model, which commits the write. Outside a session each re
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mal_adapter.adapter import MemoryAdapter
+from mal_adapter.checkpointing import step_inside, step_outside
 from mal_adapter.errors import (
     AudioMaskError,
     AudioOutsideSessionWarning,
@@ -23,7 +24,7 @@ from mal_adapter.errors import (
     SessionError,
     SkippedWriteWarning,
 )
-from mal_adapter.hosts import HostSpec, bind_call, find_audio_mask, find_features
+from mal_adapter.hosts import HostSpec, bind_call, find_audio_mask, find_features, is_cached
 from mal_adapter.sessions import Call, Session
 
 __all__ = ["MemoryHooks", "drop_copied_hooks", "has_memory"]
@@ -35,8 +36,8 @@ _ACTIVE: ContextVar[Mapping[object, Session | None]] = ContextVar("mal_adapter_s
 
 
 _CHECKPOINTED = (
-    "the hooked layer is inside gradient checkpointing, which runs it again in backward, when its memory is another "
-    "one. Wrap the layer before attach_memory, or leave this layer unwrapped"
+    "the hooked layer is inside a checkpointed region that runs it again in backward, when its memory is another one. "
+    "Checkpoint the decoder layers one by one, with gradient_checkpointing_enable() or checkpoint_wrapper"
 )
 
 
@@ -49,6 +50,7 @@ class MemoryHooks:
         self.host = host
         self.token = object()
         self.copied = False
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._unrecorded = False
         self._warned: set[type[Warning]] = set()
 
@@ -73,23 +75,47 @@ class MemoryHooks:
         finally:
             _ACTIVE.reset(token)
 
-    def register(self, root: nn.Module, layer_idx: int) -> list[torch.utils.hooks.RemovableHandle]:
+    def register(self, root: nn.Module, layer_idx: int) -> None:
+        path = self.host.layers or ""
+        self._parent = root.get_submodule(path.rpartition(".")[0])
+        self._layers: nn.ModuleList = root.get_submodule(path)  # type: ignore[assignment]
+        self._layer_idx = layer_idx
         prompt_module = root.get_submodule(self.host.mask_module or "")
-        layer = root.get_submodule(f"{self.host.layers}.{layer_idx}")
         # Someone may call the inner model alone, so its call begins and ends too; the outermost one counts.
-        handles = []
         for module in dict.fromkeys((root, prompt_module)):
-            handles.append(module.register_forward_pre_hook(self.begin))
-            handles.append(module.register_forward_hook(self.end, always_call=True))
-        handles.append(prompt_module.register_forward_pre_hook(self.prompt, with_kwargs=True))
+            self._handles.append(module.register_forward_pre_hook(self.begin))
+            self._handles.append(module.register_forward_hook(self.end, always_call=True))
+        self._handles.append(prompt_module.register_forward_pre_hook(self.prompt, with_kwargs=True))
+        self._hook_layer()
+
+    def remove(self) -> None:
+        """Take all hooks away, in reverse order."""
+        for handle in reversed(self._handles):
+            handle.remove()
+        self._handles = []
+        for module in (self._layer, self._parent):
+            step_inside(module, self)
+
+    def _hook_layer(self) -> None:
+        self._layer = self._layers[self._layer_idx]
         # First in line, so that output_hidden_states and other hooks of the layer see what the next layer sees.
-        handles.append(layer.register_forward_hook(self.layer, prepend=True))
-        return handles
+        self._handles.append(self._layer.register_forward_hook(self.layer, prepend=True))
+
+    def _stay_outermost(self) -> None:
+        """What is put around the layer after attach_memory, such as torch's checkpoint_wrapper, is inside the hooks as
+        if it had been there before."""
+        if self._layers[self._layer_idx] is not self._layer:
+            step_inside(self._layer, self)
+            self._handles.pop().remove()
+            self._hook_layer()
+        for module in (self._layer, self._parent):
+            step_outside(module, self._layer, self)
 
     def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         session = self.session
         if session is not None:
             session.begin(module)
+            self._stay_outermost()
 
     def prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         session = self.session
@@ -101,15 +127,29 @@ class MemoryHooks:
             return
         call = bind_call(module, args, kwargs)
         ids, features = call.get("input_ids"), find_features(self.host, call)
-        if session.audio_mask is not None:
-            session.call.text_only = features is None and ids is not None and self.host.audio_token_id is not None
-            session.feed(ids, features)
-            return
-        mask = find_audio_mask(self.host, call)
-        # Some hosts hand the features to decode steps too, and a generated token may be any id but the placeholder.
-        if mask is not None and mask.any():
+        if session.audio_mask is None:
+            mask = find_audio_mask(self.host, module, call)
+            # Some hosts hand the features to decode steps too, and a generated token may be any id but the placeholder.
+            if mask is None or not mask.any():
+                return
             session.call.mask = mask
-            session.feed(ids, features)
+        else:
+            session.call.text_only = features is None and ids is not None and self.host.audio_token_id is not None
+        tokens = call.get("inputs_embeds") if ids is None else ids
+        session.feed(tokens, features, mode=self.host.mode, cached=self.host.mode == "all" and is_cached(call))
+
+    def around(self, layer: nn.Module, run: Callable[[], Any]) -> Any:
+        """What `run` returns, with the memory of `layer` read and written after it instead of inside."""
+        call = None if self.session is None else self.session.call
+        if call is None:
+            return run()
+        call.postponed = True
+        try:
+            output = run()
+        finally:
+            call.postponed = False
+        changed = self.layer(layer, (), output)
+        return output if changed is None else changed
 
     def layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         session = self.session
@@ -118,7 +158,10 @@ class MemoryHooks:
             if self._unrecorded and torch._C._current_graph_task_id() != -1:  # run again by a backward
                 raise HostError(_CHECKPOINTED)
             return None
-        hidden = output[0] if isinstance(output, tuple) else output
+        if call.postponed:
+            return None
+        first = output[0] if isinstance(output, tuple) else output
+        hidden = first if self.host.stream_idx is None else first[self.host.stream_idx]
         mask = call.mask if session.audio_mask is None else _users_mask(session.audio_mask, call, hidden)
         if mask is None:
             return None
@@ -128,7 +171,7 @@ class MemoryHooks:
             if _inside_checkpoint() or (self._unrecorded and self.adapter.training):
                 raise HostError(_CHECKPOINTED)
         mask = mask.to(hidden.device)
-        if mask.shape != hidden.shape[:2]:
+        if hidden.dim() != 3 or mask.shape != hidden.shape[:2]:
             raise AudioMaskError(
                 f"the audio mask is {tuple(mask.shape)}, the hidden states {tuple(hidden.shape)}: the host changed the "
                 "sequence. Let the processor expand each clip to its placeholder tokens, or pass "
@@ -136,17 +179,29 @@ class MemoryHooks:
             )
         if self.adapter.norm.weight.device != hidden.device:
             self.adapter.to(hidden.device)
-        rows, valid = _audio_rows(hidden, mask)
+        heard = self._hear(session, call, *_audio_rows(hidden, mask))
+        # Only audio positions are touched; everything else keeps its bits.
+        changed = hidden.masked_scatter(mask[..., None], heard)
+        if self.host.stream_idx is not None:
+            changed = first.select_scatter(changed, 0, self.host.stream_idx)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    def _hear(self, session: Session, call: Call, rows: Tensor, valid: Tensor) -> Tensor:
+        """The hidden states at audio positions with the memory's residual, (audio tokens of all rows, hidden_size).
+        Prepares the write."""
         copies = _copies_per_prompt(rows, valid, call.features, len(session.ids))
-        prompt_of_row = torch.arange(len(session.ids), device=hidden.device).repeat_interleave(copies)
-        state = call.state.to(hidden.device)
+        prompt_of_row = torch.arange(len(session.ids), device=rows.device).repeat_interleave(copies)
+        new = rows.shape[1]
+        if call.earlier is not None and call.earlier.rows is not None and call.earlier.valid is not None:
+            rows, valid = torch.cat((call.earlier.rows, rows), 1), torch.cat((call.earlier.valid, valid), 1)
+        if self.host.mode == "all" and call.prompt is not None:
+            call.prompt.rows, call.prompt.valid = rows if self.adapter.training else rows.detach(), valid
+        state = call.state.to(rows.device)
         heard = rows + self.adapter.read(state if copies == 1 else state.rows(prompt_of_row), rows, valid)
         if session.write and not call.repeated:
             # What is written is the utterance as the memory made it understood, so that the next one builds on it.
             call.pending = self.adapter.write(state, heard[::copies], valid[::copies])
-        # Only audio positions are touched; everything else keeps its bits.
-        changed = hidden.masked_scatter(mask[..., None], heard[valid])
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        return heard[:, -new:][valid[:, -new:]]
 
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         session = self.session
@@ -238,15 +293,21 @@ def _first_copies(rows: Tensor, copies: int) -> Tensor:
 
 
 def has_memory(layer: nn.Module) -> bool:
-    """Whether a memory is attached to `layer`."""
-    return any(isinstance(getattr(hook, "__self__", None), MemoryHooks) for hook in layer._forward_hooks.values())
+    """Whether a memory is attached to `layer`, or to what is wrapped in it."""
+    hooks = (hook for module in layer.modules() for hook in module._forward_hooks.values())
+    return any(isinstance(getattr(hook, "__self__", None), MemoryHooks) for hook in hooks)
 
 
 def drop_copied_hooks(root: nn.Module) -> None:
     """Remove the hooks that came along when a host with a memory was copied or unpickled; no memory owns them."""
+    copied = set()
     for module in root.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in tuple(hooks.items()):
                 owner = getattr(hook, "__self__", None)
                 if isinstance(owner, MemoryHooks) and owner.copied:
+                    copied.add(owner)
                     del hooks[key]
+    for module in root.modules() if copied else ():
+        for owner in copied:
+            step_inside(module, owner)

@@ -1,19 +1,16 @@
-"""Where a host keeps its decoder layers, and which positions of a call are audio: detected, or told by a `HostSpec`."""
+"""A host described as data, and how one of its calls is read: arguments, audio features, audio positions."""
 
 import dataclasses
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from mal_adapter.errors import AudioMaskError, HostError, IgnoredHookWarning
+from mal_adapter.errors import AudioMaskError
 
-__all__ = ["HostSpec", "bind_call", "detect_host", "find_audio_mask", "find_features", "register_host", "unwrap"]
-
-FEATURE_ARGUMENTS = ("input_features", "audio_input_features", "input_values", "audio_values", "audio_input_ids")
-"""What the audio argument of `forward` is called in the families of transformers."""
+__all__ = ["HostSpec", "bind_call", "find_audio_mask", "find_features", "is_cached"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +26,12 @@ class HostSpec:
         audio_mask: Replaces the comparison with `audio_token_id`: called with the call's arguments by name, it
             returns a (batch, seq_len) bool mask, or None for a call without audio. A module-level function, so that
             the model can be pickled.
+        mode: "placeholder", or "all" for a host that adds audio to every position, those of decode steps included.
+            There the prefill and the steps on its KV cache are one utterance, which each step completes.
+        merges_embeds: Whether a call with `inputs_embeds` and features, but without ids, merges the features in where
+            the placeholder's embedding stands.
+        stream_idx: Where a layer's hidden states are (streams, batch, seq_len, hidden_size), the one that is read and
+            written.
 
     A host without ids at all, such as a plain `nn.Module`, needs only `layers` and `hidden_size`; pass the mask to
     `AttachedMemory.session(audio_mask=...)`.
@@ -45,67 +48,9 @@ class HostSpec:
     mask_module: str | None = None
     feature_arguments: tuple[str, ...] | None = None
     audio_mask: Callable[[Mapping[str, Any]], Tensor | None] | None = None
-
-
-_REGISTRY: dict[str, HostSpec] = {}
-
-
-def register_host(model_type: str, spec: HostSpec) -> None:
-    """Tell how hosts of `config.model_type` look where detection does not find it; a user's own `HostSpec` goes first.
-
-    Example:
-        >>> register_host("my_remote_code_model", HostSpec(layers="llm.model.layers", audio_token_id=7))
-    """
-    _REGISTRY[model_type] = spec
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The host inside PEFT, torch.compile, DDP or FSDP wrappers and inside an omni model's `.thinker`."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            _warn_compiled()
-            model = model._orig_mod  # type: ignore[assignment]
-        elif hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
-            model = model.get_base_model()  # type: ignore[operator]
-        elif type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel"):
-            model = model.module  # type: ignore[assignment]
-        elif isinstance(thinker := getattr(model, "thinker", None), nn.Module):
-            model = thinker
-        else:
-            if getattr(model, "_compiled_call_impl", None) is not None:
-                _warn_compiled()
-            return model
-
-
-def detect_host(model: nn.Module, spec: HostSpec | None = None) -> HostSpec:
-    """Complete `spec` for an unwrapped `model` by its structure, its config and the registry.
-
-    Raises:
-        HostError: The decoder layers or their width can't be determined; the message lists what was found.
-    """
-    config = getattr(model, "config", None)
-    known = _REGISTRY.get(getattr(config, "model_type", None) or "", HostSpec())
-    given = {field.name: getattr(spec, field.name, None) for field in dataclasses.fields(HostSpec)}
-    told = HostSpec(**{name: getattr(known, name) if value is None else value for name, value in given.items()})
-
-    layers = _find_layers(model, config) if told.layers is None else told.layers
-    try:
-        module = model.get_submodule(layers)
-    except AttributeError as error:
-        raise HostError(f"HostSpec.layers={layers!r}: {error}; the model has {_module_lists(model)}") from error
-    if not isinstance(module, nn.ModuleList) or len(module) == 0:
-        raise HostError(f"{layers!r} is {type(module).__name__}, not a ModuleList of decoder layers")
-
-    hidden_size = told.hidden_size or getattr(_text_config(config), "hidden_size", None)
-    if hidden_size is None:
-        raise HostError(
-            f"the width of {type(model).__name__}'s decoder layers is not in its config; pass "
-            f"host=HostSpec(layers={layers!r}, hidden_size=...)"
-        )
-    features = told.feature_arguments or FEATURE_ARGUMENTS
-    mask_module = _find_mask_module(model, layers, features) if told.mask_module is None else told.mask_module
-    audio_token_id = _find_audio_token_id(config) if told.audio_token_id is None else told.audio_token_id
-    return HostSpec(layers, hidden_size, audio_token_id, mask_module, features, told.audio_mask)
+    mode: Literal["placeholder", "all"] | None = None
+    merges_embeds: bool | None = None
+    stream_idx: int | None = None
 
 
 def bind_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -127,8 +72,14 @@ def find_features(host: HostSpec, call: Mapping[str, Any]) -> Tensor | None:
     return next((call[name] for name in host.feature_arguments or () if call.get(name) is not None), None)
 
 
-def find_audio_mask(host: HostSpec, call: Mapping[str, Any]) -> Tensor | None:
-    """Which positions of a call are audio: (batch, seq_len) bool, or None for a call without audio.
+def is_cached(call: Mapping[str, Any]) -> bool:
+    """Whether a call continues an earlier one on its KV cache."""
+    cache = call.get("past_key_values")
+    return cache is not None and bool(cache.get_seq_length() > 0)
+
+
+def find_audio_mask(host: HostSpec, module: nn.Module, call: Mapping[str, Any]) -> Tensor | None:
+    """Which positions of a call of `module` are audio: (batch, seq_len) bool, or None for a call without audio.
 
     Raises:
         AudioMaskError: The call carries audio, but nothing tells where.
@@ -137,74 +88,40 @@ def find_audio_mask(host: HostSpec, call: Mapping[str, Any]) -> Tensor | None:
         return host.audio_mask(call)
     if find_features(host, call) is None:
         return None
-    ids = call.get("input_ids")
-    if ids is None:
-        raise AudioMaskError(
-            "audio features came with inputs_embeds and without input_ids, so the audio positions are unknown; "
-            "pass session(..., audio_mask=...) with a (batch, seq_len) bool mask"
-        )
+    if host.mode == "all":
+        return _no_padding(call)
     if host.audio_token_id is None:
         raise AudioMaskError(
             "the host's config names no placeholder id for audio; pass host=HostSpec(audio_token_id=...) to "
             "attach_memory, or session(..., audio_mask=...)"
         )
-    return ids == host.audio_token_id  # type: ignore[no-any-return]
-
-
-def _find_layers(model: nn.Module, config: Any) -> str:
-    count = getattr(_text_config(config), "num_hidden_layers", None)
-    try:
-        embeddings = model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        embeddings = None
-    found = []
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            parent = model.get_submodule(path.rpartition(".")[0])
-            if any(m is embeddings for m in parent.modules()):
-                found.append(path)
-    if not found:
-        raise HostError(
-            f"found no decoder layers in {type(model).__name__}: looked for a ModuleList of length {count} "
-            f"(config.num_hidden_layers) beside the input embeddings; the model has {_module_lists(model)}. "
-            'Pass host=HostSpec(layers="path.to.layers", hidden_size=...)'
+    ids = call.get("input_ids")
+    if ids is not None:
+        return ids == host.audio_token_id  # type: ignore[no-any-return]
+    embeds = call.get("inputs_embeds")
+    if embeds is None or not host.merges_embeds:
+        raise AudioMaskError(
+            "audio features came with inputs_embeds and without input_ids, so the audio positions are unknown; "
+            "pass session(..., audio_mask=...) with a (batch, seq_len) bool mask"
         )
-    shortest: str = min(found, key=lambda path: path.count("."))
-    return shortest
+    placeholder = torch.tensor([host.audio_token_id], device=embeds.device)
+    embedding = module.get_input_embeddings()(placeholder)  # type: ignore[operator]
+    return (embeds == embedding.to(embeds)).all(-1)  # type: ignore[no-any-return]
 
 
-def _find_mask_module(model: nn.Module, layers: str, features: tuple[str, ...]) -> str:
-    """The innermost module around the layers whose forward takes ids and features; the model unless there is one."""
-    path = layers
-    while path:
-        path = path.rpartition(".")[0]
-        parameters = inspect.signature(model.get_submodule(path).forward).parameters
-        if "input_ids" in parameters and any(name in parameters for name in features):
-            break
-    return path
-
-
-def _find_audio_token_id(config: Any) -> int | None:
-    for owner, name in ((config, "audio_token_id"), (config, "audio_token_index")):
-        if isinstance(value := getattr(owner, name, None), int):
-            return value
-    value = getattr(getattr(config, "audio_config", None), "audio_token_id", None)
-    return value if isinstance(value, int) else None
-
-
-def _text_config(config: Any) -> Any:
-    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-
-
-def _module_lists(model: nn.Module) -> str:
-    lists = [f"{path} ({len(m)})" for path, m in model.named_modules() if isinstance(m, nn.ModuleList)]
-    return "the ModuleLists " + ", ".join(lists) if lists else "no ModuleList"
-
-
-def _warn_compiled() -> None:
-    warnings.warn(
-        "the model is compiled already; torch.compile ignores hooks that are registered after its first call. "
-        "Call attach_memory first, then torch.compile.",
-        IgnoredHookWarning,
-        stacklevel=4,
+def _no_padding(call: Mapping[str, Any]) -> Tensor:
+    """(batch, seq_len) bool, False at padding as far as a 2-D attention mask tells; generate() drops one that is all
+    ones."""
+    tokens = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
+    batch, seq_len = tokens.shape[:2]
+    attention_mask = call.get("attention_mask")
+    if attention_mask is None:
+        return torch.ones(batch, seq_len, dtype=torch.bool, device=tokens.device)
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+        return attention_mask[:, -seq_len:].bool()
+    if batch == 1:  # there is nothing to pad a single prompt for
+        return torch.ones(1, seq_len, dtype=torch.bool, device=tokens.device)
+    raise AudioMaskError(
+        f"a batch of {batch} came with an attention mask that is not (batch, seq_len), so its padding is unknown; run "
+        "the prompts one by one, or without a static cache"
     )

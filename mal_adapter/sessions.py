@@ -92,11 +92,22 @@ def check_session_id(session_id: object) -> None:
 
 @dataclasses.dataclass(eq=False)
 class Prompt:
-    """What a call fed to the host, to recognise a generate() without KV cache that feeds it again and again."""
+    """What a call fed to the host: to recognise a generate() without KV cache that feeds it again and again, and to
+    complete an utterance that goes on while the host speaks.
 
-    ids: Tensor
+    Attributes:
+        tokens: (batch, seq_len) input ids, or (batch, seq_len, hidden_size) input embeddings.
+        features: The audio features.
+        before: What was written before this utterance.
+        rows: (batch, audio tokens, hidden_size) what the hooked layer gave at its audio positions, and
+        valid: (batch, audio tokens) which of them are no padding; both None unless the utterance can go on.
+    """
+
+    tokens: Tensor
     features: Tensor
     before: MemoryState
+    rows: Tensor | None = None
+    valid: Tensor | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -113,7 +124,9 @@ class Call:
         features: The audio features of the call, if there are any.
         repeated: Whether it feeds the last prompt again, so that nothing is to be written.
         prompt: To be remembered if the call writes.
+        earlier: The utterance's part that went before on the KV cache.
         pending: The state to commit when the forward has succeeded.
+        postponed: Whether the hooked layer runs in a checkpoint, so that its hook is called after that.
     """
 
     owner: object
@@ -125,7 +138,9 @@ class Call:
     features: Tensor | None = None
     repeated: bool = False
     prompt: Prompt | None = None
+    earlier: Prompt | None = None
     pending: MemoryState | None = None
+    postponed: bool = False
 
 
 class Session:
@@ -161,19 +176,25 @@ class Session:
             self.call = Call(module, self.state)
         self.call.entered.append(module)
 
-    def feed(self, ids: Tensor | None, features: Tensor | None) -> None:
+    def feed(self, tokens: Tensor | None, features: Tensor | None, *, mode: str | None, cached: bool) -> None:
         """The running call carries audio. If it is the last prompt and what was generated since, fed again for want
-        of a KV cache, it reads the state from before that prompt and writes nothing."""
+        of a KV cache, it reads the state from before that prompt and writes nothing. In mode "all" what was generated
+        since is audio too, whether fed alone or again: the utterance is read and written anew, as a whole."""
         if self.call is None or features is None:
             return
         self.call.features = features
-        if ids is None:
+        if tokens is None:
             return
         last = self._last
-        if last is not None and ids.shape[1] > last.ids.shape[1] and _continues(last, ids, features):
-            self.call.state, self.call.repeated = last.before, True
-        else:
-            self.call.prompt = Prompt(ids, features, self.state)
+        self.call.prompt = Prompt(tokens, features, self.state)
+        if last is None:
+            return
+        if mode == "all" and cached:
+            self.call.earlier = last
+        elif not _repeats(last, tokens, features, grown=mode == "all"):
+            return
+        self.call.state = self.call.prompt.before = last.before
+        self.call.repeated = mode != "all"
 
     def end(self, owner: object, *, succeeded: bool, keep_graph: bool) -> bool:
         """A forward of `owner` ended; commits what it wrote if it succeeded. Returns whether a write was skipped."""
@@ -181,9 +202,12 @@ class Session:
         if call is None or call.owner is not owner:
             return False
         self.call = None
-        if call.pending is None or not succeeded:
+        if not succeeded:
             return False
-        self._last = call.prompt
+        if call.prompt is not None and not call.repeated:
+            self._last = call.prompt
+        if call.pending is None:
+            return False
         skipped = bool((call.pending.skipped_writes > self.state.skipped_writes).any())
         detached = call.pending.detach().map(_not_inference)
         self.state = call.pending if keep_graph else detached
@@ -194,11 +218,17 @@ class Session:
         return skipped
 
 
-def _continues(last: Prompt, ids: Tensor, features: Tensor) -> bool:
-    length = last.ids.shape[1]
-    same_ids = ids.shape[0] == last.ids.shape[0] and torch.equal(ids[:, :length], last.ids)
+def _repeats(last: Prompt, tokens: Tensor, features: Tensor, *, grown: bool) -> bool:
+    """Whether a longer prompt begins with the last one; its features are the same, or have `grown` too."""
+    longer = tokens.shape[1] > last.tokens.shape[1]
     same_shape = features.shape == last.features.shape
-    return same_ids and same_shape and (features is last.features or torch.equal(features, last.features))
+    return longer and (grown or same_shape) and _begins(tokens, last.tokens) and _begins(features, last.features)
+
+
+def _begins(whole: Tensor, part: Tensor) -> bool:
+    if whole is part:
+        return True
+    return whole.dim() == part.dim() and torch.equal(whole[tuple(map(slice, part.shape))], part)
 
 
 def _not_inference(tensor: Tensor) -> Tensor:

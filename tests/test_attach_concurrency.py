@@ -16,7 +16,7 @@ from mal_adapter.errors import AudioOutsideSessionWarning, SessionError
 from tests.hosts.builders import HOSTS, Prompt, TinyHost
 from tests.hosts.probes import assert_states_close, random_adapter
 
-LAYER, CALLERS, TURNS = 1, 8, 4
+LAYER, THREADS, TASKS, TURNS = 1, 32, 200, 2
 
 
 @pytest.fixture(params=["qwen2_audio", "voxtral", "phi4_multimodal"])
@@ -24,11 +24,10 @@ def host(request: pytest.FixtureRequest) -> TinyHost:
     return HOSTS[request.param]
 
 
-@pytest.fixture
-def calls(host: TinyHost) -> list[list[Prompt]]:
+def dialogues(host: TinyHost, callers: int) -> list[list[Prompt]]:
     """The utterances of each caller; no two alike."""
     return [
-        [host.prompt([3 + (who + turn) % 5], seed=100 * who + turn) for turn in range(TURNS)] for who in range(CALLERS)
+        [host.prompt([3 + (who + turn) % 5], seed=100 * who + turn) for turn in range(TURNS)] for who in range(callers)
     ]
 
 
@@ -58,25 +57,26 @@ def serially(
 
 
 def assert_as_serial(memory: AttachedMemory, answers: list[list[Tensor]], expected: list[list[Tensor]]) -> None:
-    for who in range(CALLERS):
+    for who in range(len(expected)):
         for answer, wanted in zip(answers[who], expected[who], strict=True):
             torch.testing.assert_close(answer, wanted, rtol=1e-5, atol=1e-5)
         assert_states_close(memory.states[f"call {who}"], memory.states[f"serial {who}"], 1e-6)
         assert memory.states[f"call {who}"].utterances.tolist() == [TURNS]
 
 
-def test_threads_with_sessions_of_their_own_answer_as_one_after_another(host: TinyHost, calls, served):
+def test_threads_with_sessions_of_their_own_answer_as_one_after_another(host: TinyHost, served):
     model, memory = served
+    calls = dialogues(host, THREADS)
     expected = serially(host, model, memory, calls)
-    begin = threading.Barrier(CALLERS)
+    begin = threading.Barrier(THREADS)
 
     def caller(who: int) -> list[Tensor]:
         begin.wait()
         with memory.session(f"call {who}"):
             return [speak(host, model, prompt) for prompt in calls[who]]
 
-    with ThreadPoolExecutor(CALLERS) as pool:
-        answers = list(pool.map(caller, range(CALLERS)))
+    with ThreadPoolExecutor(THREADS) as pool:
+        answers = list(pool.map(caller, range(THREADS)))
     assert_as_serial(memory, answers, expected)
 
 
@@ -106,9 +106,10 @@ def test_threads_generate_at_once_and_one_reads_only_while_another_is_disabled(h
     assert memory.states["reader"].utterances.tolist() == [1]
 
 
-def test_asyncio_tasks_with_interleaved_utterances_answer_as_one_after_another(host: TinyHost, calls, served):
+def test_asyncio_tasks_with_interleaved_utterances_answer_as_one_after_another(host: TinyHost, served):
     """Each task awaits between its utterances inside its session; half of them compute in a worker thread."""
     model, memory = served
+    calls = dialogues(host, TASKS)
     expected = serially(host, model, memory, calls)
     order: list[int] = []
 
@@ -125,7 +126,7 @@ def test_asyncio_tasks_with_interleaved_utterances_answer_as_one_after_another(h
         return answers
 
     async def everyone() -> list[list[Tensor]]:
-        return await asyncio.gather(*map(caller, range(CALLERS)))
+        return await asyncio.gather(*map(caller, range(TASKS)))
 
     answers = asyncio.run(everyone())
     assert order != sorted(order)  # they did interleave
@@ -190,10 +191,10 @@ def test_many_short_sessions_from_many_threads_lose_no_update(host: TinyHost, se
             except SessionError:
                 time.sleep(0.002)
 
-    with ThreadPoolExecutor(CALLERS) as pool:
-        list(pool.map(caller, range(2 * CALLERS)))
-    assert memory.states["shared"].utterances.tolist() == [2 * CALLERS]
-    for _ in range(2 * CALLERS):
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(caller, range(2 * THREADS)))
+    assert memory.states["shared"].utterances.tolist() == [2 * THREADS]
+    for _ in range(2 * THREADS):
         with memory.session("one by one"):
             speak(host, model, prompt)
     assert_states_close(memory.states["shared"], memory.states["one by one"], 1e-6)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mal_adapter import AttachedMemory, HostSpec, attach_memory, register_host
 from mal_adapter.errors import AudioMaskError, ConfigError, HostError
+from mal_adapter.families import REGISTRY
 from tests.hosts.builders import VOCAB_SIZE, WIDTH, PlainHost
 from tests.hosts.probes import assert_states_close, hook_census, random_adapter, same_bits, small_config, state_bytes
 
@@ -234,7 +235,7 @@ def test_gradients_reach_the_adapter_through_a_plain_host(model: PlainHost):
 
 
 def test_a_registered_family_is_known_by_its_model_type_and_a_users_spec_goes_first(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("mal_adapter.hosts._REGISTRY", {})
+    monkeypatch.setitem(REGISTRY, "remote_code", HostSpec())
     model = IdHost()
     model.config = SimpleNamespace(model_type="remote_code")
     register_host("remote_code", HostSpec(layers="inner.blocks", hidden_size=WIDTH, audio_token_id=4))

@@ -11,7 +11,8 @@ import mal_adapter
 
 PACKAGE = Path(mal_adapter.__file__).parent
 # Each may import only from those before it.
-CORE = ["errors", "config", "state", "update", "reference", "hub", "adapter", "hosts", "sessions", "hooks", "attach"]
+CORE = ["errors", "config", "state", "update", "reference", "hub", "adapter", "hosts"]
+CORE += ["remote", "families", "detection", "sessions", "checkpointing", "hooks", "attach"]
 ORDER = [*CORE, "", "ser", "demo", "cli"]  # "" is the package itself, whose names ser and demo use
 
 

@@ -1,0 +1,28 @@
+"""The families that detection alone gets wrong or incomplete, one literal each."""
+
+from mal_adapter.hosts import HostSpec
+from mal_adapter.remote import REMOTE
+
+__all__ = ["REGISTRY", "register_host"]
+
+REGISTRY: dict[str, HostSpec] = {
+    **REMOTE,
+    "gemma3n": HostSpec(stream_idx=0, merges_embeds=True),  # AltUp: prediction and correction centre on stream 0
+    "inkling_mm_model": HostSpec(merges_embeds=True),
+    "muse_spark": HostSpec(merges_embeds=True),
+    "dots3_note": HostSpec(merges_embeds=True),
+    "qwen2_5_omni_thinker": HostSpec(merges_embeds=True),
+    "qwen3_omni_moe_thinker": HostSpec(merges_embeds=True),
+    "voxtral_realtime": HostSpec(mode="all", feature_arguments=("input_features", "encoder_inputs_embeds")),
+    # Its prompts are (batch, seq_len, 1 + codebooks): a text id and the audio's codes at each position.
+    "kyutai_speech_to_text": HostSpec(mode="all", feature_arguments=("input_ids", "inputs_embeds")),
+}
+
+
+def register_host(model_type: str, spec: HostSpec) -> None:
+    """Tell how hosts of `config.model_type` look where detection does not find it; a user's own `HostSpec` goes first.
+
+    Example:
+        >>> register_host("my_remote_code_model", HostSpec(layers="llm.model.layers", audio_token_id=7))
+    """
+    REGISTRY[model_type] = spec
