@@ -101,13 +101,17 @@ class MemoryAdapter(nn.Module):
             fingerprint = None if self.training else self.fingerprint()
             return MemoryState(zeros(), zeros(), none, none.clone(), none.clone(), fingerprint)
 
-    def read(self, state: MemoryState, hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
+    def read(
+        self, state: MemoryState, hidden_states: Tensor, mask: Tensor | None = None, *, causal: bool = False
+    ) -> Tensor:
         """What the memory has to say about each token.
 
         Args:
             state: One row per row of the batch.
             hidden_states: (batch, seq_len, hidden_size), any float dtype.
             mask: (batch, seq_len) bool, True at audio tokens; all of them unless given.
+            causal: Let a token see the mean of the audio tokens up to itself, for hosts that hear while they speak,
+                instead of the mean of the whole utterance.
 
         Returns:
             The residual, (batch, seq_len, hidden_size) in the dtype of `hidden_states`, exactly zero where `mask` is
@@ -118,7 +122,7 @@ class MemoryAdapter(nn.Module):
             StateMismatchError: `state` has another batch size or other layers.
         """
         mask = self._checked_mask(state, hidden_states, mask)
-        query, _, _, token, _ = self._project(hidden_states, mask)
+        query, _, _, token, _ = self._project(hidden_states, mask, causal)
         weights = tuple(w0 + w for w0, w in zip(self.initial, state.weights, strict=True))
         answer = read(weights, query.to(self.state_dtype)).transpose(1, 2).flatten(2)
         evidence = self.readout_norm(torch.cat((answer.to(token.dtype), token), dim=-1))
@@ -126,7 +130,9 @@ class MemoryAdapter(nn.Module):
         residual: Tensor = self.readout_out(self.dropout(value * F.silu(gate)))
         return torch.where(mask[..., None], residual.to(hidden_states.dtype), 0)
 
-    def write(self, state: MemoryState, hidden_states: Tensor, mask: Tensor | None = None) -> MemoryState:
+    def write(
+        self, state: MemoryState, hidden_states: Tensor, mask: Tensor | None = None, *, causal: bool = False
+    ) -> MemoryState:
         """The state after one more utterance.
 
         A row whose result is not finite stays as it was and counts in `skipped_writes`.
@@ -135,6 +141,7 @@ class MemoryAdapter(nn.Module):
             state: One row per row of the batch; not changed.
             hidden_states: (batch, seq_len, hidden_size), any float dtype.
             mask: (batch, seq_len) bool, True at audio tokens; all of them unless given.
+            causal: As in `read`.
 
         Returns:
             A new state.
@@ -146,7 +153,7 @@ class MemoryAdapter(nn.Module):
         mask = self._checked_mask(state, hidden_states, mask)
         finite = (hidden_states.isfinite().all(-1) | ~mask).all(-1)
         written = mask & finite[:, None]
-        _, key, value, _, gates = self._project(hidden_states, written)
+        _, key, value, _, gates = self._project(hidden_states, written, causal)
         weights, momentum = write(
             tuple(self.initial),
             state.weights,
@@ -173,16 +180,21 @@ class MemoryAdapter(nn.Module):
             fingerprint=state.fingerprint,
         )
 
-    def _project(self, hidden_states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Gates]:
+    def _project(
+        self, hidden_states: Tensor, mask: Tensor, causal: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Gates]:
         """Query, key, value (batch, heads, seq_len, head_dim); the read-out's token (batch, seq_len, memory_dim)."""
         # Whatever stands at other positions, NaN included, must reach neither the result nor a gradient.
         hidden_states = torch.where(mask[..., None], hidden_states, 0)
         x = self.norm(hidden_states.to(self.norm.weight.dtype))
         projected = self.in_proj(x)
         if self.pool_proj is not None:
-            count = mask.sum(-1).clamp_min(1)[:, None]
-            mean = torch.where(mask[..., None], x, 0).sum(-2) / count
-            projected = projected + self.pool_proj(mean.to(x.dtype))[:, None]
+            total, count = torch.where(mask[..., None], x, 0), mask[..., None]
+            if causal:
+                total, count = total.cumsum(-2), count.cumsum(-2)
+            else:
+                total, count = total.sum(-2, keepdim=True), count.sum(-2, keepdim=True)
+            projected = projected + self.pool_proj((total / count.clamp_min(1)).to(x.dtype))
         query, key, value, token, step, momentum, forget = projected.split(self._split, dim=-1)
         query, key, value = (t.unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
         gates = Gates(*(logit.transpose(1, 2) for logit in (step, momentum, forget)))

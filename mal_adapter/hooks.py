@@ -189,18 +189,26 @@ class MemoryHooks:
     def _hear(self, session: Session, call: Call, rows: Tensor, valid: Tensor) -> Tensor:
         """The hidden states at audio positions with the memory's residual, (audio tokens of all rows, hidden_size).
         Prepares the write."""
+        streaming = self.host.mode == "all"
+        if streaming and len(rows) != len(session.ids):
+            raise SessionError(
+                f"the batch has {len(rows)} rows for {len(session.ids)} session ids. This host hears while it speaks, "
+                "so beams and several return sequences hear different utterances; generate one sequence per prompt"
+            )
         copies = _copies_per_prompt(rows, valid, call.features, len(session.ids))
         prompt_of_row = torch.arange(len(session.ids), device=rows.device).repeat_interleave(copies)
         new = rows.shape[1]
         if call.earlier is not None and call.earlier.rows is not None and call.earlier.valid is not None:
             rows, valid = torch.cat((call.earlier.rows, rows), 1), torch.cat((call.earlier.valid, valid), 1)
-        if self.host.mode == "all" and call.prompt is not None:
+        if streaming and call.prompt is not None:
             call.prompt.rows, call.prompt.valid = rows if self.adapter.training else rows.detach(), valid
         state = call.state.to(rows.device)
-        heard = rows + self.adapter.read(state if copies == 1 else state.rows(prompt_of_row), rows, valid)
+        heard = rows + self.adapter.read(
+            state if copies == 1 else state.rows(prompt_of_row), rows, valid, causal=streaming
+        )
         if session.write and not call.repeated:
             # What is written is the utterance as the memory made it understood, so that the next one builds on it.
-            call.pending = self.adapter.write(state, heard[::copies], valid[::copies])
+            call.pending = self.adapter.write(state, heard[::copies], valid[::copies], causal=streaming)
         return heard[:, -new:][valid[:, -new:]]
 
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -110,8 +110,7 @@ def find_audio_mask(host: HostSpec, module: nn.Module, call: Mapping[str, Any]) 
 
 
 def _no_padding(call: Mapping[str, Any]) -> Tensor:
-    """(batch, seq_len) bool, False at padding as far as a 2-D attention mask tells; generate() drops one that is all
-    ones."""
+    """(batch, seq_len) bool, False at padding, as far as the attention mask tells; generate() drops one of ones."""
     tokens = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
     batch, seq_len = tokens.shape[:2]
     attention_mask = call.get("attention_mask")
@@ -119,9 +118,13 @@ def _no_padding(call: Mapping[str, Any]) -> Tensor:
         return torch.ones(batch, seq_len, dtype=torch.bool, device=tokens.device)
     if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
         return attention_mask[:, -seq_len:].bool()
-    if batch == 1:  # there is nothing to pad a single prompt for
-        return torch.ones(1, seq_len, dtype=torch.bool, device=tokens.device)
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 4:
+        # A static cache's, (batch, 1, seq_len, cache length), bool or to be added: padding does not attend to itself.
+        cache = call.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        itself = attention_mask[:, 0].diagonal(past, dim1=1, dim2=2)
+        return (itself if itself.dtype == torch.bool else itself == 0).expand(batch, -1)
     raise AudioMaskError(
-        f"a batch of {batch} came with an attention mask that is not (batch, seq_len), so its padding is unknown; run "
-        "the prompts one by one, or without a static cache"
+        f"the attention mask is a {type(attention_mask).__name__}, so the padding of this batch is unknown; generate "
+        "without a static cache"
     )

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from mal_adapter import MemoryAdapter, MemoryConfig
 from mal_adapter.errors import AdapterFormatError, AudioMaskError, StateMismatchError
+from tests.hosts.builders import WIDTH
+from tests.hosts.probes import random_adapter
 
 
 def make_adapter(seed: int = 0, *, trained: bool = True, **fields) -> MemoryAdapter:
@@ -174,3 +176,19 @@ def test_a_save_never_overwrites_another_models_folder(tmp_path):
 def test_a_missing_folder_is_not_looked_up_on_the_hub(tmp_path):
     with pytest.raises(AdapterFormatError, match="no folder"):
         MemoryAdapter.from_pretrained(tmp_path / "absent")
+
+
+@torch.no_grad()
+def test_a_causal_read_hears_nothing_of_what_is_still_to_come():
+    """The first tokens' residual is the same whatever follows; without `causal` the utterance's mean tells of it."""
+    adapter = random_adapter()
+    torch.manual_seed(0)
+    hidden_states = torch.randn(2, 9, WIDTH)
+    mask = torch.tensor([[True] * 9, [False] + [True] * 6 + [False] * 2])
+    state = adapter.write(adapter.initial_state(2), hidden_states, mask)
+    whole = adapter.read(state, hidden_states, mask, causal=True)
+    for length in range(1, 10):
+        begun = adapter.read(state, hidden_states[:, :length], mask[:, :length], causal=True)
+        torch.testing.assert_close(begun, whole[:, :length], rtol=0, atol=1e-6)
+    torch.testing.assert_close(whole[0, -1], adapter.read(state, hidden_states, mask)[0, -1], rtol=0, atol=1e-6)
+    assert not torch.allclose(whole[:, 1], adapter.read(state, hidden_states, mask)[:, 1], atol=1e-3)

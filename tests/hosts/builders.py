@@ -10,9 +10,21 @@ import importlib
 import pkgutil
 
 from tests.hosts import families
+from tests.hosts.additive import AdditiveHost
 from tests.hosts.tiny import AUDIO_TOKEN_ID, VOCAB_SIZE, WIDTH, PlainHost, Prompt, TinyHost
 
-__all__ = ["AUDIO_TOKEN_ID", "FAMILIES", "HOSTS", "VOCAB_SIZE", "WIDTH", "PlainHost", "Prompt", "TinyHost"]
+__all__ = [
+    "ADDITIVE_HOSTS",
+    "AUDIO_TOKEN_ID",
+    "FAMILIES",
+    "HOSTS",
+    "VOCAB_SIZE",
+    "WIDTH",
+    "AdditiveHost",
+    "PlainHost",
+    "Prompt",
+    "TinyHost",
+]
 
 
 def _literals() -> dict[str, TinyHost]:
@@ -26,4 +38,8 @@ def _literals() -> dict[str, TinyHost]:
 FAMILIES = _literals()
 """All families by name, those of another transformers included."""
 
-HOSTS = {name: host for name, host in FAMILIES.items() if host.exists}
+ADDITIVE_HOSTS = {name: host for name, host in FAMILIES.items() if host.exists and isinstance(host, AdditiveHost)}
+"""Those that add audio to every position."""
+
+HOSTS = {name: host for name, host in FAMILIES.items() if host.exists and name not in ADDITIVE_HOSTS}
+"""Those that put audio in the place of placeholders."""

@@ -56,10 +56,14 @@ class LayerCall:
 
 
 @contextlib.contextmanager
-def trace_layers(layers: nn.ModuleList) -> Iterator[list[LayerCall]]:
-    """Records each call of each layer; entered after `attach_memory`, it sees what the next layer sees."""
+def trace_layers(layers: nn.ModuleList, stream_idx: int | None = None) -> Iterator[list[LayerCall]]:
+    """Records each call of each layer; entered after `attach_memory`, it sees what the next layer sees. Of parallel
+    streams of hidden states it records one."""
     calls: list[LayerCall] = []
     pending: dict[int, dict[str, Any]] = {}
+
+    def stream(hidden_states: Tensor) -> Tensor:
+        return hidden_states.clone() if stream_idx is None else hidden_states[stream_idx].clone()
 
     def before(index: int):
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -71,7 +75,7 @@ def trace_layers(layers: nn.ModuleList) -> Iterator[list[LayerCall]]:
                 "position_ids": kwargs.get("position_ids"),
                 "cos": positions and positions[0],
                 "sin": positions and positions[1],
-                "cache_length_before": None if cache is None else cache.get_seq_length(index),
+                "cache_length_before": _cache_length(cache, index),
             }
 
         return hook
@@ -80,9 +84,9 @@ def trace_layers(layers: nn.ModuleList) -> Iterator[list[LayerCall]]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
             cache = kwargs.get("past_key_values")
             surroundings = pending.pop(index)
-            surroundings["cache_length_after"] = None if cache is None else cache.get_seq_length(index)
+            surroundings["cache_length_after"] = _cache_length(cache, index)
             hidden_out = out[0] if isinstance(out, tuple) else out
-            calls.append(LayerCall(index, args[0].clone(), hidden_out.clone(), surroundings))
+            calls.append(LayerCall(index, stream(args[0]), stream(hidden_out), surroundings))
 
         return hook
 
@@ -91,6 +95,15 @@ def trace_layers(layers: nn.ModuleList) -> Iterator[list[LayerCall]]:
             stack.callback(layer.register_forward_pre_hook(before(index), with_kwargs=True).remove)
             stack.callback(layer.register_forward_hook(after(index), with_kwargs=True).remove)
         yield calls
+
+
+def _cache_length(cache: Any, layer_idx: int) -> int | None:
+    if cache is None:
+        return None
+    try:
+        return cache.get_seq_length(layer_idx)
+    except ValueError:  # a Mamba or MoE layer keeps no keys: the cache's length is that of its attention layers
+        return cache.get_seq_length()
 
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -86,10 +86,10 @@ def test_detection_finds_layers_width_and_placeholder(host: TinyHost, model: Pre
 def test_the_audio_mask_is_exactly_where_the_host_puts_audio(host: TinyHost, model: PreTrainedModel, padding_side: str):
     """Seen by where the residual lands, and by how many tokens are counted as written."""
     inputs, audio_mask = host.make_inputs(model, [[4], [7, 2], [3]], padding_side=padding_side)
-    with trace_layers(host.layers(model)) as bare:
+    with trace_layers(host.layers(model), host.stream_idx) as bare:
         model(**inputs)
     memory = attach(model)
-    with memory.session(["a", "b", "c"]), trace_layers(host.layers(model)) as attached:
+    with memory.session(["a", "b", "c"]), trace_layers(host.layers(model), host.stream_idx) as attached:
         model(**inputs)
     changed = (bare[LAYER].hidden_out != attached[LAYER].hidden_out).any(-1)
     assert torch.equal(changed, audio_mask)
@@ -154,10 +154,10 @@ def test_leaving_the_with_block_detaches(host: TinyHost, model: PreTrainedModel)
 def test_only_audio_positions_of_the_hooked_layer_change(host: TinyHost, dtype: torch.dtype, padding_side: str):
     model = host.build(dtype, num_layers=3)
     inputs, audio_mask = host.make_inputs(model, [[4], [2, 5]], padding_side=padding_side)
-    with trace_layers(host.layers(model)) as bare:
+    with trace_layers(host.layers(model), host.stream_idx) as bare:
         model(**inputs)
     memory = attach(model)
-    with memory.session(["a", "b"]), trace_layers(host.layers(model)) as attached:
+    with memory.session(["a", "b"]), trace_layers(host.layers(model), host.stream_idx) as attached:
         model(**inputs)
     for before, after in zip(bare, attached, strict=True):
         assert after.hidden_out.dtype == dtype
@@ -179,31 +179,33 @@ def test_the_residual_is_what_the_adapter_reads_and_the_write_is_of_what_the_nex
     state, expected = adapter.initial_state(), []
     for prompt in prompts:
         inputs, audio_mask = host.collate(model, [prompt])
-        with trace_layers(host.layers(model)) as bare:
+        with trace_layers(host.layers(model), host.stream_idx) as bare:
             model(**inputs)
         hidden_states = bare[LAYER].hidden_out
         expected.append(hidden_states + adapter.read(state, hidden_states, audio_mask))
         state = adapter.write(state, expected[-1][audio_mask][None])
     memory = attach(model, adapter=adapter)
-    with memory.session("call"), trace_layers(host.layers(model)) as attached:
+    with memory.session("call"), trace_layers(host.layers(model), host.stream_idx) as attached:
         for prompt in prompts:
             model(**host.collate(model, [prompt])[0])
     outputs = [call.hidden_out for call in attached if call.layer_idx == LAYER]
     for output, wanted in zip(outputs, expected, strict=True):
-        torch.testing.assert_close(output, wanted, rtol=0, atol=1e-6)
+        torch.testing.assert_close(output, wanted, rtol=0, atol=1e-6 * max(1.0, float(wanted.abs().max())))
     assert_states_close(memory.states["call"], state, 1e-6)
 
 
 @torch.no_grad()
 def test_output_hidden_states_shows_the_residual(host: TinyHost, model: PreTrainedModel):
+    if "hidden_states" in host.cannot:
+        pytest.skip("the bare host can't")
     inputs, audio_mask = host.make_inputs(model, [[4], [7]])
     bare = model(**inputs, output_hidden_states=True).hidden_states
     memory = attach(model)
-    with memory.session(["a", "b"]), trace_layers(host.layers(model)) as calls:
+    with memory.session(["a", "b"]), trace_layers(host.layers(model), host.stream_idx) as calls:
         attached = model(**inputs, output_hidden_states=True).hidden_states
     assert len(bare) == len(attached)
-    assert same_bits(attached[LAYER + 1], calls[LAYER].hidden_out)
-    changed = (bare[LAYER + 1] != attached[LAYER + 1]).any(-1)
+    assert same_bits(host.stream(attached[LAYER + 1]), calls[LAYER].hidden_out)
+    changed = host.stream(bare[LAYER + 1] != attached[LAYER + 1]).any(-1)
     assert torch.equal(changed, audio_mask)
 
 
@@ -216,7 +218,7 @@ def test_masks_positions_and_cache_lengths_are_as_without_memory(
     runs = []
     memory = attach(model)
     for scope in (memory.disabled(), memory.session(["a", "b"])):
-        with scope, trace_layers(host.layers(model)) as calls:
+        with scope, trace_layers(host.layers(model), host.stream_idx) as calls:
             model(**inputs)
             # Unequal tokens would give unequal masks for a reason that is not ours: the same tokens are forced.
             greedy(model, inputs, logits_processor=LogitsProcessorList([Force(5)]))
@@ -402,8 +404,15 @@ def test_one_prompt_with_beams_in_a_single_or_anonymous_session(host: TinyHost, 
 @torch.no_grad()
 def test_beams_over_several_clips_in_a_prompt_are_refused(host: TinyHost, model: PreTrainedModel):
     """transformers repeats each feature row in place: a beam would hear the first clip twice and the second never."""
-    inputs, _ = host.make_inputs(model, [[4, 4]])
+    prompt = host.prompt([4, 4])
+    inputs, _ = host.collate(model, [prompt])
     memory = attach(model)
+    if host.keeps_clips_together:
+        expected = state_after(host, model, memory, [prompt])
+        with memory.session("call"):
+            greedy(model, inputs, num_beams=2)
+        assert_states_close(memory.states["call"], expected, 1e-5)
+        return
     with memory.session("call"):
         with pytest.raises(MalAdapterError, match="clip"):
             greedy(model, inputs, num_beams=2)
@@ -434,6 +443,25 @@ def test_without_a_cache_the_utterance_is_still_written_once(host: TinyHost, mod
 
 
 @torch.no_grad()
+def test_with_a_static_cache_the_memory_is_as_with_a_dynamic_one(host: TinyHost, model: PreTrainedModel):
+    """Its masks have the cache's full length, so they are not those of the prompt."""
+    if "static_cache" in host.cannot:
+        pytest.skip("the bare host can't")
+    first, second = host.prompt([6], seed=1), host.prompt([4], seed=2)
+    memory = attach(model)
+    for name, options in (("dynamic", {}), ("static", {"cache_implementation": "static"})):
+        with memory.session(name):
+            for prompt in (first, second):
+                generated = greedy(model, host.collate(model, [prompt])[0], **options)
+        if name == "dynamic":
+            expected = generated
+    for x, y in zip(generated.scores, expected.scores, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
+    assert memory.states["static"].utterances.tolist() == [2]
+    assert_states_close(memory.states["static"], memory.states["dynamic"], 1e-5)
+
+
+@torch.no_grad()
 def test_a_generated_placeholder_id_is_not_audio(host: TinyHost, model: PreTrainedModel):
     prompt = host.prompt([4], seed=1)
     inputs, _ = host.collate(model, [prompt])
@@ -448,9 +476,9 @@ def test_a_generated_placeholder_id_is_not_audio(host: TinyHost, model: PreTrain
     # On the last layer the residual is in no key or value, so a decode step that adds none is the bare host's.
     memory = attach(model, layer_idx=2)
     expected = state_after(host, model, memory, [prompt])
-    with memory.disabled(), trace_layers(host.layers(model)) as bare:
+    with memory.disabled(), trace_layers(host.layers(model), host.stream_idx) as bare:
         run()
-    with memory.session("call"), trace_layers(host.layers(model)) as attached:
+    with memory.session("call"), trace_layers(host.layers(model), host.stream_idx) as attached:
         generated = run()
     assert generated.sequences[0, inputs["input_ids"].shape[1]] == AUDIO_TOKEN_ID
     assert_states_close(memory.states["call"], expected, 1e-6)
@@ -493,7 +521,7 @@ def test_a_second_turn_on_a_cache_writes_just_its_own_audio(host: TinyHost, mode
     first, suffix = host.prompt([6], seed=1), host.prompt([5], seed=2)
     memory = attach(model)
     adapter = memory.adapter
-    with memory.session("call"), trace_layers(host.layers(model)) as calls:
+    with memory.session("call"), trace_layers(host.layers(model), host.stream_idx) as calls:
         cache = model(**host.collate(model, [first])[0], use_cache=True).past_key_values
         model(**continued(host, model, cache, suffix))
     state = memory.states["call"]
@@ -514,7 +542,7 @@ def capture_own_output(host: TinyHost, model: PreTrainedModel, memory: AttachedM
 
     The hooked layer comes after the cached ones, so the residual of the first turn is in no key or value up to it.
     """
-    with memory.disabled(), trace_layers(host.layers(model)) as calls:
+    with memory.disabled(), trace_layers(host.layers(model), host.stream_idx) as calls:
         cache = model(**host.collate(model, [first])[0], use_cache=True).past_key_values
         model(**continued(host, model, cache, suffix))
     return [call for call in calls if call.layer_idx == LAYER][1].hidden_out
@@ -523,6 +551,8 @@ def capture_own_output(host: TinyHost, model: PreTrainedModel, memory: AttachedM
 @torch.no_grad()
 def test_generate_continues_a_conversation_on_its_cache(host: TinyHost, model: PreTrainedModel):
     """The second generate gets all ids, the first one's cache and only the new clip's features, as chats are served."""
+    if "clips_on_a_cache" in host.cannot:
+        pytest.skip("the bare host can't")
     first, suffix = host.prompt([6], seed=1), host.prompt([5], seed=2)
     inputs, _ = host.collate(model, [first])
     memory = attach(model)
@@ -543,6 +573,8 @@ def test_generate_continues_a_conversation_on_its_cache(host: TinyHost, model: P
 @SIDES
 @torch.no_grad()
 def test_a_batch_of_sessions_equals_the_singles(host: TinyHost, model: PreTrainedModel, padding_side: str):
+    if "batches" in host.cannot:
+        pytest.skip("the bare host can't")
     turns = [
         [host.prompt(clips, seed=10 * turn + row) for row, clips in enumerate(batch)]
         for turn, batch in enumerate([[[4], [8], [2, 5]], [[9], [3], [6]], [[2], [2], [7]]])
@@ -564,6 +596,8 @@ def test_a_batch_of_sessions_equals_the_singles(host: TinyHost, model: PreTraine
 @torch.no_grad()
 def test_rows_belong_to_sessions_in_the_order_of_the_ids(host: TinyHost, model: PreTrainedModel):
     """Sessions that change places and partners from batch to batch keep their own past."""
+    if "batches" in host.cannot:
+        pytest.skip("the bare host can't")
     prompts = {name: [host.prompt([5], seed=ord(name) * 10 + turn) for turn in range(3)] for name in "abc"}
     memory = attach(model)
     for name in "abc":
@@ -590,12 +624,13 @@ def test_a_row_without_audio_in_a_batch_keeps_its_state(host: TinyHost, model: P
 def test_under_a_bf16_host_the_state_stays_fp32(host: TinyHost):
     model = host.build(torch.bfloat16, num_layers=3)
     inputs, _ = host.make_inputs(model, [[4], [7]])
+    bare_dtype = model(**inputs).logits.dtype  # some hosts return them in float32
     memory = attach(model)
-    with memory.session(["a", "b"]), trace_layers(host.layers(model)) as calls:
+    with memory.session(["a", "b"]), trace_layers(host.layers(model), host.stream_idx) as calls:
         for _ in range(3):
             logits = model(**inputs).logits
             greedy(model, inputs)
-    assert logits.dtype == torch.bfloat16
+    assert logits.dtype == bare_dtype
     assert {call.hidden_out.dtype for call in calls} == {torch.bfloat16}
     state = memory.states["a"]
     assert {t.dtype for t in (*state.weights, *state.momentum)} == {torch.float32}
@@ -622,7 +657,7 @@ def test_a_forward_that_raises_commits_nothing(host: TinyHost, model: PreTrained
     broken = break_a_later_layer(host, model)
     for call in (
         model,
-        functools.partial(model.generate, num_beams=2),
+        functools.partial(model.generate, num_beams=2, max_new_tokens=4),
         functools.partial(model.generate, max_length=99),
     ):
         with memory.session("call"), pytest.raises(ZeroDivisionError):
@@ -704,13 +739,23 @@ def test_outside_a_session_the_host_is_bare_and_a_warning_is_given_once(host: Ti
     assert list(memory.states) == []
 
 
+def make_not_finite(host: TinyHost, model: PreTrainedModel, inputs: dict[str, Tensor]) -> None:
+    """Fills the audio features with NaN or, where they are whole numbers, the table they are looked up in."""
+    features = inputs[host.feature_argument]
+    if features.is_floating_point():
+        features.fill_(torch.nan)
+    else:
+        tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings()]
+        tables[0].weight.fill_(torch.nan)
+
+
 @torch.no_grad()
 def test_a_write_that_is_not_finite_does_not_land(host: TinyHost, model: PreTrainedModel):
     first, second = host.prompt([6], seed=1), host.prompt([5], seed=2)
     memory = attach(model)
     before = state_after(host, model, memory, [first], "call")
     inputs, _ = host.collate(model, [second])
-    inputs[host.feature_argument] = torch.full_like(inputs[host.feature_argument], torch.nan)
+    make_not_finite(host, model, inputs)
     with memory.session("call"), pytest.warns(SkippedWriteWarning):
         model(**inputs)
     after = memory.states["call"]
@@ -770,12 +815,12 @@ def test_a_layer_that_is_not_there_is_refused(host: TinyHost, model: PreTrainedM
 @torch.no_grad()
 def test_a_user_mask_wins_over_detection(host: TinyHost, model: PreTrainedModel):
     inputs, audio_mask = host.make_inputs(model, [[5], [4]])
-    with trace_layers(host.layers(model)) as bare:
+    with trace_layers(host.layers(model), host.stream_idx) as bare:
         model(**inputs)
     mine = torch.zeros_like(audio_mask)
     mine[:, -2:] = True
     memory = attach(model)
-    with memory.session(["a", "b"], audio_mask=mine), trace_layers(host.layers(model)) as attached:
+    with memory.session(["a", "b"], audio_mask=mine), trace_layers(host.layers(model), host.stream_idx) as attached:
         model(**inputs)
     assert torch.equal((bare[LAYER].hidden_out != attached[LAYER].hidden_out).any(-1), mine)
     assert memory.states["a"].tokens.tolist() == [2]
@@ -784,8 +829,11 @@ def test_a_user_mask_wins_over_detection(host: TinyHost, model: PreTrainedModel)
 @torch.no_grad()
 def test_embeddings_alone_carry_audio_only_where_the_user_says_so(host: TinyHost, model: PreTrainedModel):
     inputs, audio_mask = host.make_inputs(model, [[5]])
-    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    table = model.get_input_embeddings()
+    # The placeholder may have no embedding: past the vocabulary.
+    embeds = table(inputs["input_ids"].clamp(max=table.num_embeddings - 1))
     call = {"inputs_embeds": embeds, "attention_mask": inputs["attention_mask"]}
+    call |= host.beside_embeddings(model, inputs["input_ids"])
     bare = model(**call).logits
     memory = attach(model)
     with memory.session("unsaid"):
@@ -794,6 +842,31 @@ def test_embeddings_alone_carry_audio_only_where_the_user_says_so(host: TinyHost
         assert not torch.equal(model(**call).logits, bare)
     assert "unsaid" not in memory.states or memory.states["unsaid"].utterances.tolist() == [0]
     assert memory.states["said"].tokens.tolist() == [int(audio_mask.sum())]
+
+
+@torch.no_grad()
+def test_features_beside_embeddings_are_audio_only_where_the_host_merges_them(host: TinyHost, model: PreTrainedModel):
+    """Without input_ids a host looks for the placeholder's embedding, ignores the features, or raises."""
+    prompt = host.prompt([5], seed=1)
+    with_ids, _ = host.collate(model, [prompt])
+    ids = with_ids["input_ids"]
+    table = model.get_input_embeddings()
+    call = {name: value for name, value in with_ids.items() if name != "input_ids"}
+    call |= {"inputs_embeds": table(ids.clamp(max=table.num_embeddings - 1)), **host.beside_embeddings(model, ids)}
+    try:
+        merges = torch.allclose(model(**call).logits, model(**with_ids).logits, rtol=1e-4, atol=1e-4)
+    except (RuntimeError, ValueError):
+        merges = False
+    memory = attach(model)
+    assert bool(memory.host.merges_embeds) == merges
+    if not merges:
+        with memory.session("call"), pytest.raises(ValueError):  # noqa: PT011 - AudioMaskError, or the host's own
+            model(**call)
+        return
+    expected = state_after(host, model, memory, [prompt])
+    with memory.session("call"):
+        model(**call)
+    assert_states_close(memory.states["call"], expected, 1e-5)
 
 
 # --------------------------------------------------------------------------------------- several memories, freedom
@@ -808,7 +881,7 @@ def test_two_memories_on_two_layers_are_independent(host: TinyHost, model: PreTr
         model(**host.collate(model, [first])[0])
         only_early = model(**inputs).logits
     late = attach(model, 2, adapter=random_adapter(seed=2))
-    with early.session("again"), late.session("again"), trace_layers(host.layers(model)) as calls:
+    with early.session("again"), late.session("again"), trace_layers(host.layers(model), host.stream_idx) as calls:
         model(**host.collate(model, [first])[0])
         both = model(**inputs).logits
     assert_states_close(early.states["again"], early.states["call"], 0)  # a later layer can't reach an earlier one
@@ -848,7 +921,7 @@ def test_a_session_leaves_no_tensor_of_a_forward_alive(host: TinyHost, model: Pr
     references = []
 
     def watch(_module, args, out):
-        references.append(weakref.ref(out))
+        references.append(weakref.ref(out[0] if isinstance(out, tuple) else out))
 
     handle = host.layers(model)[LAYER].register_forward_hook(watch)
     with memory.session("call"):
@@ -884,6 +957,9 @@ def test_an_attached_model_can_be_copied_and_pickled(host: TinyHost, model: PreT
 def trained(host: TinyHost, model: PreTrainedModel):
     """A frozen host and a trainable memory, both in train mode, and two dialogues of two utterances."""
     model.requires_grad_(False).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.eval()  # frozen or not, in train mode the bare host changes its running statistics
     memory = attach(model)
     memory.train()
     turns = [host.collate(model, [host.prompt([6], seed=1), host.prompt([5], seed=2)])[0],
@@ -958,6 +1034,10 @@ def test_the_gradient_through_two_utterances_is_the_slope(host: TinyHost, traine
     """Against a central difference of the whole run along a random direction."""
     model, memory, turns = trained
     model.double()
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the grouped matrix product has no float64
+    for path in host.float32_modules:
+        model.get_submodule(path).float()
     adapter = memory.adapter.double()
     turns = [{k: v.double() if v.is_floating_point() else v for k, v in turn.items()} for turn in turns]
 
@@ -979,18 +1059,23 @@ def test_the_gradient_through_two_utterances_is_the_slope(host: TinyHost, traine
     gradient = {name: p.grad.clone() for name, p in adapter.named_parameters()}
     slope = sum((gradient[name] * d).sum() for name, d in direction.items()) / norm
     scale = torch.stack([(gradient[name] * (d != 0)).square().sum() for name, d in direction.items()]).sum().sqrt()
-    step, values = 1e-2, []  # hosts normalise in float32 whatever their dtype, so a smaller step drowns in rounding
+    step, values = 4e-2, []  # hosts normalise in float32 whatever their dtype, so a smaller step drowns in rounding
     with torch.no_grad():
         for sign in (1, -2):
             for name, p in adapter.named_parameters():
                 p.add_(direction[name], alpha=float(sign * step / norm))
             values.append(loss())
     assert scale > 0
-    torch.testing.assert_close((values[0] - values[1]) / (2 * step), slope, rtol=0, atol=1e-3 * float(scale))
+    difference = (values[0] - values[1]) / (2 * step)
+    torch.testing.assert_close(difference.double(), slope.double(), rtol=0, atol=1e-3 * float(scale))
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_changes_neither_state_nor_gradients(host: TinyHost, trained, use_reentrant: bool):
+    if "checkpointing" in host.cannot:
+        pytest.skip("the bare host has no gradient checkpointing")
+    if use_reentrant and "input_grads" in host.cannot:
+        pytest.skip("the bare host can't give its embeddings a gradient")
     model, memory, turns = trained
 
     def run():

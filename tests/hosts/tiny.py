@@ -28,6 +28,10 @@ MAX_CLIP_TOKENS = 16  # longer audio does not fit one feature row
 CAPABILITIES = {
     "static_cache": "generate(cache_implementation='static')",
     "checkpointing": "gradient checkpointing",
+    "hidden_states": "output_hidden_states that shows what a forward hook returned",
+    "batches": "a batch whose clips don't hear each other",
+    "clips_on_a_cache": "generate() that hears a second turn's clips on the KV cache of the first",
+    "input_grads": "a frozen host after enable_input_require_grads(), which re-entrant checkpointing wants",
 }
 """What some hosts can't do, with or without a memory."""
 
@@ -62,6 +66,13 @@ class TinyHost:
         layers_path: dotted path of the decoder layers' `ModuleList`.
         multimodal_path: dotted path of the module that merges audio into the embeddings.
         window_tokens: audio comes in windows of this many tokens, one feature row each; None: a row is a whole clip.
+        time_marker_every: the processor writes a time marker, a text token, after this many of a clip's audio tokens.
+        clip_fills: a clip takes this many audio tokens however short it is; the host itself pads its features.
+        token_types: name of the processor's output that is 3 at audio and 0 at text, (batch, seq_len).
+        stream_idx: where hidden states are (streams, batch, seq_len, width), the stream that the next layer attends to.
+        beside_embeddings: model and input_ids -> what `forward` needs beside the inputs_embeds of those ids.
+        float32_modules: dotted paths of the modules that raise in float64.
+        keeps_clips_together: generate() repeats all clips of a prompt for its beams; most hosts repeat each in place.
         decodes_placeholder: False where the bare host itself raises when the placeholder id is generated.
         cannot: what the bare host itself can't do, from `CAPABILITIES`; each is proven by a test on the bare host.
     """
@@ -74,7 +85,14 @@ class TinyHost:
     layers_path: str = "model.language_model.layers"
     multimodal_path: str = "model"
     window_tokens: int | None = None
+    time_marker_every: int | None = None
     frames_per_token: int = 4
+    clip_fills: int | None = None
+    token_types: str | None = None
+    stream_idx: int | None = None
+    beside_embeddings: Callable[[PreTrainedModel, Tensor], dict[str, Tensor]] = lambda _model, _ids: {}
+    float32_modules: tuple[str, ...] = ()
+    keeps_clips_together: bool = False
     decodes_placeholder: bool = True
     cannot: frozenset[str] = frozenset()
 
@@ -97,7 +115,7 @@ class TinyHost:
     def clip_tokens(self, requested: int) -> int:
         """How many audio tokens a clip of the requested length takes on this host."""
         if self.window_tokens is None:
-            return requested
+            return self.clip_fills or requested
         return -(-requested // self.window_tokens) * self.window_tokens
 
     def prompt(self, clips: Sequence[int], *, text: Sequence[int] = (3, 2, 4), seed: int = 0) -> Prompt:
@@ -118,13 +136,16 @@ class TinyHost:
             if index:
                 parts.append(words(between))
             tokens = self.clip_tokens(requested)
-            parts.append(torch.full((tokens,), AUDIO_TOKEN_ID))
-            row_tokens = self.window_tokens or tokens
+            for run in torch.full((tokens,), AUDIO_TOKEN_ID).split(self.time_marker_every or tokens):
+                parts.append(run)
+                if len(run) == self.time_marker_every:
+                    parts.append(words(1))
+            row_tokens = self.window_tokens or requested
             if row_tokens > MAX_CLIP_TOKENS:
                 raise ValueError(f"a clip of {requested} tokens does not fit the {MAX_CLIP_TOKENS} of one feature row")
             rows += [
                 torch.randn(MEL_BINS, row_tokens * self.frames_per_token, generator=generator)
-                for _ in range(tokens // row_tokens)
+                for _ in range(tokens // row_tokens if self.window_tokens else 1)
             ]
         parts.append(words(after))
         return Prompt(torch.cat(parts), tuple(rows))
@@ -148,6 +169,8 @@ class TinyHost:
         rows = list(itertools.chain.from_iterable(prompt.feature_rows for prompt in prompts))
         if rows:
             inputs |= self.features(rows, next(model.parameters()).dtype)
+        if self.token_types:
+            inputs[self.token_types] = 3 * (ids == AUDIO_TOKEN_ID)
         return inputs, ids == AUDIO_TOKEN_ID
 
     def make_inputs(
@@ -165,6 +188,10 @@ class TinyHost:
 
     def layers(self, model: nn.Module) -> nn.ModuleList:
         return model.get_submodule(self.layers_path)
+
+    def stream(self, hidden_states: Tensor) -> Tensor:
+        """What is (batch, seq_len, width) of a layer's hidden states."""
+        return hidden_states if self.stream_idx is None else hidden_states[self.stream_idx]
 
 
 class PlainHost(nn.Module):
@@ -205,7 +232,8 @@ def _spread(model: nn.Module) -> None:
     """Replaces the usual 0.02 initialisation, under which a tiny random model answers almost the same to any input."""
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2 and "norm" not in name:
-            parameter.normal_(std=parameter[0].numel() ** -0.5 if "embed_tokens" not in name else 1.0)
+            fan_in = parameter.shape[-1] if "experts" in name else parameter[0].numel()  # experts are stacked
+            parameter.normal_(std=fan_in**-0.5 if "embed_tokens" not in name else 1.0)
         elif name.endswith("bias"):
             parameter.normal_(std=0.1)
 

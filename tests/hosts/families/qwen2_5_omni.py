@@ -9,6 +9,10 @@ from torch import Tensor
 
 from tests.hosts.tiny import AUDIO_TOKEN_ID, MAX_CLIP_TOKENS, WIDTH, TinyHost, encoder, padded, text
 
+# Before 5.0 a thinker had no inner model that merges.
+OMNI_PATHS = {} if transformers.__version__ >= "5" else {"layers_path": "model.layers", "multimodal_path": ""}
+OMNI_CANNOT = frozenset() if transformers.__version__ >= "5" else frozenset({"static_cache", "clips_on_a_cache"})
+
 
 def _qwen_omni_thinker(num_layers: int) -> Any:
     return transformers.Qwen2_5OmniThinkerConfig(
@@ -23,7 +27,7 @@ def _qwen_omni_thinker(num_layers: int) -> Any:
         },
         text_config=text(
             num_layers,
-            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 1, 1]},
+            rope_scaling={"rope_type": "default", "mrope_section": [2, 1, 1]},  # called rope_parameters since 5.0
             tie_word_embeddings=False,
         ),
         audio_token_index=AUDIO_TOKEN_ID,
@@ -41,5 +45,10 @@ def _qwen_features(rows: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Tens
 
 
 QWEN2_5_OMNI_THINKER = TinyHost(
-    "qwen2_5_omni_thinker", "Qwen2_5OmniThinkerForConditionalGeneration", _qwen_omni_thinker, _qwen_features
+    "qwen2_5_omni_thinker",
+    "Qwen2_5OmniThinkerForConditionalGeneration",
+    _qwen_omni_thinker,
+    _qwen_features,
+    cannot=OMNI_CANNOT,
+    **OMNI_PATHS,
 )
