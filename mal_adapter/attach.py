@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mal_adapter.adapter import MemoryAdapter
 from mal_adapter.config import MemoryConfig
-from mal_adapter.detection import detect_host, unwrap
+from mal_adapter.detection import count_shared_layers, detect_host, unwrap
 from mal_adapter.errors import (
     AudioMaskError,
     BaseModelWarning,
@@ -86,7 +86,7 @@ def attach_memory(
             raise ConfigError("pass adapter= or config=, not both: a trained adapter brings its configuration")
         _check_host(loaded, facts)
         layer_idx = loaded.card.layer_idx if layer_idx is None else layer_idx
-    layer_idx = _check_layer_idx(layer_idx, len(layers))  # type: ignore[arg-type]
+    layer_idx = _check_layer_idx(layer_idx, len(layers), count_shared_layers(root))  # type: ignore[arg-type]
     layer = layers[layer_idx]  # type: ignore[index]
     drop_copied_hooks(root)
     if has_memory(layer):
@@ -273,11 +273,15 @@ def _check_host(adapter: MemoryAdapter, facts: dict[str, Any]) -> None:
         )
 
 
-def _check_layer_idx(layer_idx: int | None, num_layers: int) -> int:
+def _check_layer_idx(layer_idx: int | None, num_layers: int, shared: int) -> int:
+    own = num_layers - shared
     if layer_idx is None:
-        raise ConfigError(
-            f"a fresh memory needs layer_idx, 0 … {num_layers - 1}; a layer around {num_layers // 2} is a good start"
-        )
+        raise ConfigError(f"a fresh memory needs layer_idx, 0 … {own - 1}; a layer around {own // 2} is a good start")
     if isinstance(layer_idx, bool) or not isinstance(layer_idx, int) or not 0 <= layer_idx < num_layers:
-        raise ConfigError(f"layer_idx={layer_idx!r} is not a decoder layer of this host, 0 … {num_layers - 1}")
+        raise ConfigError(f"layer_idx={layer_idx!r} is not a decoder layer of this host, 0 … {own - 1}")
+    if layer_idx >= own:
+        raise ConfigError(
+            f"layer_idx={layer_idx} is one of the last {shared} layers, which reuse the keys and values of earlier "
+            f"ones, so that no token would hear a memory there; choose 0 … {own - 1}"
+        )
     return layer_idx

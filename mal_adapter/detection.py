@@ -11,7 +11,7 @@ from mal_adapter.errors import HostError, IgnoredHookWarning
 from mal_adapter.families import REGISTRY
 from mal_adapter.hosts import HostSpec
 
-__all__ = ["FEATURE_ARGUMENTS", "detect_host", "unwrap"]
+__all__ = ["FEATURE_ARGUMENTS", "count_shared_layers", "detect_host", "unwrap"]
 
 FEATURE_ARGUMENTS = ("input_features", "audio_input_features", "input_values", "audio_values", "audio_input_ids")
 """What the audio argument of `forward` is called in the families of transformers."""
@@ -71,6 +71,12 @@ def detect_host(model: nn.Module, spec: HostSpec | None = None) -> HostSpec:
         mask_module=mask_module,
         feature_arguments=features,
     )
+
+
+def count_shared_layers(model: nn.Module) -> int:
+    """How many of the last decoder layers reuse the keys and values of earlier ones, so that what is added there
+    reaches no other position."""
+    return getattr(_text_config(getattr(model, "config", None)), "num_kv_shared_layers", None) or 0
 
 
 def _find_layers(model: nn.Module, config: Any) -> str:

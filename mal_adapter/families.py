@@ -11,6 +11,8 @@ REGISTRY: dict[str, HostSpec] = {
     "inkling_mm_model": HostSpec(merges_embeds=True),
     "muse_spark": HostSpec(merges_embeds=True),
     "dots3_note": HostSpec(merges_embeds=True),
+    "gemma4": HostSpec(merges_embeds=True),
+    "gemma4_unified": HostSpec(merges_embeds=True),
     "qwen2_5_omni_thinker": HostSpec(merges_embeds=True),
     "qwen3_omni_moe_thinker": HostSpec(merges_embeds=True),
     "voxtral_realtime": HostSpec(mode="all", feature_arguments=("input_features", "encoder_inputs_embeds")),

@@ -195,7 +195,7 @@ class MemoryHooks:
                 f"the batch has {len(rows)} rows for {len(session.ids)} session ids. This host hears while it speaks, "
                 "so beams and several return sequences hear different utterances; generate one sequence per prompt"
             )
-        copies = _copies_per_prompt(rows, valid, call.features, len(session.ids))
+        copies = _copies_per_prompt(rows, valid, call, len(session.ids))
         prompt_of_row = torch.arange(len(session.ids), device=rows.device).repeat_interleave(copies)
         new = rows.shape[1]
         if call.earlier is not None and call.earlier.rows is not None and call.earlier.valid is not None:
@@ -268,7 +268,7 @@ def _audio_rows(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return rows, torch.arange(longest, device=hidden.device) < counts[:, None]
 
 
-def _copies_per_prompt(rows: Tensor, valid: Tensor, features: Tensor | None, prompts: int) -> int:
+def _copies_per_prompt(rows: Tensor, valid: Tensor, call: Call, prompts: int) -> int:
     """How often generate() repeated each prompt, for beams or return sequences; 1 for a plain batch.
 
     Raises:
@@ -277,27 +277,29 @@ def _copies_per_prompt(rows: Tensor, valid: Tensor, features: Tensor | None, pro
     copies, rest = divmod(len(rows), prompts)
     if copies == 1 and rest == 0:
         return 1
-    if copies and rest == 0:
-        first = _first_copies(rows, copies)
-        same_length = torch.equal(valid, _first_copies(valid, copies))
-        # With one clip per prompt the features tell exactly.
-        same_clips = (
-            features is None or len(features) != len(rows) or torch.equal(features, _first_copies(features, copies))
-        )
-        distance, size = (torch.where(valid[..., None], t, 0).float().norm() for t in (rows - first, first))
-        # Copies go through the same GEMMs at other rows, so they may differ by rounding, and by no more.
-        if same_length and same_clips and bool(distance <= max(1e-4, 4 * torch.finfo(rows.dtype).eps) * size):
+    if copies and rest == 0 and _are_copies(valid, copies):
+        features = call.features
+        if features is not None and len(features) == len(rows):
+            # With one clip per prompt the features tell exactly; hidden states may not, where an encoder samples.
+            said = None if call.prompt is None or call.repeated else call.prompt.tokens
+            alike = _are_copies(features, copies) and (said is None or _are_copies(said, copies))
+        else:
+            # Copies go through the same GEMMs at other rows, so they may differ by rounding, and by no more.
+            first = rows[::copies].repeat_interleave(copies, dim=0)
+            distance, size = (torch.where(valid[..., None], t, 0).float().norm() for t in (rows - first, first))
+            alike = bool(distance <= max(1e-4, 4 * torch.finfo(rows.dtype).eps) * size)
+        if alike:
             return copies
     raise SessionError(
         f"the batch has {len(rows)} rows for {prompts} session ids, and they are not copies of {prompts} prompts. Pass "
         "one id per prompt: memory.session([id, ...]). With beams or num_return_sequences a prompt can hold only one "
-        "clip, since generate() repeats the clips and not the prompts"
+        "clip, no longer than one row of features, since generate() repeats these rows and not the prompts"
     )
 
 
-def _first_copies(rows: Tensor, copies: int) -> Tensor:
-    """Each row replaced by the first of its group of `copies`."""
-    return rows[::copies].repeat_interleave(copies, dim=0)
+def _are_copies(rows: Tensor, copies: int) -> bool:
+    """Whether each row equals the first of its group of `copies`."""
+    return torch.equal(rows, rows[::copies].repeat_interleave(copies, dim=0))
 
 
 def has_memory(layer: nn.Module) -> bool:

@@ -189,6 +189,6 @@ def test_a_causal_read_hears_nothing_of_what_is_still_to_come():
     whole = adapter.read(state, hidden_states, mask, causal=True)
     for length in range(1, 10):
         begun = adapter.read(state, hidden_states[:, :length], mask[:, :length], causal=True)
-        torch.testing.assert_close(begun, whole[:, :length], rtol=0, atol=1e-6)
-    torch.testing.assert_close(whole[0, -1], adapter.read(state, hidden_states, mask)[0, -1], rtol=0, atol=1e-6)
+        torch.testing.assert_close(begun, whole[:, :length], rtol=0, atol=1e-5)
+    torch.testing.assert_close(whole[0, -1], adapter.read(state, hidden_states, mask)[0, -1], rtol=0, atol=1e-5)
     assert not torch.allclose(whole[:, 1], adapter.read(state, hidden_states, mask)[:, 1], atol=1e-3)
