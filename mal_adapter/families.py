@@ -1,13 +1,32 @@
 """The families that detection alone gets wrong or incomplete, one literal each."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
 from mal_adapter.hosts import HostSpec
 from mal_adapter.remote import REMOTE
 
 __all__ = ["REGISTRY", "register_host"]
 
+
+def gemma3n_clip_tokens(call: Mapping[str, Any]) -> Tensor | None:
+    """Gemma 3n: every clip takes 188 placeholders, 30 s. Audio makes a token of 16 frames, padding stands at the rest.
+
+    Example:
+        >>> import torch
+        >>> gemma3n_clip_tokens({"input_features_mask": torch.arange(64) < torch.tensor([[64], [20]])})
+        tensor([4, 2])
+    """
+    frames = call.get("input_features_mask")
+    return None if frames is None else frames[:, ::16].sum(1)
+
+
 REGISTRY: dict[str, HostSpec] = {
     **REMOTE,
-    "gemma3n": HostSpec(stream_idx=0, merges_embeds=True),  # AltUp: prediction and correction centre on stream 0
+    # AltUp: prediction and correction centre on stream 0.
+    "gemma3n": HostSpec(stream_idx=0, merges_embeds=True, clip_tokens=gemma3n_clip_tokens),
     "inkling_mm_model": HostSpec(merges_embeds=True),
     "muse_spark": HostSpec(merges_embeds=True),
     "dots3_note": HostSpec(merges_embeds=True),

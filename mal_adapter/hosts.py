@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mal_adapter.errors import AudioMaskError
@@ -26,6 +27,8 @@ class HostSpec:
         audio_mask: Replaces the comparison with `audio_token_id`: called with the call's arguments by name, it
             returns a (batch, seq_len) bool mask, or None for a call without audio. A module-level function, so that
             the model can be pickled.
+        clip_tokens: For a host whose clips all take as many placeholders, however short they are: called with a call's
+            arguments by name, it tells how many of each clip's have audio behind them, (clips,) int, or None for all.
         mode: "placeholder", or "all" for a host that adds audio to every position, those of decode steps included.
             There the prefill and the steps on its KV cache are one utterance, which each step completes.
         merges_embeds: Whether a call with `inputs_embeds` and features, but without ids, merges the features in where
@@ -48,6 +51,7 @@ class HostSpec:
     mask_module: str | None = None
     feature_arguments: tuple[str, ...] | None = None
     audio_mask: Callable[[Mapping[str, Any]], Tensor | None] | None = None
+    clip_tokens: Callable[[Mapping[str, Any]], Tensor | None] | None = None
     mode: Literal["placeholder", "all"] | None = None
     merges_embeds: bool | None = None
     stream_idx: int | None = None
@@ -97,7 +101,7 @@ def find_audio_mask(host: HostSpec, module: nn.Module, call: Mapping[str, Any]) 
         )
     ids = call.get("input_ids")
     if ids is not None:
-        return ids == host.audio_token_id  # type: ignore[no-any-return]
+        return _heard(host, call, ids == host.audio_token_id)
     embeds = call.get("inputs_embeds")
     if embeds is None or not host.merges_embeds:
         raise AudioMaskError(
@@ -106,7 +110,21 @@ def find_audio_mask(host: HostSpec, module: nn.Module, call: Mapping[str, Any]) 
         )
     placeholder = torch.tensor([host.audio_token_id], device=embeds.device)
     embedding = module.get_input_embeddings()(placeholder)  # type: ignore[operator]
-    return (embeds == embedding.to(embeds)).all(-1)  # type: ignore[no-any-return]
+    return _heard(host, call, (embeds == embedding.to(embeds)).all(-1))
+
+
+def _heard(host: HostSpec, call: Mapping[str, Any], placeholders: Tensor) -> Tensor:
+    """Those placeholders, (batch, seq_len) bool, that audio is behind; a clip is an unbroken run of them."""
+    counts = None if host.clip_tokens is None else host.clip_tokens(call)
+    if counts is None:
+        return placeholders
+    starts = placeholders & ~F.pad(placeholders, (1, 0))[:, :-1]
+    clip = starts.flatten().cumsum(0).view_as(starts) - 1
+    if int(clip[-1, -1]) + 1 != len(counts):
+        raise AudioMaskError(f"the prompt has places for {int(clip[-1, -1]) + 1} clips, and there are {len(counts)}")
+    positions = torch.arange(placeholders.shape[1], device=placeholders.device)
+    begun = torch.where(starts, positions, 0).cummax(dim=1).values
+    return placeholders & (positions - begun < counts.to(clip.device)[clip.clamp_min(0)])
 
 
 def _no_padding(call: Mapping[str, Any]) -> Tensor:

@@ -531,7 +531,7 @@ def test_a_second_turn_on_a_cache_writes_just_its_own_audio(host: TinyHost, mode
     assert second.hidden_out.shape[1] == len(suffix.ids)
     after_first = state_after(host, model, memory, [first])
     own_output = capture_own_output(host, model, memory, first, suffix)
-    mask = (suffix.ids == AUDIO_TOKEN_ID)[None]
+    mask = suffix.audio[None]
     heard = own_output + adapter.read(after_first, own_output, mask)
     assert_states_close(state, adapter.write(after_first, heard[mask][None]), 1e-5)
     torch.testing.assert_close(second.hidden_out, heard, rtol=0, atol=1e-5)

@@ -51,7 +51,7 @@ def test_what_is_added_at_audio_positions_from_the_last_own_layer_on_reaches_no_
 @torch.no_grad()
 def test_a_memory_before_the_shared_layers_is_heard_and_written_by_generate(host: TinyHost):
     model = host.build(num_layers=OWN + SHARED)
-    inputs, audio_mask = host.make_inputs(model, [[4]])
+    inputs, audio_mask = host.make_inputs(model, [[10]])
     bare = model(**inputs).logits[:, -1]
     for layer_idx in range(OWN - 1):
         with attach_memory(model, layer_idx=layer_idx, adapter=random_adapter()) as memory:

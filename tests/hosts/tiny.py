@@ -15,7 +15,20 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["AUDIO_TOKEN_ID", "VOCAB_SIZE", "WIDTH", "PlainHost", "Prompt", "TinyHost", "encoder", "padded", "text"]
+__all__ = [
+    "AUDIO_TOKEN_ID",
+    "LEGACY",
+    "LEGACY_PATHS",
+    "VOCAB_SIZE",
+    "WIDTH",
+    "PlainHost",
+    "Prompt",
+    "TinyHost",
+    "encoder",
+    "legacy",
+    "padded",
+    "text",
+]
 
 VOCAB_SIZE = 64
 WIDTH = 32
@@ -24,6 +37,10 @@ PAD_ID = 0
 AUDIO_TOKEN_ID = 60
 FIRST_TEXT_ID, LAST_TEXT_ID = 1, 49  # text never holds a special id
 MAX_CLIP_TOKENS = 16  # longer audio does not fit one feature row
+
+LEGACY = int(transformers.__version__.partition(".")[0]) < 5
+LEGACY_PATHS = {"layers_path": "language_model.model.layers", "multimodal_path": ""} if LEGACY else {}
+"""Before transformers 5 most families merged audio in the top-level module, above a language model with a head."""
 
 CAPABILITIES = {
     "static_cache": "generate(cache_implementation='static')",
@@ -43,14 +60,22 @@ class Prompt:
     Attributes:
         ids: (seq_len,) int64, placeholders already expanded to one id per audio token.
         feature_rows: the rows of the host's feature tensor, (mel_bins, frames) float32; one per clip, or per window.
+        filler: (seq_len,) bool, placeholders that no audio is behind; None: there are none.
     """
 
     ids: Tensor
     feature_rows: tuple[Tensor, ...]
+    filler: Tensor | None = None
+
+    @property
+    def audio(self) -> Tensor:
+        """(seq_len,) bool, where audio stands."""
+        placeholders = self.ids == AUDIO_TOKEN_ID
+        return placeholders if self.filler is None else placeholders & ~self.filler
 
     @property
     def audio_tokens(self) -> int:
-        return int((self.ids == AUDIO_TOKEN_ID).sum())
+        return int(self.audio.sum())
 
 
 @dataclass(frozen=True)
@@ -131,11 +156,12 @@ class TinyHost:
             return torch.randint(FIRST_TEXT_ID, LAST_TEXT_ID + 1, (count,), generator=generator)
 
         before, between, after = text
-        parts, rows = [words(before)], []
+        parts, rows, heard = [words(before)], [], []
         for index, requested in enumerate(clips):
             if index:
                 parts.append(words(between))
             tokens = self.clip_tokens(requested)
+            heard.append(torch.arange(tokens) < (requested if self.clip_fills else tokens))
             for run in torch.full((tokens,), AUDIO_TOKEN_ID).split(self.time_marker_every or tokens):
                 parts.append(run)
                 if len(run) == self.time_marker_every:
@@ -148,7 +174,11 @@ class TinyHost:
                 for _ in range(tokens // row_tokens if self.window_tokens else 1)
             ]
         parts.append(words(after))
-        return Prompt(torch.cat(parts), tuple(rows))
+        ids = torch.cat(parts)
+        filler = torch.zeros_like(ids, dtype=torch.bool)
+        if heard:
+            filler[ids == AUDIO_TOKEN_ID] = ~torch.cat(heard)
+        return Prompt(ids, tuple(rows), filler)
 
     def collate(
         self, model: nn.Module, prompts: Sequence[Prompt], padding_side: str = "left"
@@ -160,18 +190,19 @@ class TinyHost:
         """
         seq_len = max(len(prompt.ids) for prompt in prompts)
         ids = torch.full((len(prompts), seq_len), PAD_ID)
-        attention_mask = torch.zeros_like(ids)
+        attention_mask, audio_mask = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
             start = seq_len - len(prompt.ids) if padding_side == "left" else 0
             ids[row, start : start + len(prompt.ids)] = prompt.ids
             attention_mask[row, start : start + len(prompt.ids)] = 1
+            audio_mask[row, start : start + len(prompt.ids)] = prompt.audio
         inputs = {"input_ids": ids, "attention_mask": attention_mask}
         rows = list(itertools.chain.from_iterable(prompt.feature_rows for prompt in prompts))
         if rows:
             inputs |= self.features(rows, next(model.parameters()).dtype)
         if self.token_types:
             inputs[self.token_types] = 3 * (ids == AUDIO_TOKEN_ID)
-        return inputs, ids == AUDIO_TOKEN_ID
+        return inputs, audio_mask
 
     def make_inputs(
         self,
@@ -236,6 +267,11 @@ def _spread(model: nn.Module) -> None:
             parameter.normal_(std=fan_in**-0.5 if "embed_tokens" not in name else 1.0)
         elif name.endswith("bias"):
             parameter.normal_(std=0.1)
+
+
+def legacy(*capabilities: str) -> frozenset[str]:
+    """What a host can't do before transformers 5, and can since."""
+    return frozenset(capabilities if LEGACY else ())
 
 
 def text(num_layers: int, **more: Any) -> dict[str, Any]:

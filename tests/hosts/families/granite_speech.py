@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.hosts.tiny import AUDIO_TOKEN_ID, MAX_CLIP_TOKENS, MEL_BINS, TinyHost, padded, text
+from tests.hosts.tiny import AUDIO_TOKEN_ID, LEGACY_PATHS, MAX_CLIP_TOKENS, MEL_BINS, TinyHost, padded, text
 
 FRAMES_PER_TOKEN = 4
 ENCODER_WIDTH = 16
@@ -73,6 +73,7 @@ GRANITE_SPEECH = TinyHost(
     _granite,
     _granite_features,
     cannot=frozenset({"checkpointing"}),
+    **LEGACY_PATHS,
 )
 
 GRANITE_SPEECH_PLUS = TinyHost(

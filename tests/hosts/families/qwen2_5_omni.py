@@ -7,11 +7,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.hosts.tiny import AUDIO_TOKEN_ID, MAX_CLIP_TOKENS, WIDTH, TinyHost, encoder, padded, text
+from tests.hosts.tiny import AUDIO_TOKEN_ID, LEGACY, MAX_CLIP_TOKENS, WIDTH, TinyHost, encoder, padded, text
 
-# Before 5.0 a thinker had no inner model that merges.
-OMNI_PATHS = {} if transformers.__version__ >= "5" else {"layers_path": "model.layers", "multimodal_path": ""}
-OMNI_CANNOT = frozenset() if transformers.__version__ >= "5" else frozenset({"static_cache", "clips_on_a_cache"})
+# Before transformers 5 the thinker merged audio itself, and the model inside was the language model.
+THINKER_PATHS = {"layers_path": "model.layers", "multimodal_path": ""} if LEGACY else {}
 
 
 def _qwen_omni_thinker(num_layers: int) -> Any:
@@ -49,6 +48,6 @@ QWEN2_5_OMNI_THINKER = TinyHost(
     "Qwen2_5OmniThinkerForConditionalGeneration",
     _qwen_omni_thinker,
     _qwen_features,
-    cannot=OMNI_CANNOT,
-    **OMNI_PATHS,
+    cannot=frozenset({"static_cache", "clips_on_a_cache"} if LEGACY else ()),
+    **THINKER_PATHS,
 )

@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.hosts.tiny import AUDIO_TOKEN_ID, MAX_CLIP_TOKENS, TinyHost, encoder, padded, text
+from tests.hosts.tiny import AUDIO_TOKEN_ID, LEGACY_PATHS, MAX_CLIP_TOKENS, TinyHost, encoder, legacy, padded, text
 
 
 def _qwen2_audio(num_layers: int) -> Any:
@@ -23,4 +23,11 @@ def _qwen_features(rows: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Tens
     return {"input_features": features, "feature_attention_mask": mask}
 
 
-QWEN2_AUDIO = TinyHost("qwen2_audio", "Qwen2AudioForConditionalGeneration", _qwen2_audio, _qwen_features)
+QWEN2_AUDIO = TinyHost(
+    "qwen2_audio",
+    "Qwen2AudioForConditionalGeneration",
+    _qwen2_audio,
+    _qwen_features,
+    cannot=legacy("hidden_states", "clips_on_a_cache"),
+    **LEGACY_PATHS,
+)

@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.hosts.tiny import AUDIO_TOKEN_ID, TinyHost, encoder, text
+from tests.hosts.tiny import AUDIO_TOKEN_ID, LEGACY_PATHS, MEL_BINS, TinyHost, legacy, text
 
 VOXTRAL_WINDOW_TOKENS = 4
 
@@ -15,7 +15,15 @@ VOXTRAL_WINDOW_TOKENS = 4
 def _voxtral(num_layers: int) -> Any:
     # The encoder's frames are regrouped: 16 positions of width 16 are 4 tokens of width 64 (its feed-forward width).
     return transformers.VoxtralConfig(
-        audio_config=encoder(encoder_ffn_dim=64, max_source_positions=4 * VOXTRAL_WINDOW_TOKENS),
+        # 4.57 passes over the names of a Whisper encoder.
+        audio_config={
+            "hidden_size": 16,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_mel_bins": MEL_BINS,
+            "max_source_positions": 4 * VOXTRAL_WINDOW_TOKENS,
+        },
         text_config={"model_type": "llama", **text(num_layers, head_dim=8)},
         audio_token_id=AUDIO_TOKEN_ID,
     )
@@ -32,4 +40,6 @@ VOXTRAL = TinyHost(
     _voxtral_features,
     window_tokens=VOXTRAL_WINDOW_TOKENS,
     frames_per_token=8,
+    cannot=legacy("hidden_states", "clips_on_a_cache"),
+    **LEGACY_PATHS,
 )

@@ -1,0 +1,118 @@
+"""The support table of docs/hosts.md, made from what detection finds and from what the suites hold about each host.
+
+python -m tests.hosts.support            # writes docs/hosts.md anew; a test tells when that is due
+"""
+
+import ast
+import dataclasses
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mal_adapter.detection import detect_host
+from mal_adapter.families import REGISTRY
+from mal_adapter.hosts import HostSpec
+from mal_adapter.remote import REMOTE
+from tests.hosts.builders import ADDITIVE_HOSTS, HOSTS, TinyHost
+from tests.hosts.remote import REMOTE_HOSTS
+
+PAGE = Path(__file__).parents[2] / "docs" / "hosts.md"
+OLDEST = {
+    "gemma3n",
+    "granite_speech",
+    "kyutai_speech_to_text",
+    "phi4_multimodal",
+    "qwen2_5_omni_thinker",
+    "qwen2_audio",
+    "qwen3_omni_moe_thinker",
+    "voxtral",
+}
+"""The families that transformers 4.57 has."""
+
+
+def family_row(host: TinyHost) -> str:
+    spec = detect_host(host.build())
+    everywhere = spec.mode == "all"
+    return _row(
+        f"`{host.name}`",
+        f"`{spec.layers}`",
+        "every position" if everywhere else "the placeholder id",
+        "—" if everywhere else "found" if spec.merges_embeds else "need `audio_mask`",
+        "no" if everywhere else "yes",
+        _can(host, "static_cache"),
+        _can(host, "checkpointing"),
+        "yes" if host.name in OLDEST else "no",
+    )
+
+
+def families() -> Iterator[str]:
+    yield _row(
+        "model_type",
+        "decoder layers",
+        "audio stands at",
+        "positions in `inputs_embeds` with features",
+        "beams",
+        "static cache",
+        "gradient checkpointing",
+        "in 4.57",
+    )
+    yield _row(*["---"] * 8)
+    yield from map(family_row, sorted((HOSTS | ADDITIVE_HOSTS).values(), key=lambda host: host.name))
+
+
+def remote() -> Iterator[str]:
+    yield _row("model", "`config.model_type`", "decoder layers", "audio stands at")
+    yield _row(*["---"] * 4)
+    for name, host in REMOTE_HOSTS.items():
+        registered = REMOTE.get(host.name)
+        mask = registered and registered.audio_mask
+        told = inspect.getdoc(mask).splitlines()[0].partition(": ")[2] if mask else "your `audio_mask`"
+        yield _row(name, f"`{host.name}`" if registered else "none", f"`{host.layers_path}`", told)
+
+
+def registry() -> Iterator[str]:
+    for model_type, spec in sorted(REGISTRY.items()):
+        if model_type in HOSTS or model_type in ADDITIVE_HOSTS or model_type in REMOTE:
+            yield f"- `{model_type}`: `HostSpec({_told(spec)})`"
+
+
+def traps() -> Iterator[str]:
+    """Every test that is named for a trap."""
+    tests = PAGE.parents[1] / "tests"
+    found = []
+    for path in tests.rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and (named := re.match(r"test_trap_(\d\d)_(.*)", node.name)):
+                found.append((int(named[1]), named[2].replace("_", " "), path.relative_to(tests.parent).as_posix()))
+    for number, title, path in sorted(found):
+        yield f"{number}. {title} (`{path}`)"
+
+
+def page(text: str) -> str:
+    """The page's text with each made part made anew: a part begins with a comment that names its function."""
+
+    def made(match: re.Match[str]) -> str:
+        return "\n".join([match[1], "", *_PARTS[match[2]](), "", "<!-- end -->"])
+
+    return re.sub(r"(<!-- made: (\w+) -->)\n.*?<!-- end -->", made, text, flags=re.S)
+
+
+_PARTS = {"families": families, "remote": remote, "registry": registry, "traps": traps}
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _can(host: TinyHost, capability: str) -> str:
+    return "the bare host can't" if capability in host.cannot else "yes"
+
+
+def _told(spec: HostSpec) -> str:
+    told = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    return ", ".join(f"{n}={getattr(v, '__name__', repr(v))}" for n, v in told.items() if v is not None)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text()))

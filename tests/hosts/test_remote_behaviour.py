@@ -1,0 +1,50 @@
+"""Ultravox and Step-Audio 2 generate as the families of transformers do, so what holds for those holds for them."""
+
+import pytest
+
+from mal_adapter import register_host
+from mal_adapter.remote import REMOTE
+from tests.hosts import test_behaviour
+from tests.hosts.remote.step_audio_2 import STEP_AUDIO_2
+from tests.hosts.remote.ultravox import ULTRAVOX
+from tests.hosts.test_behaviour import model, trained  # noqa: F401
+
+BOTH = {
+    "test_detection_finds_layers_width_and_placeholder": "there is no placeholder id; test_remote.py has its own test",
+    "test_embeddings_alone_carry_audio_only_where_the_user_says_so": "forward raises without input_ids",
+    "test_features_beside_embeddings_are_audio_only_where_the_host_merges_them": "forward raises without input_ids",
+    "test_gradient_checkpointing_changes_neither_state_nor_gradients": "merges in place, see test_remote.py",
+    "test_the_gradient_through_two_utterances_is_the_slope": "on transformers 4.57 its float32 norms drown the slope",
+    "test_generate_continues_a_conversation_on_its_cache": "the prompt's spans, or no cache; see test_remote.py",
+}
+EXCEPT = {
+    ULTRAVOX: BOTH,
+    STEP_AUDIO_2: BOTH
+    | {
+        "test_output_hidden_states_shows_the_residual": "it returns none",
+        "test_a_generated_placeholder_id_is_not_audio": "no decode step on a cache",
+        "test_a_second_turn_on_a_cache_without_audio_writes_nothing": "no cache",
+        "test_a_second_turn_on_a_cache_writes_just_its_own_audio": "no cache",
+    },
+}
+"""Tests that do not apply to a host, and why."""
+
+TESTS = {name: test for name, test in vars(test_behaviour).items() if name.startswith("test_") and name not in BOTH}
+globals().update(TESTS)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "host" in metafunc.fixturenames:
+        hosts = [host for host, names in EXCEPT.items() if metafunc.definition.originalname not in names]
+        metafunc.parametrize("host", hosts, ids=lambda host: host.name)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered():
+    for model_type, spec in REMOTE.items():
+        register_host(model_type, spec)
+
+
+def test_exceptions_name_tests_that_exist():
+    for names in EXCEPT.values():
+        assert all(hasattr(test_behaviour, name) for name in names)
