@@ -54,7 +54,7 @@ def detect_host(model: nn.Module, spec: HostSpec | None = None) -> HostSpec:
     if not isinstance(module, nn.ModuleList) or len(module) == 0:
         raise HostError(f"{layers!r} is {type(module).__name__}, not a ModuleList of decoder layers")
 
-    hidden_size = told.hidden_size or getattr(_text_config(config), "hidden_size", None)
+    hidden_size = told.hidden_size or _find_hidden_size(model, layers)
     if hidden_size is None:
         raise HostError(
             f"the width of {type(model).__name__}'s decoder layers is not in its config; pass "
@@ -99,6 +99,16 @@ def _find_layers(model: nn.Module, config: Any) -> str:
         )
     shortest: str = min(found, key=lambda path: path.count("."))
     return shortest
+
+
+def _find_hidden_size(model: nn.Module, layers: str) -> int | None:
+    """The width in the model's config, or else in that of the innermost module around the layers."""
+    parents = [layers.rsplit(".", depth)[0] for depth in range(1, layers.count(".") + 1)]
+    for path in ("", *parents):
+        config = _text_config(getattr(model.get_submodule(path), "config", None))
+        if isinstance(size := getattr(config, "hidden_size", None), int):
+            return size
+    return None
 
 
 def _find_mask_module(model: nn.Module, layers: str, features: tuple[str, ...]) -> str:

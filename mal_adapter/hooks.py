@@ -80,12 +80,12 @@ class MemoryHooks:
         self._parent = root.get_submodule(path.rpartition(".")[0])
         self._layers: nn.ModuleList = root.get_submodule(path)  # type: ignore[assignment]
         self._layer_idx = layer_idx
-        prompt_module = root.get_submodule(self.host.mask_module or "")
+        self._prompt_module = root.get_submodule(self.host.mask_module or "")
         # Someone may call the inner model alone, so its call begins and ends too; the outermost one counts.
-        for module in dict.fromkeys((root, prompt_module)):
+        for module in dict.fromkeys((root, self._prompt_module, self._parent)):
             self._handles.append(module.register_forward_pre_hook(self.begin))
             self._handles.append(module.register_forward_hook(self.end, always_call=True))
-        self._handles.append(prompt_module.register_forward_pre_hook(self.prompt, with_kwargs=True))
+        self._handles.append(self._prompt_module.register_forward_pre_hook(self.prompt, with_kwargs=True))
         self._hook_layer()
 
     def remove(self) -> None:
@@ -134,7 +134,8 @@ class MemoryHooks:
                 return
             session.call.mask = mask
         else:
-            session.call.text_only = features is None and ids is not None and self.host.audio_token_id is not None
+            detects = self.host.audio_token_id is not None or self.host.audio_mask is not None
+            session.call.text_only = features is None and ids is not None and detects
         tokens = call.get("inputs_embeds") if ids is None else ids
         session.feed(tokens, features, mode=self.host.mode, cached=self.host.mode == "all" and is_cached(call))
 
@@ -154,12 +155,18 @@ class MemoryHooks:
     def layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         session = self.session
         call = None if session is None else session.call
-        if session is None or call is None:
-            if self._unrecorded and torch._C._current_graph_task_id() != -1:  # run again by a backward
+        if torch._C._current_graph_task_id() != -1:  # run again by a backward
+            if self._unrecorded:
                 raise HostError(_CHECKPOINTED)
             return None
-        if call.postponed:
+        if session is None or (call is not None and call.postponed):
             return None
+        if call is None or (session.audio_mask is None and self._prompt_module not in call.entered):
+            raise AudioMaskError(
+                f"the hooked layer runs, but {type(self._prompt_module).__name__}, whose arguments tell where audio "
+                "is, was not called: call model(...) and not model.forward(...), with PEFT 0.21 or newer around it; or "
+                "pass session(audio_mask=...), or work under memory.disabled()"
+            )
         first = output[0] if isinstance(output, tuple) else output
         hidden = first if self.host.stream_idx is None else first[self.host.stream_idx]
         mask = call.mask if session.audio_mask is None else _users_mask(session.audio_mask, call, hidden)

@@ -72,8 +72,11 @@ def bind_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def find_features(host: HostSpec, call: Mapping[str, Any]) -> Tensor | None:
-    """The audio features of a call, or None for a call without audio."""
-    return next((call[name] for name in host.feature_arguments or () if call.get(name) is not None), None)
+    """The audio features of a call, or None for a call without audio; a list of clips as one row."""
+    features = next((call[name] for name in host.feature_arguments or () if call.get(name) is not None), None)
+    if isinstance(features, list | tuple):
+        return torch.cat([clip.flatten() for clip in features])[None] if features else None
+    return features
 
 
 def is_cached(call: Mapping[str, Any]) -> bool:

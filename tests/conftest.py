@@ -1,9 +1,31 @@
 """One thread per process: tests run beside each other on few cores, and results do not depend on the machine's size."""
 
 import os
+import re
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 import torch
+import transformers
 
 torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Counts the families and conventions whose every test of tests/hosts passed."""
+    from tests.hosts.builders import ADDITIVE_HOSTS, HOSTS
+    from tests.hosts.remote import REMOTE_HOSTS
+
+    def names(outcome: str) -> set[str]:
+        reports = [r for r in terminalreporter.stats.get(outcome, []) if r.nodeid.startswith("tests/hosts/")]
+        return {part for r in reports for part in re.split(r"[\[\]\- ]", r.nodeid.partition("::")[2])}
+
+    passed = names("passed") - names("failed") - names("error")
+    families = passed & (HOSTS.keys() | ADDITIVE_HOSTS.keys())
+    remote = passed & {host.name for host in REMOTE_HOSTS.values()}
+    if families or remote:
+        terminalreporter.write_line(
+            f"hosts: {len(families)} families of transformers {transformers.__version__} and {len(remote)} conventions "
+            f"of remote code passed every test that ran"
+        )

@@ -869,6 +869,25 @@ def test_features_beside_embeddings_are_audio_only_where_the_host_merges_them(ho
     assert_states_close(memory.states["call"], expected, 1e-5)
 
 
+@torch.no_grad()
+def test_a_forward_called_past_the_hooks_is_heard_or_refused(host: TinyHost, model: PreTrainedModel):
+    """PEFT before 0.21 calls `model.forward`. An inner module that merges the audio is called as ever."""
+    prompt = host.prompt([5], seed=1)
+    inputs, audio_mask = host.collate(model, [prompt])
+    memory = attach(model)
+    expected = state_after(host, model, memory, [prompt])
+    if host.multimodal_path:
+        with memory.session("call"):
+            model.forward(**inputs)
+    else:
+        with memory.session("call"), pytest.raises(AudioMaskError, match="was not called"):
+            model.forward(**inputs)
+        assert "call" not in memory.states
+        with memory.session("call", audio_mask=audio_mask):
+            model.forward(**inputs)
+    assert_states_close(memory.states["call"], expected, 1e-6)
+
+
 # --------------------------------------------------------------------------------------- several memories, freedom
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.hosts.builders import AUDIO_TOKEN_ID, WIDTH, PlainHost, TinyHost
+from tests.hosts.builders import WIDTH, PlainHost, TinyHost
 from tests.hosts.probes import trace_layers
 from tests.hosts.tiny import CAPABILITIES
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mal_adapter import AttachedMemory, HostSpec, MemoryState, attach_memory, register_host
+from mal_adapter import AttachedMemory, HostSpec, MemoryState, attach_memory
 from mal_adapter.errors import AudioMaskError, SessionError
 from mal_adapter.remote import REMOTE, desta25_mask, kimi_audio_mask, step_audio_2_mask, ultravox_mask
 from tests.hosts.builders import AUDIO_TOKEN_ID, WIDTH
@@ -30,12 +30,6 @@ HOSTS = [ULTRAVOX, KIMI_AUDIO, STEP_AUDIO_2, DESTA25, SALMONN_HOST]
 ROUTES = [Route(host, call) for host in HOSTS for call in ("forward", "generate")]
 DETECTING = [route for route in ROUTES if not route.at]  # the others need a user's mask
 DETECTING_HOSTS = list(dict.fromkeys(route.host for route in DETECTING))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def registered():
-    for model_type, spec in REMOTE.items():
-        register_host(model_type, spec)
 
 
 @pytest.fixture(params=ROUTES, ids=str)

@@ -2,8 +2,6 @@
 
 import pytest
 
-from mal_adapter import register_host
-from mal_adapter.remote import REMOTE
 from tests.hosts import test_behaviour
 from tests.hosts.remote.step_audio_2 import STEP_AUDIO_2
 from tests.hosts.remote.ultravox import ULTRAVOX
@@ -37,12 +35,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "host" in metafunc.fixturenames:
         hosts = [host for host, names in EXCEPT.items() if metafunc.definition.originalname not in names]
         metafunc.parametrize("host", hosts, ids=lambda host: host.name)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def registered():
-    for model_type, spec in REMOTE.items():
-        register_host(model_type, spec)
 
 
 def test_exceptions_name_tests_that_exist():

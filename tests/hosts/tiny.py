@@ -93,6 +93,7 @@ class TinyHost:
         window_tokens: audio comes in windows of this many tokens, one feature row each; None: a row is a whole clip.
         time_marker_every: the processor writes a time marker, a text token, after this many of a clip's audio tokens.
         clip_fills: a clip takes this many audio tokens however short it is; the host itself pads its features.
+        pads_clips: of these tokens only as many as requested have audio behind them.
         token_types: name of the processor's output that is 3 at audio and 0 at text, (batch, seq_len).
         stream_idx: where hidden states are (streams, batch, seq_len, width), the stream that the next layer attends to.
         beside_embeddings: model and input_ids -> what `forward` needs beside the inputs_embeds of those ids.
@@ -113,6 +114,7 @@ class TinyHost:
     time_marker_every: int | None = None
     frames_per_token: int = 4
     clip_fills: int | None = None
+    pads_clips: bool = False
     token_types: str | None = None
     stream_idx: int | None = None
     beside_embeddings: Callable[[PreTrainedModel, Tensor], dict[str, Tensor]] = lambda _model, _ids: {}
@@ -161,7 +163,7 @@ class TinyHost:
             if index:
                 parts.append(words(between))
             tokens = self.clip_tokens(requested)
-            heard.append(torch.arange(tokens) < (requested if self.clip_fills else tokens))
+            heard.append(torch.arange(tokens) < (requested if self.pads_clips else tokens))
             for run in torch.full((tokens,), AUDIO_TOKEN_ID).split(self.time_marker_every or tokens):
                 parts.append(run)
                 if len(run) == self.time_marker_every:

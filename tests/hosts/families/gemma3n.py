@@ -75,6 +75,7 @@ GEMMA3N = TinyHost(
     _gemma3n_features,
     frames_per_token=FRAMES_PER_TOKEN,
     clip_fills=CLIP_TOKENS,
+    pads_clips=True,
     token_types="token_type_ids",
     stream_idx=0,
 )

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
-from mal_adapter import HostSpec
 from tests.hosts.remote.base import Inputs, RemoteHost, TinyEncoder, spans
-from tests.hosts.tiny import AUDIO_TOKEN_ID, MEL_BINS, PAD_ID, WIDTH, Prompt, text
+from tests.hosts.tiny import AUDIO_TOKEN_ID, MEL_BINS, PAD_ID, Prompt, text
 
 PROMPT_SIZE = 64
 
@@ -137,6 +136,5 @@ DESTA25 = DestaHost(
     feature_argument="batch_features",
     layers_path="llm_model.model.layers",
     multimodal_path="",
-    spec=HostSpec(hidden_size=WIDTH),
     generates_at="llm_model",
 )
