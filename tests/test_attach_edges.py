@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from transformers import PreTrainedModel
 
 from mal_adapter import AttachedMemory, MemoryAdapter, MemoryState, attach_memory
@@ -19,7 +18,6 @@ from mal_adapter.errors import (
     AudioOutsideSessionWarning,
     HostError,
     IgnoredHookWarning,
-    MalAdapterError,
     SessionError,
     StateMismatchError,
 )
@@ -431,46 +429,6 @@ def test_in_eval_mode_no_graph_grows_from_utterance_to_utterance(host: TinyHost,
     handle.remove()
 
 
-@pytest.mark.parametrize("impl", [CheckpointImpl.NO_REENTRANT, CheckpointImpl.REENTRANT])
-@pytest.mark.parametrize("when", ["attach first", "wrap first"])
-def test_checkpointing_around_the_whole_layer_is_right_or_refused(
-    host: TinyHost, model: PreTrainedModel, impl: CheckpointImpl, when: str
-):
-    """transformers before 5.21, and torch's own wrapper, recompute the layer with its hooks in the backward pass."""
-    prompts = [host.prompt([4], seed=1), host.prompt([5], seed=2)]
-    model.requires_grad_(False)
-    model.enable_input_require_grads()
-
-    def wrap(target: PreTrainedModel) -> None:
-        layers = host.layers(target)
-        layers[LAYER] = checkpoint_wrapper(layers[LAYER], checkpoint_impl=impl)
-
-    def run(target: PreTrainedModel, memory: AttachedMemory) -> tuple[MemoryState, list[Tensor]]:
-        memory.train()
-        with memory.session("call"):
-            for prompt in prompts:
-                logits = speak(host, target, prompt, use_cache=False)
-            logits[:, -1].square().mean().backward()
-        return memory.states["call"], [p.grad.clone() for p in memory.parameters()]
-
-    wrapped = copy.deepcopy(model)
-    state, gradients = run(model, attach(model))
-    if when == "wrap first":
-        wrap(wrapped)
-    memory = attach(wrapped)
-    if when == "attach first":
-        wrap(wrapped)
-    try:
-        state_wrapped, gradients_wrapped = run(wrapped, memory)
-    except MalAdapterError as error:
-        assert "checkpoint" in str(error)  # noqa: PT017 - either outcome is right
-        return
-    assert state_wrapped.utterances.tolist() == [2]
-    assert_states_close(state_wrapped, state, 1e-6)
-    for a, b in zip(gradients_wrapped, gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
-
-
 # ---------------------------------------------------------------------------------------------- wrappers of the model
 
 
@@ -495,24 +453,6 @@ def test_a_peft_wrapped_host_reads_and_writes_as_the_bare_one(host: TinyHost, mo
     assert state_bytes(wrapped) == weights
     merged = wrapped.merge_and_unload()
     assert_states_close(dialogue(host, merged, memory, prompts, "merged"), expected, 1e-6)
-
-
-class Omni(nn.Module):
-    """Shaped like a full omni model: its own forward is never called, `.thinker` is."""
-
-    def __init__(self, thinker: PreTrainedModel):
-        super().__init__()
-        self.thinker = thinker
-
-
-@torch.no_grad()
-def test_an_omni_models_memory_sits_in_its_thinker():
-    host = HOSTS["qwen2_5_omni_thinker"]
-    model = host.build(num_layers=3)
-    prompts = [host.prompt([4], seed=1), host.prompt([5], seed=2)]
-    with attach(model) as memory:
-        expected = dialogue(host, model, memory, prompts)
-    assert_states_close(dialogue(host, model, attach(Omni(model)), prompts), expected, 0)
 
 
 @pytest.mark.slow

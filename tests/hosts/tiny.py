@@ -38,14 +38,16 @@ AUDIO_TOKEN_ID = 60
 FIRST_TEXT_ID, LAST_TEXT_ID = 1, 49  # text never holds a special id
 MAX_CLIP_TOKENS = 16  # longer audio does not fit one feature row
 
-LEGACY = int(transformers.__version__.partition(".")[0]) < 5
+LEGACY = transformers.__version__.startswith("4.")
+"""4.57, the oldest that is supported. Families have changed one by one since; only oldest and newest are tested."""
 LEGACY_PATHS = {"layers_path": "language_model.model.layers", "multimodal_path": ""} if LEGACY else {}
-"""Before transformers 5 most families merged audio in the top-level module, above a language model with a head."""
+"""There, most families merge audio in the top-level module, above a language model with a head of its own."""
 
 CAPABILITIES = {
     "static_cache": "generate(cache_implementation='static')",
     "checkpointing": "gradient checkpointing",
     "hidden_states": "output_hidden_states that shows what a forward hook returned",
+    "several_clips": "several clips in a prompt",
     "batches": "a batch whose clips don't hear each other",
     "clips_on_a_cache": "generate() that hears a second turn's clips on the KV cache of the first",
     "input_grads": "a frozen host after enable_input_require_grads(), which re-entrant checkpointing wants",
@@ -137,6 +139,8 @@ class TinyHost:
             torch.manual_seed(seed)
             model = getattr(transformers, self.model_class)(self.config(num_layers))
             _spread(model)
+        if not self.decodes_placeholder:
+            model.generation_config.suppress_tokens = [AUDIO_TOKEN_ID]  # a trained model never says it, this one may
         return model.to(dtype).eval()
 
     def clip_tokens(self, requested: int) -> int:
@@ -149,7 +153,8 @@ class TinyHost:
         """A random prompt: text, then clips with text between them, then text.
 
         Args:
-            clips: requested audio tokens of each clip; see `clip_tokens`.
+            clips: requested audio tokens of each clip, see `clip_tokens`; or of the parts of one clip, where the bare
+                host can't hear several.
             text: number of text tokens before the first clip, between clips and after the last.
         """
         generator = torch.Generator().manual_seed(seed)
@@ -159,6 +164,8 @@ class TinyHost:
 
         before, between, after = text
         parts, rows, heard = [words(before)], [], []
+        if clips and "several_clips" in self.cannot:
+            clips = [sum(clips)]
         for index, requested in enumerate(clips):
             if index:
                 parts.append(words(between))
@@ -272,7 +279,7 @@ def _spread(model: nn.Module) -> None:
 
 
 def legacy(*capabilities: str) -> frozenset[str]:
-    """What a host can't do before transformers 5, and can since."""
+    """What a host can't do in 4.57, and can in the newest transformers."""
     return frozenset(capabilities if LEGACY else ())
 
 

@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.hosts.tiny import AUDIO_TOKEN_ID, LAST_TEXT_ID, MEL_BINS, VOCAB_SIZE, TinyHost, padded, text
+from tests.hosts.tiny import AUDIO_TOKEN_ID, LAST_TEXT_ID, MEL_BINS, VOCAB_SIZE, TinyHost, legacy, padded, text
 
 CLIP_TOKENS = 12
 FRAMES_PER_TOKEN = 16
@@ -78,4 +78,6 @@ GEMMA3N = TinyHost(
     pads_clips=True,
     token_types="token_type_ids",
     stream_idx=0,
+    # 4.57 drops the static cache of all layers where none shares its keys.
+    cannot=legacy("static_cache", "clips_on_a_cache"),
 )

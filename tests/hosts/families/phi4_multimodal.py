@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.hosts.tiny import AUDIO_TOKEN_ID, MAX_CLIP_TOKENS, MEL_BINS, TinyHost, padded, text
+from tests.hosts.tiny import AUDIO_TOKEN_ID, MAX_CLIP_TOKENS, MEL_BINS, TinyHost, legacy, padded, text
 
 
 def _phi4(num_layers: int) -> Any:
@@ -58,4 +58,5 @@ PHI4_MULTIMODAL = TinyHost(
     layers_path="model.layers",
     frames_per_token=8,
     decodes_placeholder=False,
+    cannot=legacy("hidden_states"),
 )
