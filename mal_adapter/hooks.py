@@ -12,7 +12,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mal_adapter.adapter import MemoryAdapter
@@ -25,6 +24,7 @@ from mal_adapter.errors import (
     SkippedWriteWarning,
 )
 from mal_adapter.hosts import HostSpec, bind_call, find_audio_mask, find_features, is_cached
+from mal_adapter.rows import audio_rows, copies_per_prompt, users_mask
 from mal_adapter.sessions import Call, Session
 
 __all__ = ["MemoryHooks", "drop_copied_hooks", "has_memory"]
@@ -169,7 +169,7 @@ class MemoryHooks:
             )
         first = output[0] if isinstance(output, tuple) else output
         hidden = first if self.host.stream_idx is None else first[self.host.stream_idx]
-        mask = call.mask if session.audio_mask is None else _users_mask(session.audio_mask, call, hidden)
+        mask = call.mask if session.audio_mask is None else users_mask(session.audio_mask, call, hidden)
         if mask is None:
             return None
         if call.records_grad:
@@ -186,7 +186,7 @@ class MemoryHooks:
             )
         if self.adapter.norm.weight.device != hidden.device:
             self.adapter.to(hidden.device)
-        heard = self._hear(session, call, *_audio_rows(hidden, mask))
+        heard = self._hear(session, call, *audio_rows(hidden, mask))
         # Only audio positions are touched; everything else keeps its bits.
         changed = hidden.masked_scatter(mask[..., None], heard)
         if self.host.stream_idx is not None:
@@ -202,7 +202,7 @@ class MemoryHooks:
                 f"the batch has {len(rows)} rows for {len(session.ids)} session ids. This host hears while it speaks, "
                 "so beams and several return sequences hear different utterances; generate one sequence per prompt"
             )
-        copies = _copies_per_prompt(rows, valid, call, len(session.ids))
+        copies = copies_per_prompt(rows, valid, call, len(session.ids))
         prompt_of_row = torch.arange(len(session.ids), device=rows.device).repeat_interleave(copies)
         new = rows.shape[1]
         if call.earlier is not None and call.earlier.rows is not None and call.earlier.valid is not None:
@@ -244,69 +244,11 @@ class MemoryHooks:
             )
 
 
-def _users_mask(mask: Tensor, call: Call, hidden: Tensor) -> Tensor | None:
-    """The session's own mask for a forward it fits, or that repeats and extends one; None for text and decode steps."""
-    copies, rest = divmod(hidden.shape[0], mask.shape[0])
-    grown = hidden.shape[1] - mask.shape[1]
-    if rest == 0 and (grown == 0 or (grown > 0 and call.repeated)):
-        mask = F.pad(mask.repeat_interleave(copies, dim=0), (0, grown))
-        return mask if mask.any() else None
-    if hidden.shape[1] == 1 or call.text_only:
-        return None
-    raise AudioMaskError(
-        f"audio_mask is {tuple(mask.shape)}, but the hidden states are {tuple(hidden.shape)}; an utterance of another "
-        "shape needs a session block with a mask of its own"
-    )
-
-
 def _inside_checkpoint() -> bool:
     """Whether a torch.utils.checkpoint that is not reentrant records the current forward, known by the hook it packs
     saved tensors with."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return hooks is not None and "checkpoint" in getattr(hooks[0], "__qualname__", "")
-
-
-def _audio_rows(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The hidden states at audio positions, (batch, most audio tokens, hidden_size), and which are no padding."""
-    counts = mask.sum(dim=1)
-    longest = int(counts.max())
-    order = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
-    rows = hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1]))
-    return rows, torch.arange(longest, device=hidden.device) < counts[:, None]
-
-
-def _copies_per_prompt(rows: Tensor, valid: Tensor, call: Call, prompts: int) -> int:
-    """How often generate() repeated each prompt, for beams or return sequences; 1 for a plain batch.
-
-    Raises:
-        SessionError: The batch is no such repetition.
-    """
-    copies, rest = divmod(len(rows), prompts)
-    if copies == 1 and rest == 0:
-        return 1
-    if copies and rest == 0 and _are_copies(valid, copies):
-        features = call.features
-        if features is not None and len(features) == len(rows):
-            # With one clip per prompt the features tell exactly; hidden states may not, where an encoder samples.
-            said = None if call.prompt is None or call.repeated else call.prompt.tokens
-            alike = _are_copies(features, copies) and (said is None or _are_copies(said, copies))
-        else:
-            # Copies go through the same GEMMs at other rows, so they may differ by rounding, and by no more.
-            first = rows[::copies].repeat_interleave(copies, dim=0)
-            distance, size = (torch.where(valid[..., None], t, 0).float().norm() for t in (rows - first, first))
-            alike = bool(distance <= max(1e-4, 4 * torch.finfo(rows.dtype).eps) * size)
-        if alike:
-            return copies
-    raise SessionError(
-        f"the batch has {len(rows)} rows for {prompts} session ids, and they are not copies of {prompts} prompts. Pass "
-        "one id per prompt: memory.session([id, ...]). With beams or num_return_sequences a prompt can hold only one "
-        "clip, no longer than one row of features, since generate() repeats these rows and not the prompts"
-    )
-
-
-def _are_copies(rows: Tensor, copies: int) -> bool:
-    """Whether each row equals the first of its group of `copies`."""
-    return torch.equal(rows, rows[::copies].repeat_interleave(copies, dim=0))
 
 
 def has_memory(layer: nn.Module) -> bool:

@@ -12,7 +12,7 @@ import mal_adapter
 PACKAGE = Path(mal_adapter.__file__).parent
 # Each may import only from those before it.
 CORE = ["errors", "config", "state", "update", "reference", "hub", "adapter", "hosts"]
-CORE += ["remote", "families", "detection", "sessions", "checkpointing", "hooks", "attach"]
+CORE += ["remote", "families", "detection", "sessions", "rows", "checkpointing", "hooks", "attach"]
 ORDER = [*CORE, "", "ser", "demo", "cli"]  # "" is the package itself, whose names ser and demo use
 
 
