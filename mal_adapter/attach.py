@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mal_adapter.adapter import MemoryAdapter
 from mal_adapter.config import MemoryConfig
-from mal_adapter.detection import count_shared_layers, detect_host, unwrap
+from mal_adapter.detection import count_shared_layers, detect_host, unwrap, warn_if_compiled
 from mal_adapter.errors import (
     AudioMaskError,
     BaseModelWarning,
@@ -91,6 +91,7 @@ def attach_memory(
     drop_copied_hooks(root)
     if has_memory(layer):
         raise HostError(f"{spec.layers}.{layer_idx} has a memory already; detach() that first, or choose another layer")
+    warn_if_compiled(model, layer)
     if loaded is None:
         config = config or MemoryConfig(hidden_size=spec.hidden_size or 0)
         if config.hidden_size != spec.hidden_size:

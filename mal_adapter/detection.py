@@ -11,7 +11,7 @@ from mal_adapter.errors import HostError, IgnoredHookWarning
 from mal_adapter.families import REGISTRY
 from mal_adapter.hosts import HostSpec
 
-__all__ = ["FEATURE_ARGUMENTS", "count_shared_layers", "detect_host", "unwrap"]
+__all__ = ["FEATURE_ARGUMENTS", "count_shared_layers", "detect_host", "unwrap", "warn_if_compiled"]
 
 FEATURE_ARGUMENTS = ("input_features", "audio_input_features", "input_values", "audio_values", "audio_input_ids")
 """What the audio argument of `forward` is called in the families of transformers."""
@@ -21,7 +21,6 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The host inside PEFT, torch.compile, DDP or FSDP wrappers and inside an omni model's `.thinker`."""
     while True:
         if hasattr(model, "_orig_mod"):
-            _warn_compiled()
             model = model._orig_mod  # type: ignore[assignment]
         elif hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
             model = model.get_base_model()  # type: ignore[operator]
@@ -30,8 +29,6 @@ def unwrap(model: nn.Module) -> nn.Module:
         elif isinstance(thinker := getattr(model, "thinker", None), nn.Module):
             model = thinker
         else:
-            if getattr(model, "_compiled_call_impl", None) is not None:
-                _warn_compiled()
             return model
 
 
@@ -77,6 +74,29 @@ def count_shared_layers(model: nn.Module) -> int:
     """How many of the last decoder layers reuse the keys and values of earlier ones, so that what is added there
     reaches no other position."""
     return getattr(_text_config(getattr(model, "config", None)), "num_kv_shared_layers", None) or 0
+
+
+def warn_if_compiled(model: nn.Module, layer: nn.Module) -> None:
+    """Warn if `model` or something in it is compiled around `layer`: hooks inside of what has been traced are ignored.
+    What is compiled inside the layer, or as the layer, runs inside its hooks."""
+    compiled = [module for module in model.modules() if module is not layer and _is_compiled(module)]
+    around = [type(module).__name__ for module in compiled if any(inner is layer for inner in module.modules())]
+    if around:
+        warnings.warn(
+            f"{around[0]}, which holds the hooked layer, is compiled already. If it has been called, torch.compile "
+            "ignores the memory: call attach_memory first, or torch.compiler.reset() now",
+            IgnoredHookWarning,
+            stacklevel=3,
+        )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    forward = vars(module).get("forward")  # compiled by itself: module.forward = torch.compile(module.forward)
+    return (
+        hasattr(module, "_orig_mod")
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(forward, "_torchdynamo_orig_callable")
+    )
 
 
 def _find_layers(model: nn.Module, config: Any) -> str:
@@ -137,12 +157,3 @@ def _text_config(config: Any) -> Any:
 def _module_lists(model: nn.Module) -> str:
     lists = [f"{path} ({len(m)})" for path, m in model.named_modules() if isinstance(m, nn.ModuleList)]
     return "the ModuleLists " + ", ".join(lists) if lists else "no ModuleList"
-
-
-def _warn_compiled() -> None:
-    warnings.warn(
-        "the model is compiled already; torch.compile ignores hooks that are registered after its first call. "
-        "Call attach_memory first, then torch.compile.",
-        IgnoredHookWarning,
-        stacklevel=4,
-    )

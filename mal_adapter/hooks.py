@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,17 @@ _CHECKPOINTED = (
     "the hooked layer is inside a checkpointed region that runs it again in backward, when its memory is another one. "
     "Checkpoint the decoder layers one by one, with gradient_checkpointing_enable() or checkpoint_wrapper"
 )
+
+_HOOK_OPTIONS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+
+_Hook = TypeVar("_Hook", bound=Callable[..., Any])
+
+
+def _untraced(hook: _Hook) -> _Hook:
+    """Inside of what torch.compile traces, a hook runs as it is; traced, it would be compiled again for each session,
+    mode and number of audio tokens."""
+    untraced: _Hook = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+    return untraced
 
 
 class MemoryHooks:
@@ -111,12 +122,14 @@ class MemoryHooks:
         for module in (self._layer, self._parent):
             step_outside(module, self._layer, self)
 
+    @_untraced
     def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         session = self.session
         if session is not None:
             session.begin(module)
             self._stay_outermost()
 
+    @_untraced
     def prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         session = self.session
         if session is None:
@@ -152,6 +165,7 @@ class MemoryHooks:
         changed = self.layer(layer, (), output)
         return output if changed is None else changed
 
+    @_untraced
     def layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         session = self.session
         call = None if session is None else session.call
@@ -218,6 +232,7 @@ class MemoryHooks:
             call.pending = self.adapter.write(state, heard[::copies], valid[::copies], causal=streaming)
         return heard[:, -new:][valid[:, -new:]]
 
+    @_untraced
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         session = self.session
         if session is None:
@@ -266,7 +281,9 @@ def drop_copied_hooks(root: nn.Module) -> None:
                 owner = getattr(hook, "__self__", None)
                 if isinstance(owner, MemoryHooks) and owner.copied:
                     copied.add(owner)
-                    del hooks[key]
+                    # Options are kept by the hook's number, which the next hook of another process has again.
+                    for numbered in (hooks, *(getattr(module, name) for name in _HOOK_OPTIONS)):
+                        numbered.pop(key, None)
     for module in root.modules() if copied else ():
         for owner in copied:
             step_inside(module, owner)

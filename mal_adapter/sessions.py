@@ -209,8 +209,9 @@ class Session:
         if call.pending is None:
             return False
         skipped = bool((call.pending.skipped_writes > self.state.skipped_writes).any())
-        detached = call.pending.detach().map(_not_inference)
-        self.state = call.pending if keep_graph else detached
+        reached = call.pending.map(_not_inference)
+        detached = reached.detach()
+        self.state = reached if keep_graph else detached
         rows = [detached] if len(self.ids) == 1 else detached.split()
         for session_id, row in zip(self.ids, rows, strict=True):
             if session_id is not None:

@@ -1,7 +1,7 @@
 """What the tests look with: random adapters, a trace of the decoder layers, bitwise comparison, a census of hooks."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from tests.hosts.builders import WIDTH
 __all__ = [
     "LayerCall",
     "assert_states_close",
+    "changing",
     "hook_census",
     "random_adapter",
     "same_bits",
@@ -95,6 +96,15 @@ def trace_layers(layers: nn.ModuleList, stream_idx: int | None = None) -> Iterat
             stack.callback(layer.register_forward_pre_hook(before(index), with_kwargs=True).remove)
             stack.callback(layer.register_forward_hook(after(index), with_kwargs=True).remove)
         yield calls
+
+
+def changing(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    """A forward hook that changes a layer's hidden states, the first of a tuple in transformers 4.57."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+        return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
+
+    return hook
 
 
 def _cache_length(cache: Any, layer_idx: int) -> int | None:

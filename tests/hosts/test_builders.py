@@ -4,14 +4,12 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from tests.hosts.builders import WIDTH, PlainHost, TinyHost
-from tests.hosts.probes import trace_layers
+from tests.hosts.probes import changing, trace_layers
 from tests.hosts.tiny import CAPABILITIES
 
 
@@ -141,11 +139,7 @@ def input_grads(host: TinyHost) -> None:
 def hidden_states(host: TinyHost) -> None:
     model = host.build(num_layers=3)
     inputs, _ = host.make_inputs(model, [[4]])
-
-    def double(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        return (2 * output[0], *output[1:]) if isinstance(output, tuple) else 2 * output
-
-    host.layers(model)[1].register_forward_hook(double, prepend=True)
+    host.layers(model)[1].register_forward_hook(changing(lambda hidden_states: 2 * hidden_states), prepend=True)
     with trace_layers(host.layers(model), host.stream_idx) as calls:
         shown = model(**inputs, output_hidden_states=True).hidden_states
     assert torch.equal(host.stream(shown[2]), calls[1].hidden_out)

@@ -13,7 +13,7 @@ from torch import Tensor
 from mal_adapter import attach_memory
 from mal_adapter.errors import ConfigError
 from tests.hosts.builders import HOSTS, TinyHost
-from tests.hosts.probes import random_adapter, trace_layers
+from tests.hosts.probes import changing, random_adapter, trace_layers
 
 OWN, SHARED = 3, 3
 SHARING = [HOSTS[name] for name in ("gemma3n", "gemma4", "gemma4_unified") if name in HOSTS]
@@ -36,10 +36,7 @@ def test_what_is_added_at_audio_positions_from_the_last_own_layer_on_reaches_no_
     model = host.build(num_layers=OWN + SHARED)
     inputs, audio_mask = host.make_inputs(model, [[4]])
     bare = model(**inputs).logits
-
-    def disturb(_module, _args, out: Tensor) -> Tensor:
-        return out + torch.randn_like(out) * audio_mask[..., None]
-
+    disturb = changing(lambda hidden_states: hidden_states + torch.randn_like(hidden_states) * audio_mask[..., None])
     for layer_idx, layer in enumerate(host.layers(model)):
         handle = layer.register_forward_hook(disturb)
         changed = set(positions_that_differ(model(**inputs).logits, bare))

@@ -1,11 +1,14 @@
 """Ultravox and Step-Audio 2 generate as the families of transformers do, so what holds for those holds for them."""
 
+import contextlib
+
 import pytest
 
 from tests.hosts import test_behaviour
 from tests.hosts.remote.step_audio_2 import STEP_AUDIO_2
 from tests.hosts.remote.ultravox import ULTRAVOX
 from tests.hosts.test_behaviour import model, trained  # noqa: F401
+from tests.hosts.test_builders import CHECKS
 
 BOTH = {
     "test_detection_finds_layers_width_and_placeholder": "there is no placeholder id; test_remote.py has its own test",
@@ -35,6 +38,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "host" in metafunc.fixturenames:
         hosts = [host for host, names in EXCEPT.items() if metafunc.definition.originalname not in names]
         metafunc.parametrize("host", hosts, ids=lambda host: host.name)
+
+
+def test_the_bare_ultravox_shows_hidden_states_where_its_literal_does_not_exclude_it():
+    with pytest.raises(AssertionError) if "hidden_states" in ULTRAVOX.cannot else contextlib.nullcontext():
+        CHECKS["hidden_states"](ULTRAVOX)
 
 
 def test_exceptions_name_tests_that_exist():

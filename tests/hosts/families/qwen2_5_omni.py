@@ -7,9 +7,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.hosts.tiny import AUDIO_TOKEN_ID, LEGACY, MAX_CLIP_TOKENS, WIDTH, TinyHost, encoder, padded, text
+from tests.hosts.tiny import AUDIO_TOKEN_ID, LEGACY, MAX_CLIP_TOKENS, WIDTH, TinyHost, encoder, legacy, padded, text
 
-# Before transformers 5 the thinker merged audio itself, and the model inside was the language model.
+# In 4.57 the thinker merges audio itself, and the model inside is the language model.
 THINKER_PATHS = {"layers_path": "model.layers", "multimodal_path": ""} if LEGACY else {}
 
 
@@ -48,6 +48,6 @@ QWEN2_5_OMNI_THINKER = TinyHost(
     "Qwen2_5OmniThinkerForConditionalGeneration",
     _qwen_omni_thinker,
     _qwen_features,
-    cannot=frozenset({"static_cache", "clips_on_a_cache"} if LEGACY else ()),
+    cannot=legacy("static_cache", "clips_on_a_cache"),
     **THINKER_PATHS,
 )

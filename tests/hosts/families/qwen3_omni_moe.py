@@ -8,7 +8,7 @@ import transformers
 from torch import Tensor
 
 from tests.hosts.families.qwen2_5_omni import THINKER_PATHS
-from tests.hosts.tiny import AUDIO_TOKEN_ID, LEGACY, WIDTH, TinyHost, encoder, padded, text
+from tests.hosts.tiny import AUDIO_TOKEN_ID, WIDTH, TinyHost, encoder, legacy, padded, text
 
 CHUNK_FRAMES = 100  # 2 * n_window; its 13 tokens are a literal in transformers, so no smaller chunk works
 
@@ -53,6 +53,6 @@ QWEN3_OMNI_MOE_THINKER = TinyHost(
     _qwen_features,
     frames_per_token=8,
     # Before transformers 5 all clips of a batch attended to each other in its encoder, but for flash attention.
-    cannot=frozenset({"static_cache", "clips_on_a_cache", "hidden_states", "batches"} if LEGACY else ()),
+    cannot=legacy("static_cache", "clips_on_a_cache", "hidden_states", "batches"),
     **THINKER_PATHS,
 )

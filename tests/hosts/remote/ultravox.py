@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import GenerationMixin, LlamaConfig, LlamaForCausalLM, LlamaPreTrainedModel, PretrainedConfig
 
 from tests.hosts.remote.base import Inputs, RemoteHost, TinyEncoder, spans
-from tests.hosts.tiny import MAX_CLIP_TOKENS, WIDTH, padded, text
+from tests.hosts.tiny import MAX_CLIP_TOKENS, WIDTH, legacy, padded, text
 
 
 class UltravoxConfig(PretrainedConfig):
@@ -121,4 +121,5 @@ ULTRAVOX = RemoteHost(
     feature_argument="audio_values",
     layers_path="language_model.model.layers",
     multimodal_path="",
+    cannot=legacy("hidden_states"),  # its language model's limit
 )
