@@ -83,7 +83,9 @@ def test_detection_finds_layers_width_and_placeholder(host: TinyHost, model: Pre
 
 @SIDES
 @torch.no_grad()
-def test_the_audio_mask_is_exactly_where_the_host_puts_audio(host: TinyHost, model: PreTrainedModel, padding_side: str):
+def test_trap_14_the_audio_mask_is_exactly_where_the_host_puts_audio(
+    host: TinyHost, model: PreTrainedModel, padding_side: str
+):
     """Seen by where the residual lands, and by how many tokens are counted as written."""
     inputs, audio_mask = host.make_inputs(model, [[4], [7, 2], [3]], padding_side=padding_side)
     with trace_layers(host.layers(model), host.stream_idx) as bare:
@@ -195,7 +197,7 @@ def test_the_residual_is_what_the_adapter_reads_and_the_write_is_of_what_the_nex
 
 
 @torch.no_grad()
-def test_output_hidden_states_shows_the_residual(host: TinyHost, model: PreTrainedModel):
+def test_trap_08_output_hidden_states_shows_the_residual(host: TinyHost, model: PreTrainedModel):
     if "hidden_states" in host.cannot:
         pytest.skip("the bare host can't")
     inputs, audio_mask = host.make_inputs(model, [[4], [7]])
@@ -370,7 +372,7 @@ def test_generate_reads_the_past(host: TinyHost, model: PreTrainedModel):
     ids=["beams", "beams and sequences", "sampled sequences"],
 )
 @torch.no_grad()
-def test_beams_and_sequences_write_once_per_prompt_what_greedy_writes(
+def test_trap_02_beams_and_sequences_write_once_per_prompt_what_greedy_writes(
     host: TinyHost, model: PreTrainedModel, options: dict
 ):
     torch.manual_seed(0)
@@ -424,7 +426,7 @@ def test_beams_over_several_clips_in_a_prompt_are_refused(host: TinyHost, model:
 
 
 @torch.no_grad()
-def test_without_a_cache_the_utterance_is_still_written_once(host: TinyHost, model: PreTrainedModel):
+def test_trap_04_without_a_cache_the_utterance_is_still_written_once(host: TinyHost, model: PreTrainedModel):
     """Every step feeds all audio again; each must read the same past, and the write must happen once or be refused."""
     first, second = host.prompt([6], seed=1), host.prompt([4], seed=2)
     inputs, _ = host.collate(model, [second])
@@ -445,7 +447,7 @@ def test_without_a_cache_the_utterance_is_still_written_once(host: TinyHost, mod
 
 
 @torch.no_grad()
-def test_with_a_static_cache_the_memory_is_as_with_a_dynamic_one(host: TinyHost, model: PreTrainedModel):
+def test_trap_03_with_a_static_cache_the_memory_is_as_with_a_dynamic_one(host: TinyHost, model: PreTrainedModel):
     """Its masks have the cache's full length, so they are not those of the prompt."""
     if "static_cache" in host.cannot:
         pytest.skip("the bare host can't")
@@ -464,7 +466,7 @@ def test_with_a_static_cache_the_memory_is_as_with_a_dynamic_one(host: TinyHost,
 
 
 @torch.no_grad()
-def test_a_generated_placeholder_id_is_not_audio(host: TinyHost, model: PreTrainedModel):
+def test_trap_05_a_generated_placeholder_id_is_not_audio(host: TinyHost, model: PreTrainedModel):
     prompt = host.prompt([4], seed=1)
     inputs, _ = host.collate(model, [prompt])
 
@@ -519,7 +521,7 @@ def test_a_second_turn_on_a_cache_without_audio_writes_nothing(host: TinyHost, m
 
 
 @torch.no_grad()
-def test_a_second_turn_on_a_cache_writes_just_its_own_audio(host: TinyHost, model: PreTrainedModel):
+def test_trap_06_a_second_turn_on_a_cache_writes_just_its_own_audio(host: TinyHost, model: PreTrainedModel):
     first, suffix = host.prompt([6], seed=1), host.prompt([5], seed=2)
     memory = attach(model)
     adapter = memory.adapter
@@ -623,7 +625,7 @@ def test_a_row_without_audio_in_a_batch_keeps_its_state(host: TinyHost, model: P
 
 
 @torch.no_grad()
-def test_under_a_bf16_host_the_state_stays_fp32(host: TinyHost):
+def test_trap_07_under_a_bf16_host_the_state_stays_fp32(host: TinyHost):
     model = host.build(torch.bfloat16, num_layers=3)
     inputs, _ = host.make_inputs(model, [[4], [7]])
     bare_dtype = model(**inputs).logits.dtype  # some hosts return them in float32

@@ -22,10 +22,10 @@ EXCEPT = {
     ULTRAVOX: BOTH,
     STEP_AUDIO_2: BOTH
     | {
-        "test_output_hidden_states_shows_the_residual": "it returns none",
-        "test_a_generated_placeholder_id_is_not_audio": "no decode step on a cache",
+        "test_trap_08_output_hidden_states_shows_the_residual": "it returns none",
+        "test_trap_05_a_generated_placeholder_id_is_not_audio": "no decode step on a cache",
         "test_a_second_turn_on_a_cache_without_audio_writes_nothing": "no cache",
-        "test_a_second_turn_on_a_cache_writes_just_its_own_audio": "no cache",
+        "test_trap_06_a_second_turn_on_a_cache_writes_just_its_own_audio": "no cache",
     },
 }
 """Tests that do not apply to a host, and why."""

@@ -81,7 +81,7 @@ def torch_wrapper(host: TinyHost, model: PreTrainedModel, use_reentrant: bool) -
 @REENTRANT
 @pytest.mark.parametrize("attach_first", [True, False], ids=["attach first", "checkpoint first"])
 @pytest.mark.parametrize("checkpointing", [hf_checkpointing, torch_wrapper])
-def test_a_checkpointed_layer_gives_the_same_states_and_gradients(
+def test_trap_01_a_checkpointed_layer_gives_the_same_states_and_gradients(
     host: TinyHost,
     model: PreTrainedModel,
     checkpointing: Callable[[TinyHost, PreTrainedModel, bool], None],
@@ -115,6 +115,24 @@ def test_checkpointing_goes_on_and_off_under_an_attached_memory(
         memory.states.clear()
         model.gradient_checkpointing_disable()
         assert_same_run(plain, train(host, model, memory))
+
+
+def checkpointing_functions(model: nn.Module) -> list[Any]:
+    return [vars(module).get("_gradient_checkpointing_func") for module in model.modules()]
+
+
+def test_detach_leaves_every_checkpointing_function_as_it_was(host: TinyHost, model: PreTrainedModel):
+    """Also those of a layer that was wrapped under the memory."""
+    hf_checkpointing(host, model, False)
+    functions, layer = checkpointing_functions(model), host.layers(model)[LAYER]
+    memory = attach(model)
+    train(host, model, memory)
+    torch_wrapper(host, model, False)
+    memory.states.clear()
+    train(host, model, memory)
+    memory.detach()
+    host.layers(model)[LAYER] = layer
+    assert checkpointing_functions(model) == functions
 
 
 @REENTRANT

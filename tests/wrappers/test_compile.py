@@ -126,7 +126,7 @@ def expected() -> Heard:
 
 @pytest.mark.parametrize("way", AROUND.values(), ids=AROUND.keys())
 @torch.no_grad()
-def test_what_was_compiled_around_the_layer_and_called_ignores_the_memory_and_a_warning_says_so(
+def test_trap_09_what_was_compiled_around_the_layer_and_called_ignores_the_memory_and_a_warning_says_so(
     expected: Heard, way: Way
 ):
     model = way(Outer())
@@ -171,6 +171,20 @@ def test_attached_first_the_memory_comes_and_goes_in_what_is_compiled(expected: 
         assert_heard_alike(heard, expected)
     memory.detach()
     torch.testing.assert_close(speak(model), bare)
+
+
+@torch.no_grad()
+def test_a_full_graph_around_the_layer_is_refused_by_torch_and_one_of_the_layer_is_not(expected: Heard):
+    model = Outer()
+    memory, _ = attach_outer(model)
+    model.inner.blocks[1].compile(backend=BACKEND, fullgraph=True)
+    heard = hear_outer(model, memory)
+    assert heard is not None
+    assert_heard_alike(heard, expected)
+    model.compile(backend=BACKEND, fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="disable"):
+        hear_outer(model, memory)
+    assert "heard" not in memory.states
 
 
 @pytest.mark.parametrize("path", ["", "inner.blocks.1"])

@@ -74,7 +74,7 @@ def test_a_copy_made_inside_a_session_is_bare_and_the_dialogue_goes_on_in_the_or
 
 @WAYS
 @torch.no_grad()
-def test_a_copy_takes_a_memory_of_its_own_and_gives_it_back(
+def test_trap_12_a_copied_or_pickled_host_takes_a_memory_of_its_own_and_gives_it_back(
     model: PreTrainedModel, turns: list[Turn], duplicate: Duplicate
 ):
     """The copied hooks belong to no memory that anyone could detach."""

@@ -121,7 +121,7 @@ OFFLOAD = pytest.mark.parametrize("offload", [dispatch, to_cpu, to_disk])
 @WHEN
 @OFFLOAD
 @torch.no_grad()
-def test_an_offloaded_host_reads_and_writes_as_before(
+def test_trap_10_an_offloaded_host_reads_and_writes_as_before(
     host: TinyHost,
     model: PreTrainedModel,
     turns: list[Turn],

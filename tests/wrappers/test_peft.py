@@ -82,7 +82,7 @@ def test_disable_adapter_switches_lora_off_and_the_memory_not(
 
 @WHEN
 @torch.no_grad()
-def test_the_memory_stays_through_merge_and_unload_and_goes_with_detach(
+def test_trap_11_the_memory_stays_through_merge_and_unload_and_goes_with_detach(
     model: PreTrainedModel, turns: list[Turn], attach_first: bool
 ):
     census = hook_census(model)

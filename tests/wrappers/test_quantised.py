@@ -142,7 +142,7 @@ def trained(model: nn.Module, turns: list[Turn]) -> tuple[Heard, dict[str, Tenso
 
 
 @pytest.mark.parametrize("joint", [False, True], ids=["memory", "memory and LoRA"])
-def test_on_a_4_bit_host_the_gradients_are_those_of_the_host_with_the_same_weights_in_fp32(
+def test_trap_13_on_a_4_bit_host_a_plain_loop_has_the_gradients_of_the_same_weights_in_fp32(
     host: TinyHost, model: PreTrainedModel, turns: list[Turn], tmp_path: Path, joint: bool
 ):
     """As QLoRA trains. bitsandbytes' 4-bit weights are constants that the forward unpacks."""
