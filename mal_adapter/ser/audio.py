@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import soundfile
+import soxr
 import torch
 from torch import Tensor
 from transformers.audio_utils import load_audio
@@ -35,7 +36,7 @@ TOLERANCE_S = 0.1
 def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform:
     """Decodes one utterance to mono float32, resampled, cut to its start and end.
 
-    Reads WAV, FLAC, OGG and MP3 through transformers' `load_audio` with soundfile, and whatever else torchcodec reads
+    Reads WAV, FLAC, OGG and MP3 with soundfile and soxr, and whatever else transformers' `load_audio` reads
     where that is installed. Channels are averaged.
 
     Args:
@@ -109,16 +110,16 @@ def _decode(path: Path, sampling_rate: int) -> Waveform:
         info = None
     if info is not None:
         _check_complete(path, _wav_duration_s(path), info.frames / info.samplerate)
-    # The backend is named so that results do not depend on what else is installed. transformers 4.57 has no such
-    # argument; there it is torchcodec where installed, else librosa, which takes the same steps as soundfile and soxr.
-    named = info is not None and "backend" in inspect.signature(load_audio).parameters
-    options = {"backend": "soundfile"} if named else {}
     try:
-        # Absolute, since load_audio takes a string that is not an existing file for base64.
-        waveform = load_audio(str(path.absolute()), sampling_rate=sampling_rate, **options)
+        if info is None:
+            # Absolute, since load_audio takes a string that is not an existing file for base64.
+            waveform = load_audio(str(path.absolute()), sampling_rate=sampling_rate)
+        else:
+            samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+            waveform = soxr.resample(samples.mean(axis=1), rate, sampling_rate)
     except (ImportError, MemoryError):  # not the file's fault
         raise
-    except Exception as error:  # each backend has its own exceptions, librosa's and torchcodec's without a common base
+    except Exception as error:  # each library has its own exceptions, torchcodec's without a common base
         reason = str(error).strip().rstrip(".") or type(error).__name__
         raise AudioError(f"{path}: the audio can not be decoded ({reason}); convert or copy it again") from error
     if info is not None:
