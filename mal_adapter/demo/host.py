@@ -73,6 +73,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         additional_special_tokens=SPECIAL_TOKENS[1:],
         padding_side="left",
         model_max_length=1024,
+        model_input_names=["input_ids", "attention_mask"],  # before transformers 5, token_type_ids by default
     )
 
 

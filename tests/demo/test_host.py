@@ -11,6 +11,7 @@ from mal_adapter.demo.dialogues import make_dialogues
 from mal_adapter.demo.features import features_of
 from mal_adapter.demo.host import CHUNK_LENGTH_S, build_tokenizer, load_host, prompt_text
 from mal_adapter.demo.host_training import layout, packed_losses, tokenise
+from tests.demo.conftest import IN_TRAINING
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,7 @@ def test_audio_hidden_states_do_not_depend_on_the_question(host, dialogues):
     assert torch.allclose(*states, atol=1e-5)
 
 
+@IN_TRAINING
 def test_cached_activations_continue_to_the_full_forwards_logits(host, dialogues, features, tmp_path):
     model, processor = host
     activations = cache_activations(model, processor, features, tmp_path)
@@ -92,6 +94,7 @@ def test_cached_activations_continue_to_the_full_forwards_logits(host, dialogues
     assert torch.allclose(tail(rows), expected, atol=0.1)
 
 
+@IN_TRAINING
 def test_a_residual_at_the_hook_and_in_the_tail_are_the_same(host, dialogues):
     model, processor = host
     inputs = real_inputs(processor, dialogues[:1])
@@ -115,6 +118,7 @@ def test_a_residual_at_the_hook_and_in_the_tail_are_the_same(host, dialogues):
     assert added.grad.abs().sum() > 0
 
 
+@IN_TRAINING
 def test_packed_questions_are_the_same_function_as_separate_prompts(host, dialogues, features):
     model, processor = host
     prompts = tokenise(processor, features)
@@ -132,6 +136,7 @@ def test_packed_questions_are_the_same_function_as_separate_prompts(host, dialog
             )
 
 
+@IN_TRAINING
 def test_the_shipped_host_hears_but_cannot_know_the_speaker(host, dialogues):
     """60 utterances: the best possible reader of one utterance is right on 61 %, always neutral on 38 %."""
     model, processor = host

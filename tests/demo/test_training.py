@@ -10,6 +10,9 @@ from mal_adapter.demo.dialogues import make_dialogues
 from mal_adapter.demo.features import features_of
 from mal_adapter.demo.host import load_host, prompt_text
 from mal_adapter.demo.training import answer_dialogues, audit, demo_config, fit
+from tests.demo.conftest import IN_TRAINING
+
+pytestmark = IN_TRAINING
 
 
 @pytest.fixture(scope="module")
