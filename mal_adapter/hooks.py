@@ -262,7 +262,8 @@ class MemoryHooks:
 def _inside_checkpoint() -> bool:
     """Whether a torch.utils.checkpoint that is not reentrant records the current forward, known by the hook it packs
     saved tensors with."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # torch before 2.8 does not tell
+    hooks = None if top is None else top(True)
     return hooks is not None and "checkpoint" in getattr(hooks[0], "__qualname__", "")
 
 
