@@ -220,7 +220,10 @@ class MemoryAdapter(nn.Module):
         return mask
 
     def check_state(self, state: MemoryState) -> None:
-        """Raise `StateMismatchError` unless `state` has this adapter's shapes and, if it names one, its fingerprint."""
+        """Raise `StateMismatchError` unless `state` has this adapter's shapes and, if it names one, its fingerprint. It
+        may be on any device that holds numbers; a session moves it."""
+        if state.weights[0].is_meta:
+            raise StateMismatchError("the state is on the meta device and holds no numbers; load it onto another one")
         shapes = tuple((self.config.num_heads, *shape) for shape in self.config.layer_shapes)
         if (given := tuple(tuple(w.shape[1:]) for w in state.weights)) != shapes:
             raise StateMismatchError(

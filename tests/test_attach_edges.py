@@ -435,6 +435,24 @@ def test_a_long_dialogue_keeps_its_size_and_stays_finite(host: TinyHost, model: 
     assert all(t.isfinite().all() for t in (*state.weights, *state.momentum))
 
 
+@torch.no_grad()
+def test_a_state_of_another_adapter_or_without_numbers_is_refused_and_none_is_lost(
+    host: TinyHost, model: PreTrainedModel
+):
+    memory = attach(model)
+    with memory.session("call"):
+        model(**host.make_inputs(model, [[4]])[0])
+    kept = memory.states["call"]
+    for other, message in (
+        (random_adapter(seed=1).initial_state(), "load the adapter it belongs to"),
+        (random_adapter(memory_dim=32).initial_state(), "another adapter"),
+        (kept.to("meta"), "meta device"),
+    ):
+        with pytest.raises(StateMismatchError, match=message):
+            memory.states["call"] = other
+    assert memory.states["call"] is kept
+
+
 def test_the_status_tells_what_happened(host: TinyHost, model: PreTrainedModel):
     memory = attach(model)
     dialogue(host, model, memory, [host.prompt([4], seed=1)], "a")
