@@ -13,6 +13,7 @@ import weakref
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
@@ -853,10 +854,16 @@ def test_features_beside_embeddings_are_audio_only_where_the_host_merges_them(ho
     """Without input_ids a host looks for the placeholder's embedding, ignores the features, or raises."""
     prompt = host.prompt([5], seed=1)
     with_ids, _ = host.collate(model, [prompt])
-    ids = with_ids["input_ids"]
-    table = model.get_input_embeddings()
-    call = {name: value for name, value in with_ids.items() if name != "input_ids"}
-    call |= {"inputs_embeds": table(ids.clamp(max=table.num_embeddings - 1)), **host.beside_embeddings(model, ids)}
+
+    def embedded(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        ids, table = inputs["input_ids"], model.get_input_embeddings()
+        call = {name: value for name, value in inputs.items() if name != "input_ids"}
+        return call | {
+            "inputs_embeds": table(ids.clamp(max=table.num_embeddings - 1)),
+            **host.beside_embeddings(model, ids),
+        }
+
+    call = embedded(with_ids)
     try:
         merges = torch.allclose(model(**call).logits, model(**with_ids).logits, rtol=1e-4, atol=1e-4)
     except (RuntimeError, ValueError):
@@ -868,8 +875,11 @@ def test_features_beside_embeddings_are_audio_only_where_the_host_merges_them(ho
             model(**call)
         return
     expected = state_after(host, model, memory, [prompt])
+    per_token = {name for name, value in with_ids.items() if value.shape == with_ids["input_ids"].shape}
+    longer = {name: F.pad(value, (0, 1), value=1) if name in per_token else value for name, value in with_ids.items()}
     with memory.session("call"):
-        model(**call)
+        model(**call, use_cache=False)
+        model(**embedded(longer), use_cache=False)  # as who decodes without a cache feeds it again
     assert_states_close(memory.states["call"], expected, 1e-5)
 
 
