@@ -19,7 +19,7 @@ from tests.hosts.probes import assert_states_close, random_adapter
 LAYER, THREADS, TASKS, TURNS = 1, 32, 200, 2
 
 
-@pytest.fixture(params=["qwen2_audio", "voxtral", "phi4_multimodal"])
+@pytest.fixture(params=["qwen2_audio", "phi4_multimodal"])
 def host(request: pytest.FixtureRequest) -> TinyHost:
     return HOSTS[request.param]
 
