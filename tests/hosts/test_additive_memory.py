@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mal_adapter import AttachedMemory, attach_memory
+from mal_adapter import AttachedMemory, MemoryState, attach_memory
 from mal_adapter.errors import SessionError
 from tests.hosts.builders import ADDITIVE_HOSTS, AdditiveHost
 from tests.hosts.probes import assert_states_close, random_adapter, same_bits, small_config, trace_layers
@@ -85,6 +85,27 @@ def test_generate_is_one_utterance_of_all_it_fed_and_forward_the_same(
         assert memory.states[generated].tokens.tolist() == [2 * fed]
         assert_states_close(memory.states[generated], memory.states[heard], 1e-5)
     assert not torch.equal(turns[0][1].scores[0], turns[1][1].scores[0])
+
+
+def test_read_and_write_are_the_adapters_causal_ones(
+    host: AdditiveHost, model: PreTrainedModel, memory: AttachedMemory
+):
+    speech = host.speech(model, [TOKENS] * 2)
+    with memory.disabled():
+        inputs = host.transcribed(model, speech, say(model, speech).sequences)
+        with torch.no_grad(), trace_layers(host.layers(model)) as bare:
+            model(**inputs)
+    hidden_states = next(call.hidden_out for call in bare if call.layer_idx == LAYER)
+    with torch.no_grad():
+        adapter, state = memory.adapter, memory.adapter.initial_state(2)
+        heard = hidden_states + adapter.read(state, hidden_states, causal=True)
+        with memory.session(["a", "b"]), trace_layers(host.layers(model)) as attached:
+            model(**inputs)
+        output = next(call.hidden_out for call in attached if call.layer_idx == LAYER)
+        torch.testing.assert_close(output, heard, rtol=0, atol=1e-5 * float(heard.abs().max()))
+        expected = adapter.write(state, heard, causal=True)
+        assert (expected.weights[0] - adapter.write(state, heard).weights[0]).abs().max() > 1e-4
+    assert_states_close(MemoryState.stack([memory.states["a"], memory.states["b"]]), expected)
 
 
 @OTHER_CACHES
