@@ -277,6 +277,32 @@ def test_a_users_mask_serves_generate_with_cache_and_beams(host: TinyHost, model
 
 
 @torch.no_grad()
+def test_text_of_any_length_passes_under_a_users_mask(host: TinyHost, model: PreTrainedModel):
+    inputs, audio_mask = host.make_inputs(model, [[4]])
+    text, _ = host.make_inputs(model, [[]])
+    longer = {name: torch.cat([value] * 3, dim=1) for name, value in text.items()}
+    memory = attach(model)
+    with memory.disabled():
+        bare = model(**longer).logits
+    with memory.session("call", audio_mask=audio_mask):
+        model(**inputs)
+        state = memory.states["call"]
+        assert same_bits(model(**longer).logits, bare)
+    assert memory.states["call"].equals(state)
+
+
+@torch.no_grad()
+def test_one_clip_under_two_questions_is_two_prompts(host: TinyHost, model: PreTrainedModel):
+    inputs, _ = host.make_inputs(model, [[4]])
+    twice = {name: value.repeat_interleave(2, dim=0) for name, value in inputs.items()}
+    twice["input_ids"][1, -1] = 1 + twice["input_ids"][1, -1] % 3
+    memory = attach(model)
+    with memory.session("call"), pytest.raises(SessionError, match="not copies"):
+        model(**twice)
+    assert "call" not in memory.states
+
+
+@torch.no_grad()
 def test_new_audio_that_a_users_mask_does_not_fit_is_not_dropped_in_silence(host: TinyHost, model: PreTrainedModel):
     first, second = host.prompt([4], seed=1), host.prompt([4], text=(6, 2, 4), seed=2)
     _, audio_mask = host.collate(model, [first])
