@@ -8,6 +8,9 @@ from mal_adapter.errors import ConfigError
 
 __all__ = ["MemoryConfig"]
 
+# Far beyond any host, and low enough that no product of sizes overflows 64 bits before a file's shapes are compared.
+_LARGEST = 2**20
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
@@ -62,6 +65,8 @@ class MemoryConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{field}={value!r} is not a positive integer")
+            if value > (2**31 if field == "chunk_size" else _LARGEST):
+                raise ConfigError(f"{field} is absurdly large; the largest is {_LARGEST}, and 2**31 for chunk_size")
         for field in ("dropout", "step_bias", "momentum_bias", "forget_bias"):
             value = getattr(self, field)
             # -1e4 … 1e4 keeps every gate's logarithm finite in float64, and leaves NaN and infinities out

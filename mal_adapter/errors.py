@@ -4,8 +4,11 @@ Each error is also the builtin that a caller who does not know this library woul
 `ValueError`, a wrong moment a `RuntimeError`. A message says what was given, what was expected and what to do next.
 """
 
+from typing import Any
+
 __all__ = [
     "AdapterFormatError",
+    "AdapterNotFoundError",
     "AudioError",
     "AudioMaskError",
     "AudioOutsideSessionWarning",
@@ -14,15 +17,19 @@ __all__ = [
     "ConfigError",
     "HostError",
     "HostMismatchError",
+    "HubError",
     "IgnoredHookWarning",
     "LabelError",
     "MalAdapterError",
     "MalAdapterWarning",
     "ManifestError",
+    "SessionConflictError",
     "SessionError",
     "SkippedWriteWarning",
     "StateFormatError",
     "StateMismatchError",
+    "StoreError",
+    "UnsavedSessionWarning",
 ]
 
 
@@ -56,6 +63,28 @@ class StateFormatError(MalAdapterError, ValueError):
 
 class AdapterFormatError(MalAdapterError, ValueError):
     """An adapter folder is incomplete, damaged, or of a format this version can't read."""
+
+
+class AdapterNotFoundError(MalAdapterError, FileNotFoundError):
+    """There is no such adapter folder or Hub repository, or it may not be seen."""
+
+
+class HubError(MalAdapterError, ConnectionError):
+    """The Hugging Face Hub can't be reached, or did not do what it was asked."""
+
+
+class StoreError(MalAdapterError, OSError):
+    """A session store can't be reached, or can't keep what it was given."""
+
+
+class SessionConflictError(MalAdapterError, RuntimeError):
+    """Someone else has continued this session in the meantime, and their state stays.
+
+    Attributes:
+        state: The `MemoryState` that could not be kept, to be put under another session id; None if none was at hand.
+    """
+
+    state: Any = None
 
 
 class HostMismatchError(MalAdapterError, ValueError):
@@ -92,6 +121,10 @@ class AudioOutsideSessionWarning(MalAdapterWarning):
 
 class BaseModelWarning(MalAdapterWarning):
     """An adapter names another base checkpoint than the host it is attached to."""
+
+
+class UnsavedSessionWarning(MalAdapterWarning):
+    """A session store was out of reach; the session goes on in this process, and the end of its block tries again."""
 
 
 class IgnoredHookWarning(MalAdapterWarning):

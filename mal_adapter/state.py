@@ -1,28 +1,23 @@
 """`MemoryState`: what one or more dialogues have left in their memories, as a value."""
 
 import dataclasses
-import json
 import os
-import struct
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
+from mal_adapter.atomic import write_atomically
 from mal_adapter.errors import StateFormatError
+from mal_adapter.files import load_tensors, save_tensors
 
-__all__ = ["MemoryState", "write_atomically"]
+__all__ = ["MemoryState"]
 
 FORMAT_VERSION = "1"
 _COUNTERS = ("utterances", "tokens", "skipped_writes")
-
-# A process's umask can only be read by setting it; once, at import, keeps other threads out of the gap.
-_UMASK = os.umask(0)
-os.umask(_UMASK)
+_FLOATS = (torch.float32, torch.float64)
+_METADATA = {"kind", "format_version", "fingerprint"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,7 +111,7 @@ class MemoryState:
         metadata = {"format_version": FORMAT_VERSION, "kind": "mal_adapter.MemoryState"}
         if self.fingerprint is not None:
             metadata["fingerprint"] = self.fingerprint
-        return save(tensors, metadata=metadata)
+        return save_tensors(tensors, metadata)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "MemoryState":
@@ -126,15 +121,20 @@ class MemoryState:
             StateFormatError: `data` is not a memory state, is damaged, or is of a format this version can't read.
         """
         try:
-            tensors = load(data)
-            (header_size,) = struct.unpack("<Q", data[:8])
-            metadata = json.loads(data[8 : 8 + header_size]).get("__metadata__", {})
-        except (SafetensorError, ValueError, struct.error) as error:
-            raise StateFormatError(f"these {len(data)} bytes are not a safetensors file: {error}") from error
+            header, tensors = load_tensors(data)
+        except ValueError as error:
+            raise StateFormatError(f"these {len(data)} bytes are not a memory state's safetensors: {error}") from error
+        metadata = header.metadata
         if metadata.get("kind") != "mal_adapter.MemoryState":
             raise StateFormatError(f"this safetensors file holds {sorted(tensors)[:4]}…, not a memory state")
         if (version := metadata.get("format_version")) != FORMAT_VERSION:
-            raise StateFormatError(f"memory state format {version!r}, but this version reads {FORMAT_VERSION!r}")
+            raise StateFormatError(
+                f"memory state format {version!r}, but this version reads {FORMAT_VERSION!r}; "
+                "if it is newer, upgrade mal-adapter"
+            )
+        # An unknown key may be a damaged one: without its fingerprint a state would pass for any adapter's.
+        if unknown := sorted(metadata.keys() - _METADATA):
+            raise StateFormatError(f"unknown metadata {unknown[:4]} in a memory state of format {version}")
         state = cls._from_tensors(tensors, metadata.get("fingerprint"))
         state._check()
         return state
@@ -181,26 +181,11 @@ class MemoryState:
                     f"weights {tuple(weights.shape)} and momentum {tuple(momentum.shape)} are not both "
                     "(batch, heads, d_in, d_out)"
                 )
-            if not (weights.is_floating_point() and weights.dtype == momentum.dtype):
-                raise StateFormatError(f"weights are {weights.dtype} and momentum {momentum.dtype}, not one float type")
-            if not (weights.isfinite().all() and momentum.isfinite().all()):
-                raise StateFormatError("the memory state is not finite")
+            if not weights.dtype == momentum.dtype == self.weights[0].dtype or weights.dtype not in _FLOATS:
+                raise StateFormatError(
+                    f"weights are {weights.dtype}, momentum {momentum.dtype}; expected one of {_FLOATS}"
+                )
         for name in _COUNTERS:
             counter: Tensor = getattr(self, name)
             if counter.dtype != torch.int64 or counter.shape != self.weights[0].shape[:1] or (counter < 0).any():
                 raise StateFormatError(f"{name} is {counter.dtype} {tuple(counter.shape)}, not (batch,) int64 counts")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp's 0o600 would hide the file from the user's group
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
