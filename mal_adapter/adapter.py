@@ -3,23 +3,21 @@
 import hashlib
 import json
 import math
-import os
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mal_adapter.config import MemoryConfig
-from mal_adapter.errors import AdapterFormatError, AudioMaskError, StateMismatchError
-from mal_adapter.hub import AdapterCard, read_adapter, write_adapter
+from mal_adapter.errors import AudioMaskError, StateMismatchError
+from mal_adapter.pretrained import Pretrained
 from mal_adapter.state import MemoryState
 from mal_adapter.update import Gates, Weights, read, write
 
 __all__ = ["MemoryAdapter"]
 
 
-class MemoryAdapter(nn.Module):
+class MemoryAdapter(Pretrained):
     """The learned part of a memory: norm, projections, gates, initial weights and read-out.
 
     A fresh adapter's residual is exactly zero, so a host it is attached to answers as if it were not there.
@@ -43,9 +41,7 @@ class MemoryAdapter(nn.Module):
     """
 
     def __init__(self, config: MemoryConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.card = AdapterCard()
+        super().__init__(config)
         width, heads, d = config.memory_dim, config.num_heads, config.head_dim
         readout = config.readout_dim or width
 
@@ -245,37 +241,3 @@ class MemoryAdapter(nn.Module):
                 digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
             self._fingerprint = version, digest.hexdigest()[:16]
         return self._fingerprint[1]
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `config.json`, `model.safetensors` and a model card into `folder`, which is made if need be.
-
-        Raises:
-            AdapterFormatError: `folder` holds another model's files.
-        """
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        write_adapter(folder, self.config, self.card, tensors)
-
-    @classmethod
-    def from_pretrained(cls, folder_or_repo: str | os.PathLike[str], **hub_options: Any) -> "MemoryAdapter":
-        """Load a trained adapter from a folder or from the Hub, on the CPU and in eval mode.
-
-        Args:
-            folder_or_repo: A folder that `save_pretrained` wrote, or a Hub id such as `"user/mal-qwen2-audio"`.
-            **hub_options: Passed to `huggingface_hub.snapshot_download`: `revision`, `token`, `cache_dir`, ….
-
-        Raises:
-            AdapterFormatError: Files are missing, damaged, of a newer format, or do not fit the configuration.
-        """
-        config, card, tensors = read_adapter(folder_or_repo, **hub_options)
-        adapter = cls(config)
-        expected = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
-        given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if expected != given:
-            wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
-            details = ", ".join(f"{n}: file {given.get(n)}, config {expected.get(n)}" for n in wrong[:4])
-            raise AdapterFormatError(f"{folder_or_repo}: tensors do not fit the configuration ({details})")
-        adapter.load_state_dict(tensors, assign=True)
-        adapter.card = card
-        for parameter in adapter.parameters():
-            parameter.requires_grad_(True)
-        return adapter.eval()

@@ -1,168 +1,237 @@
-"""The format of an adapter folder or Hub repository: `config.json`, `model.safetensors`, `README.md`."""
+"""Adapters on the Hugging Face Hub: pulled into its cache, pushed as one commit, failures as errors of ours."""
 
-import dataclasses
-import json
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
 
-import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RevisionNotFoundError,
+)
 from torch import Tensor
 
+from mal_adapter.card import AdapterCard
 from mal_adapter.config import MemoryConfig
-from mal_adapter.errors import AdapterFormatError, ConfigError
-from mal_adapter.state import write_atomically
+from mal_adapter.errors import AdapterFormatError, AdapterNotFoundError, HubError, MalAdapterError
+from mal_adapter.folder import (
+    CARD_NAME,
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    check_ours,
+    copy_into,
+    encode,
+    read_config,
+    read_weights,
+)
 
-__all__ = ["AdapterCard", "read_adapter", "write_adapter"]
+__all__ = ["HubOptions", "pull_adapter", "push_adapter", "read_adapter"]
 
-FORMAT_VERSION = 1
-CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "model.safetensors", "README.md"
-
-
-@dataclasses.dataclass(frozen=True)
-class AdapterCard:
-    """Where an adapter belongs: everything about its host and task that its weights do not say.
-
-    Attributes:
-        layer_idx: The decoder layer it was trained on.
-        base_model_name_or_path: The host checkpoint's name.
-        model_type: The host's `config.model_type`.
-        hidden_size: The width of the host's decoder layers.
-        num_hidden_layers: How many decoder layers the host has.
-        task: `{"labels": [...], "prompt": "..."}` of the recogniser it was trained for, or None.
-    """
-
-    layer_idx: int | None = None
-    base_model_name_or_path: str | None = None
-    model_type: str | None = None
-    hidden_size: int | None = None
-    num_hidden_layers: int | None = None
-    task: dict[str, Any] | None = None
-
-    def with_task(self, labels: Sequence[str], prompt: str) -> "AdapterCard":
-        """The card of an adapter trained to answer `prompt` with one of `labels`."""
-        return dataclasses.replace(self, task={"labels": list(labels), "prompt": prompt})
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-def write_adapter(
-    folder: str | os.PathLike[str], config: MemoryConfig, card: AdapterCard, tensors: Mapping[str, Tensor]
-) -> None:
-    """Write an adapter folder; each file appears whole, the weights last.
+class HubOptions(NamedTuple):
+    """Which commit, and how it is fetched; the fields are those of `MemoryAdapter.from_pretrained`."""
 
-    Raises:
-        AdapterFormatError: `folder` holds another model's `config.json`, or is a file.
-    """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise AdapterFormatError(f"{folder} is a file; give a folder to save the adapter in")
-    folder.mkdir(parents=True, exist_ok=True)
-    if (folder / CONFIG_NAME).exists():
-        try:
-            _parse_config((folder / CONFIG_NAME).read_bytes())
-        except AdapterFormatError as error:
-            raise AdapterFormatError(
-                f"{folder} holds something other than an adapter ({error}); give another"
-            ) from error
-    content = {
-        "library_name": "mal_adapter",
-        "library_version": version("mal-adapter"),
-        "format_version": FORMAT_VERSION,
-        **dataclasses.asdict(card),
-        "memory": config.to_dict(),
-    }
-    write_atomically(folder / CARD_NAME, _model_card(config, card).encode())
-    write_atomically(folder / CONFIG_NAME, (json.dumps(content, indent=2) + "\n").encode())
-    write_atomically(folder / WEIGHTS_NAME, save(dict(tensors), metadata={"format": "pt"}))
+    revision: str | None = None
+    subfolder: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    force_download: bool = False
 
 
 def read_adapter(
-    folder_or_repo: str | os.PathLike[str], **hub_options: Any
+    folder_or_repo: str | os.PathLike[str], shapes_of: Callable[[MemoryConfig], Shapes], options: HubOptions
 ) -> tuple[MemoryConfig, AdapterCard, dict[str, Tensor]]:
-    """Read what `write_adapter` wrote, from a folder or, where there is no such folder, from the Hub.
+    """Read an adapter from a folder or, where there is no such folder, from the Hub.
+
+    Of a repository, `config.json` is fetched and checked first, then the weights of that same commit.
+
+    Args:
+        folder_or_repo: A folder or Hub id.
+        shapes_of: The names and shapes of the tensors that a configuration asks for.
+        options: Subfolder; the rest is for the Hub.
 
     Raises:
-        AdapterFormatError: A file is missing, damaged, or of a newer format.
+        AdapterNotFoundError: There is no such folder, repository or revision, or it may not be seen.
+        AdapterFormatError: A file is missing, damaged, does not fit the configuration, or is of a newer format.
+        HubError: The Hub can't be reached, and the files are not in its cache.
     """
-    folder = Path(folder_or_repo)
-    if not folder.is_dir():
-        name = str(folder_or_repo)
-        if folder.is_absolute() or name.startswith(".") or name.count("/") > 1:
-            raise AdapterFormatError(f"there is no folder {name}, and it is not a Hub id such as 'user/adapter'")
-        folder = Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME], **hub_options))
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            raise AdapterFormatError(f"{folder_or_repo} has no {name}; it is not an adapter that save_pretrained wrote")
-    config, card = _parse_config((folder / CONFIG_NAME).read_bytes())
+    name, subfolder = os.fspath(folder_or_repo), _checked_subfolder(options.subfolder)
     try:
-        tensors = load((folder / WEIGHTS_NAME).read_bytes())
-    except (SafetensorError, ValueError) as error:
-        raise AdapterFormatError(f"{folder_or_repo}/{WEIGHTS_NAME} is not a safetensors file: {error}") from error
-    for key, tensor in tensors.items():
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
-            raise AdapterFormatError(f"{folder_or_repo}/{WEIGHTS_NAME}: {key} is not finite floating point")
-    return config, card, tensors
+        if Path(name).is_dir():
+            folder = _inside(Path(name), subfolder)
+            config = read_config(folder / CONFIG_NAME)
+            weights_path = folder / WEIGHTS_NAME
+        else:
+            config_path, commit = _fetch_config(name, options)
+            config = read_config(config_path)
+            weights_path = _fetch(name, WEIGHTS_NAME, commit)
+        tensors = read_weights(weights_path, shapes_of(config.memory), config.weights_sha256)
+    except AdapterFormatError as error:
+        raise AdapterFormatError(f"{name}{subfolder and '/' + subfolder}: {error}") from error
+    return config.memory, config.card, tensors
 
 
-def _parse_config(data: bytes) -> tuple[MemoryConfig, AdapterCard]:
-    try:
-        content = json.loads(data)
-    except ValueError as error:
-        raise AdapterFormatError(f"{CONFIG_NAME} is not JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("library_name") != "mal_adapter":
-        raise AdapterFormatError(f"{CONFIG_NAME} does not describe a mal_adapter adapter")
-    if content.get("format_version") != FORMAT_VERSION:
-        raise AdapterFormatError(
-            f"{CONFIG_NAME} has format_version {content.get('format_version')!r}, this version reads {FORMAT_VERSION}; "
-            "a newer mal-adapter may read it"
+def pull_adapter(
+    repo_id: str,
+    folder: str | os.PathLike[str],
+    shapes_of: Callable[[MemoryConfig], Shapes],
+    options: HubOptions,
+) -> None:
+    """Copy an adapter's files from the Hub into a folder as they are, all of one commit, once they have been checked.
+
+    Raises:
+        As `read_adapter`; and AdapterFormatError where `folder` is a file or holds another model.
+    """
+    config_path, commit = _fetch_config(repo_id, options)
+    read_adapter(repo_id, shapes_of, commit)
+    files = {CONFIG_NAME: config_path, WEIGHTS_NAME: _fetch(repo_id, WEIGHTS_NAME, commit)}
+    with contextlib.suppress(AdapterFormatError):  # a card may be missing
+        files[CARD_NAME] = _fetch(repo_id, CARD_NAME, commit)
+    copy_into(folder, files)
+
+
+def _fetch_config(repo_id: str, options: HubOptions) -> tuple[Path, HubOptions]:
+    """`config.json`, and the options that fetch other files of the same commit, whatever is pushed meanwhile."""
+    _check_repo_id(repo_id)
+    path = _fetch(repo_id, CONFIG_NAME, options)
+    # The cache's folder is named for the commit.
+    depth = len(PurePosixPath(_checked_subfolder(options.subfolder)).parts)
+    return path, options._replace(revision=path.parents[depth].name)
+
+
+def _checked_subfolder(subfolder: str | None) -> str:
+    """With forward slashes; raises `AdapterFormatError` where it could lead out of the folder or repository."""
+    if subfolder is None:
+        return ""
+    windows = PureWindowsPath(subfolder)
+    if windows.drive or windows.root or ".." in windows.parts or "\0" in subfolder:
+        raise AdapterFormatError(f"subfolder {subfolder!r} is not a path within the folder or repository")
+    return "/".join(windows.parts)
+
+
+def _inside(folder: Path, subfolder: str) -> Path:
+    inside = folder / subfolder
+    if not inside.resolve().is_relative_to(folder.resolve()):
+        raise AdapterFormatError("the subfolder is a link that leads out of the folder")
+    if not inside.is_dir():
+        raise AdapterNotFoundError(f"there is no folder {inside}")
+    return inside
+
+
+def _check_repo_id(name: str) -> None:
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name, re.ASCII):
+        raise AdapterNotFoundError(f"there is no folder {name}, and it is not a Hub id such as 'user/adapter'")
+
+
+def _fetch(repo_id: str, name: str, options: HubOptions) -> Path:
+    with _typed_errors(repo_id, options.revision, "fetch"):
+        path = hf_hub_download(
+            repo_id,
+            name,
+            subfolder=_checked_subfolder(options.subfolder) or None,
+            revision=options.revision,
+            token=options.token,
+            cache_dir=None if options.cache_dir is None else Path(options.cache_dir),
+            local_files_only=options.local_files_only,
+            force_download=options.force_download,
+            library_name="mal_adapter",
+            library_version=version("mal-adapter"),
         )
-    if not isinstance(content.get("memory"), dict):
-        raise AdapterFormatError(f"{CONFIG_NAME} has no memory configuration")
+    return Path(path)
+
+
+def push_adapter(
+    repo_id: str,
+    config: MemoryConfig,
+    card: AdapterCard,
+    tensors: Mapping[str, Tensor],
+    *,
+    private: bool | None = None,
+    commit_message: str,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+) -> CommitInfo:
+    """Create the repository and branch where they are missing, and put the adapter's three files there in one commit.
+
+    Other files of the repository stay, and so does the user's own text in its `README.md`.
+
+    Raises:
+        AdapterNotFoundError: The repository may not be seen or written, or `repo_id` is not one.
+        AdapterFormatError: The repository holds another model, or its README's metadata can't be read.
+        HubError: The Hub can't be reached or refuses, for example because someone else pushed in between.
+    """
+    _check_repo_id(repo_id)
+    with _typed_errors(repo_id, revision, "push"):
+        api = HfApi(token=token, library_name="mal_adapter", library_version=version("mal-adapter"))
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not create_pr and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        present = api.model_info(repo_id, revision=revision)
+        names = [sibling.rfilename for sibling in present.siblings or []]
+
+        def read(name: str) -> bytes:
+            return Path(api.hf_hub_download(repo_id, name, revision=present.sha)).read_bytes()
+
+        check_ours(repo_id, names, lambda: read(CONFIG_NAME))
+        existing_card = read(CARD_NAME).decode(errors="replace") if CARD_NAME in names else ""
+        files = encode(config, card, tensors, repo_id=repo_id, existing_card=existing_card)
+        return api.create_commit(
+            repo_id,
+            [CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in files.items()],
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            # What was read above is what is replaced; a push of someone else in between must not be lost.
+            parent_commit=present.sha,
+        )
+
+
+@contextlib.contextmanager
+def _typed_errors(repo_id: str, revision: str | None, verb: str) -> Iterator[None]:
+    """Whatever huggingface_hub raises within becomes an error of ours that says what to do."""
     try:
-        config = MemoryConfig.from_dict(content["memory"])
-    except ConfigError as error:
-        raise AdapterFormatError(f"{CONFIG_NAME}: {error}") from error
-    card = {field.name: content.get(field.name) for field in dataclasses.fields(AdapterCard)}
-    for name, kind in _CARD_TYPES.items():
-        if card[name] is not None and type(card[name]) is not kind:
-            raise AdapterFormatError(f"{CONFIG_NAME}: {name} is {card[name]!r}, expected {kind.__name__}")
-    return config, AdapterCard(**card)
+        yield
+    except MalAdapterError:
+        raise
+    except Exception as error:
+        # requests, httpx or httpx2, by huggingface_hub's version: their errors have no other base in common
+        place = repo_id if revision is None else f"{repo_id} at revision {revision!r}"
+        raise _typed(error, f"can't {verb} {place}") from error
 
 
-_CARD_TYPES: dict[str, type] = {
-    "layer_idx": int,
-    "base_model_name_or_path": str,
-    "model_type": str,
-    "hidden_size": int,
-    "num_hidden_layers": int,
-    "task": dict,
-}
-
-
-def _model_card(config: MemoryConfig, card: AdapterCard) -> str:
-    base = f"base_model: {card.base_model_name_or_path}\n" if card.base_model_name_or_path else ""
-    host = card.base_model_name_or_path or "an audio language model"
-    task = f"\nLabels: {', '.join(card.task['labels'])}.\n" if card.task and card.task.get("labels") else ""
-    return f"""---
-library_name: mal_adapter
-pipeline_tag: audio-classification
-tags: [speech-emotion-recognition, test-time-memory, titans]
-{base}---
-
-# A dialogue memory for {host}
-
-A [mal_adapter](https://pypi.org/project/mal-adapter/) memory for decoder layer {card.layer_idx}: width
-{config.memory_dim}, {config.num_heads} heads, depth {config.depth}.
-{task}
-```python
-from mal_adapter import attach_memory
-
-memory = attach_memory(model, adapter="<this repository or folder>")
-with memory.session("a dialogue"):
-    model.generate(**inputs)
-```
-"""
+def _typed(error: Exception, failure: str) -> MalAdapterError:
+    # What the server said may be a cause: of "not in the cache either", or of "force download failed".
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    answers = (e for e in chain if isinstance(e, HfHubHTTPError) and not isinstance(e, LocalEntryNotFoundError))
+    reason = next(answers, chain[-1])
+    said = " ".join(f"{type(reason).__name__}: {reason}".split())[:300]
+    if isinstance(reason, RevisionNotFoundError):
+        return AdapterNotFoundError(f"{failure}: the repository has no such branch, tag or commit")
+    if isinstance(reason, EntryNotFoundError) and not isinstance(reason, LocalEntryNotFoundError):
+        return AdapterFormatError("a file is missing in the repository; push_to_hub would have put it there")
+    if getattr(getattr(reason, "response", None), "status_code", None) in (401, 403, 404):
+        return AdapterNotFoundError(
+            f"{failure}: there is no such repository on the Hub, or it is private or gated and your token does not "
+            "reach it; check the spelling, and log in (`hf auth login`) or pass token=..."
+        )
+    if isinstance(error, HFValidationError):
+        return AdapterNotFoundError(f"{failure}: {error}")
+    if isinstance(error, LocalEntryNotFoundError):
+        return HubError(
+            f"{failure}: the Hub could not be asked ({said}), and the files are not in the cache; go online, unset "
+            "HF_HUB_OFFLINE or local_files_only, or try again later"
+        )
+    return HubError(f"{failure}: {said}; try again later")

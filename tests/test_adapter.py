@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mal_adapter import MemoryAdapter, MemoryConfig
-from mal_adapter.errors import AdapterFormatError, AudioMaskError, StateMismatchError
+from mal_adapter.errors import AdapterFormatError, AdapterNotFoundError, AudioMaskError, StateMismatchError
 from tests.hosts.builders import WIDTH
 from tests.hosts.probes import random_adapter
 
@@ -152,7 +152,10 @@ def edit_config(folder, **changes):
         (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
         (lambda f: (f / "config.json").write_text("{"), "not JSON"),
         (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "does not describe"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04pickle"), "not a safetensors file"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04pickle"),
+            "model.safetensors is not a safetensors file",
+        ),
         (lambda f: edit_config(f, format_version=99), "99"),
         (lambda f: edit_config(f, layer_idx="4"), "layer_idx"),
         (lambda f: edit_config(f, memory={"hidden_size": 16, "memory_dim": 12, "num_heads": 2}), "do not fit"),
@@ -174,7 +177,7 @@ def test_a_save_never_overwrites_another_models_folder(tmp_path):
 
 
 def test_a_missing_folder_is_not_looked_up_on_the_hub(tmp_path):
-    with pytest.raises(AdapterFormatError, match="no folder"):
+    with pytest.raises(AdapterNotFoundError, match="no folder"):
         MemoryAdapter.from_pretrained(tmp_path / "absent")
 
 

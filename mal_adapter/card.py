@@ -1,0 +1,271 @@
+"""`AdapterCard`, what an adapter knows of its host and task, and the model card that tells it to people."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from mal_adapter.config import MemoryConfig
+from mal_adapter.errors import AdapterFormatError
+
+__all__ = ["AdapterCard", "model_card"]
+
+BEGIN = "<!-- mal_adapter: what stands from here to the end mark is rewritten at each save -->"
+END = "<!-- mal_adapter: end; write your own text after this line -->"
+_TAGS = ["mal_adapter", "speech-emotion-recognition", "test-time-memory", "titans"]
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterCard:
+    """Where an adapter belongs: everything about its host, task and training that its weights do not say.
+
+    Attributes:
+        layer_idx: The decoder layer it was trained on.
+        base_model_name_or_path: The host checkpoint's name.
+        model_type: The host's `config.model_type`.
+        hidden_size: The width of the host's decoder layers.
+        num_hidden_layers: How many decoder layers the host has.
+        task: `{"labels": [...], "prompt": "..."}` of the recogniser it was trained for, or None.
+        datasets: Hub ids of the datasets it was trained on.
+        training_data: What it was trained on, in words.
+        evaluation: Results, each `{"dataset_name": "MELD", "dataset_type": "user/meld", "dataset_split": "test",
+            "metrics": {"f1": 0.6}, "host_metrics": {"f1": 0.5}}`: `dataset_type` is a Hub id or a name without spaces,
+            `metrics` are with the memory, `host_metrics` those of the bare host on the same. `dataset_split` and
+            `host_metrics` may be absent.
+
+    Example:
+        >>> AdapterCard(layer_idx=16).with_task(["happy", "sad"], "How does the speaker feel?").task["labels"]
+        ['happy', 'sad']
+    """
+
+    layer_idx: int | None = None
+    base_model_name_or_path: str | None = None
+    model_type: str | None = None
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    task: dict[str, Any] | None = None
+    datasets: list[str] | None = None
+    training_data: str | None = None
+    evaluation: list[dict[str, Any]] | None = None
+
+    def with_task(self, labels: Sequence[str], prompt: str) -> "AdapterCard":
+        """The card of an adapter trained to answer `prompt` with one of `labels`."""
+        return dataclasses.replace(self, task={"labels": list(labels), "prompt": prompt})
+
+    def check(self) -> None:
+        """Raise `AdapterFormatError` where a field is not of its type or out of range; None always passes."""
+        for name, expected in _EXPECTED.items():
+            if (value := getattr(self, name)) is not None and not _CHECKS[expected](value):
+                raise AdapterFormatError(f"{name} is {_shown(value)}, expected {expected}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_task(value: object) -> bool:
+    return isinstance(value, dict) and _is_texts(value.get("labels", [])) and _is_text(value.get("prompt", ""))
+
+
+def _is_metrics(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        _is_text(name) and type(number) in (int, float) and abs(number) < 1e12 for name, number in value.items()
+    )
+
+
+def _is_evaluation(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(result, dict)
+        and result.keys() <= {"dataset_name", "dataset_type", "dataset_split", "metrics", "host_metrics"}
+        and all(_is_text(result.get(name)) for name in ("dataset_name", "dataset_type"))
+        and _is_text(result.get("dataset_split", ""))
+        and _is_metrics(result.get("metrics"))
+        and _is_metrics(result.get("host_metrics", {}))
+        for result in value
+    )
+
+
+_CHECKS = {
+    "a string": _is_text,
+    "a list of strings": _is_texts,
+    "a count": _is_count,
+    "labels, a list of strings, and a prompt, a string": _is_task,
+    "a list of results with dataset_name, dataset_type and metrics": _is_evaluation,
+}
+_EXPECTED = {
+    "layer_idx": "a count",
+    "base_model_name_or_path": "a string",
+    "model_type": "a string",
+    "hidden_size": "a count",
+    "num_hidden_layers": "a count",
+    "task": "labels, a list of strings, and a prompt, a string",
+    "datasets": "a list of strings",
+    "training_data": "a string",
+    "evaluation": "a list of results with dataset_name, dataset_type and metrics",
+}
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def model_card(config: MemoryConfig, card: AdapterCard, *, repo_id: str | None = None, existing: str = "") -> str:
+    """The text of an adapter's `README.md`.
+
+    Args:
+        config: The memory's sizes.
+        card: Host, task, training data and results.
+        repo_id: The Hub repository that the snippet loads from; a folder unless given.
+        existing: The present text. What a user wrote outside of the two marks stays, and so do metadata of keys that
+            are not ours (`license`, `language`, …) and additional tags.
+
+    Raises:
+        AdapterFormatError: The metadata of `existing` can't be read.
+
+    Example:
+        >>> text = model_card(MemoryConfig(hidden_size=32), AdapterCard(base_model_name_or_path="org/host"))
+        >>> ModelCard(text).data.base_model
+        'org/host'
+        >>> "MIT" in model_card(MemoryConfig(hidden_size=32), AdapterCard(), existing=text + "License: MIT")
+        True
+    """
+    ours = _metadata(card, repo_id)
+    theirs: dict[str, Any] = {}
+    text = ""
+    if existing.strip():
+        try:
+            before = ModelCard(existing)
+            theirs, text = before.data.to_dict(), before.text  # type: ignore[no-untyped-call]
+            tags = [*ours["tags"], *(theirs.get("tags") or [])]
+            ours["tags"] = list(dict.fromkeys(map(str, tags)))
+        except Exception as error:  # YAML's own kinds, and whatever a value of an unexpected type leads to
+            raise AdapterFormatError(
+                f"the metadata at the top of README.md can't be read ({error}); mend or remove them"
+            ) from error
+    generated = f"{BEGIN}\n{_body(config, card, repo_id)}\n{END}"
+    head, found, rest = text.partition(BEGIN)
+    _, closed, tail = rest.partition(END)
+    if found and closed:
+        text = head + generated + tail
+    else:
+        text = f"{text.rstrip()}\n\n{generated}\n" if text.strip() else f"\n{generated}\n"
+    metadata = ModelCardData(**{**theirs, **ours})
+    return f"---\n{metadata.to_yaml()}\n---\n{text}"
+
+
+def _metadata(card: AdapterCard, repo_id: str | None) -> dict[str, Any]:
+    results = [
+        EvalResult(
+            task_type="audio-classification",
+            task_name="Speech emotion recognition in conversation",
+            dataset_type=result["dataset_type"],
+            dataset_name=result["dataset_name"],
+            dataset_split=result.get("dataset_split"),
+            metric_type=metric,
+            metric_value=value,
+            metric_name=name,
+        )
+        for result in card.evaluation or []
+        for kind, name_of in (("metrics", "{}"), ("host_metrics", "{} of the bare host"))
+        for metric, value in result.get(kind, {}).items()
+        for name in (name_of.format(metric),)
+    ]
+    metadata = {
+        "base_model": card.base_model_name_or_path,
+        "library_name": "mal_adapter",
+        "pipeline_tag": "audio-classification",
+        "tags": _TAGS,
+        "datasets": card.datasets,
+        "metrics": sorted({m for result in card.evaluation or [] for m in result["metrics"]}),
+    }
+    metadata = {name: value for name, value in metadata.items() if value}
+    if results:
+        data = ModelCardData(eval_results=results, model_name=(repo_id or "mal_adapter memory").rpartition("/")[2])
+        metadata["model-index"] = data.to_dict()["model-index"]  # type: ignore[no-untyped-call]
+    return metadata
+
+
+def _body(config: MemoryConfig, card: AdapterCard, repo_id: str | None) -> str:
+    host = card.base_model_name_or_path or "an audio language model"
+    place = "a decoder layer" if card.layer_idx is None else f"decoder layer {card.layer_idx}"
+    parts = [
+        f"# A dialogue memory for {_plain(host)}",
+        "A [mal_adapter](https://pypi.org/project/mal-adapter/) memory: it writes the audio tokens of each utterance "
+        "into fast weights at test time and reads them back at the later ones, so that the host knows how this speaker "
+        f"usually sounds. It sits on {place}, is {config.memory_dim} wide, and has {config.num_heads} heads of depth "
+        f"{config.depth}. The host's own weights are unchanged and not part of this repository.",
+        "## Use",
+        f"```python\n{_snippet(card, repo_id)}\n```",
+    ]
+    if card.task and card.task.get("labels"):
+        parts.append(f"Labels: {_plain(', '.join(card.task['labels']))}.")
+    training = card.training_data or "Not told by its author."
+    if card.datasets:
+        training += f" Datasets: {', '.join(card.datasets)}."
+    parts += ["## Training data", _plain(training)]
+    if card.evaluation:
+        parts += ["## Results", _results(card.evaluation)]
+    parts += [
+        "## Limits",
+        "- It fits this host only: another checkpoint of the same shape gives a warning and worse answers, another "
+        "shape an error.\n"
+        "- Each dialogue needs a session of its own; a state must not be shared between dialogues.\n"
+        "- A state is derived from a voice: treat a saved one like the recording it came from.\n"
+        "- Labels are those of its training data. How well they transfer to other languages, microphones or "
+        "spontaneous speech is not known unless it stands under Results.",
+    ]
+    return "\n\n".join(parts)
+
+
+def _snippet(card: AdapterCard, repo_id: str | None) -> str:
+    task = card.task or {}
+    options = "".join(f", {name}={_literal(task[name])}" for name in ("labels", "prompt") if task.get(name))
+    host = card.base_model_name_or_path or "the host's name or folder"
+    adapter = repo_id or "the folder of this file"
+    return f"""import numpy as np
+import soundfile
+
+from mal_adapter import attach_memory
+from mal_adapter.ser.dialogue import Dialogue, Utterance
+from mal_adapter.ser.recognizer import EmotionRecognizer, load_host
+
+model, processor = load_host({_literal(host)})
+memory = attach_memory(model, adapter={_literal(adapter)})
+recognizer = EmotionRecognizer(model, processor, memory{options})
+
+for n in range(2):  # noise in the place of your recordings
+    soundfile.write(f"turn{{n}}.wav", 0.1 * np.random.default_rng(n).standard_normal(16_000), 16_000)
+turns = [Utterance("call-42", str(n), "A", f"turn{{n}}.wav") for n in range(2)]
+for result in recognizer.recognize(Dialogue("call-42", turns)):
+    print(result.utterance.audio, result.label)"""
+
+
+def _literal(value: object) -> str:
+    """Python for `value`, without comments of HTML that could pass for our marks."""
+    return repr(value).replace("<!--", "<\\x21--")
+
+
+def _results(evaluation: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| dataset | split | metric | bare host | with memory |", "|---|---|---|---|---|"]
+    for result in evaluation:
+        for metric, value in result["metrics"].items():
+            bare = result.get("host_metrics", {}).get(metric, "")
+            cells = (result["dataset_name"], result.get("dataset_split", ""), metric, bare, value)
+            lines.append("| " + " | ".join(_plain(str(cell)).replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """On one line, and without comments that could pass for our marks."""
+    return re.sub(r"\s+", " ", text).replace("<!--", "&lt;!--").strip()
