@@ -1,0 +1,185 @@
+"""`FolderStore`: a file per session, for processes that share a file system."""
+
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from mal_adapter.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, write_atomically
+from mal_adapter.errors import SessionConflictError, StateFormatError, StoreError
+from mal_adapter.state import MemoryState
+from mal_adapter.stores.advice import explained
+from mal_adapter.stores.base import Stored
+from mal_adapter.stores.checks import check_ttl
+from mal_adapter.stores.lock import file_lock
+from mal_adapter.stores.names import file_name, session_id_of
+
+__all__ = ["FolderStore"]
+
+LOCK_NAME = ".mal_adapter.lock"
+LEFTOVER_AFTER_S = 3600.0  # no write takes an hour, so whoever wrote such a temporary is dead
+
+
+class FolderStore:
+    """Keeps each session in a file that `MemoryState.load` reads, in a folder that is created if need be.
+
+    Processes and threads may share the folder if its file system honours flock between them: local ones do, and NFS
+    from version 4 on. A reader, or a crash, sees the old state or the new one; what `put` has returned survives a power
+    cut. Files of other names are left alone.
+
+    Args:
+        folder: Where the files are.
+        ttl_s: Seconds after its last put, by the file's mtime, at which a session expires; None for never.
+
+    Raises:
+        ConfigError: `ttl_s` is not positive.
+        StoreError: The folder can't be created, or this is Windows, which has no flock.
+
+    Example:
+        >>> import tempfile
+        >>> from mal_adapter import MemoryAdapter, MemoryConfig
+        >>> adapter = MemoryAdapter(MemoryConfig(hidden_size=32, memory_dim=16)).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = FolderStore(folder)
+        ...     version = store.put("call/1", adapter.initial_state())
+        ...     state = MemoryState.load(f"{folder}/call%2F1.safetensors")
+        ...     list(store), store.get("call/1").version == version
+        (['call/1'], True)
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], ttl_s: float | None = None) -> None:
+        check_ttl(ttl_s)
+        if os.name != "posix":
+            raise StoreError(f"FolderStore({os.fspath(folder)!r}) needs flock, which {os.name} lacks; use RedisStore")
+        self.folder = Path(folder)
+        self.ttl_s = ttl_s
+        with explained("create", self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._clean_up()
+
+    def get(self, session_id: str) -> Stored | None:
+        """The state of a session, on the CPU, or None where there is none, or none any more.
+
+        Raises:
+            SessionError: `session_id` can't name a file.
+            StateFormatError: The file is damaged, or is no state; the message names it.
+            StoreError: The folder or the file can't be read.
+        """
+        path = self._path(session_id)
+        with explained("read", path):
+            data = self._read(path)
+        if data is None:
+            return None
+        try:
+            return Stored(MemoryState.from_bytes(data), _version(data))
+        except StateFormatError as error:
+            raise StateFormatError(f"{path}: {error}; drop this session, or restore the file") from error
+
+    def put(self, session_id: str, state: MemoryState, version: str | None = None) -> str:
+        """Keep `state` in its file, all of it or, on an error, nothing.
+
+        Args:
+            session_id: A non-empty string.
+            state: Of batch size 1 and detached.
+            version: What `get` or the last `put` of this session gave; None for a session that is new.
+
+        Returns:
+            The version of what is kept now.
+
+        Raises:
+            SessionConflictError: Someone else has kept another state since; theirs stays.
+            SessionError: `session_id` can't name a file.
+            StoreError: The folder can't be written to, or the disk is full.
+        """
+        path = self._path(session_id)
+        data = state.to_bytes()
+        with explained("write", path), self._locked():
+            kept = self._read(path)
+            if kept is not None and _version(kept) != version:
+                raise SessionConflictError(
+                    f"session {session_id!r} has been kept in {path} by someone else since; get it again"
+                )
+            write_atomically(path, data)
+        return _version(data)
+
+    def drop(self, session_id: str) -> bool:
+        """Delete a session's file; whether there was one, readable or not.
+
+        Raises:
+            SessionError: `session_id` can't name a file.
+            StoreError: The folder can't be written to.
+        """
+        path = self._path(session_id)
+        with explained("delete", path), self._locked():
+            try:
+                expired = self._expired(path.stat())
+                path.unlink()
+            except FileNotFoundError:
+                return False
+            return not expired
+
+    def __iter__(self) -> Iterator[str]:
+        """The ids of all sessions as of now, in no particular order.
+
+        Raises:
+            StoreError: The folder can't be read.
+        """
+        session_ids = []
+        with explained("list", self.folder), os.scandir(self.folder) as entries:
+            for entry in entries:
+                session_id = session_id_of(entry.name)
+                if session_id is None:
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # dropped since
+                    if self._expired(entry.stat()):
+                        self._delete_expired(Path(entry.path))
+                    elif entry.is_file():
+                        session_ids.append(session_id)
+        return iter(session_ids)
+
+    def __repr__(self) -> str:
+        return f"FolderStore({str(self.folder)!r}, ttl_s={self.ttl_s})"
+
+    def _path(self, session_id: str) -> Path:
+        return self.folder / file_name(session_id)
+
+    def _read(self, path: Path) -> bytes | None:
+        try:
+            with open(path, "rb") as file:
+                status = os.fstat(file.fileno())
+                data = file.read()
+        except FileNotFoundError:
+            self.folder.stat()  # a share that is not mounted must not look like a session that is new
+            return None
+        if not self._expired(status):
+            return data
+        self._delete_expired(path)
+        return None
+
+    def _expired(self, status: os.stat_result) -> bool:
+        return self.ttl_s is not None and time.time() - status.st_mtime >= self.ttl_s
+
+    def _delete_expired(self, path: Path) -> None:
+        # Unlocked, someone's new file could take the old one's place between the look and the deletion. A reader who
+        # may not write leaves it to others; so does a put, which holds the lock and replaces the file itself.
+        with contextlib.suppress(OSError), self._locked(wait=False):
+            if self._expired(path.stat()):
+                path.unlink()
+
+    def _locked(self, *, wait: bool = True) -> AbstractContextManager[None]:
+        return file_lock(self.folder / LOCK_NAME, wait=wait)
+
+    def _clean_up(self) -> None:
+        """Delete what writers that were killed have left."""
+        for path in self.folder.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > LEFTOVER_AFTER_S:
+                    path.unlink()
+
+
+def _version(data: bytes) -> str:
+    """Of the content alone, so that nothing needs to be kept beside the state; each utterance changes its counters."""
+    return hashlib.sha256(data).hexdigest()
