@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from mal_adapter.errors import (
 )
 from mal_adapter.hooks import MemoryHooks, drop_copied_hooks, has_memory
 from mal_adapter.hosts import HostSpec
-from mal_adapter.sessions import Session, SessionStore, check_session_id
+from mal_adapter.sessions import Session, SessionStates
 from mal_adapter.state import MemoryState
+from mal_adapter.stores import InMemoryStore, SessionStore, open_store
+from mal_adapter.stores.checks import id_bytes
 
 __all__ = ["AttachedMemory", "attach_memory"]
 
@@ -37,6 +39,7 @@ def attach_memory(
     adapter: MemoryAdapter | str | os.PathLike[str] | None = None,
     config: MemoryConfig | None = None,
     host: HostSpec | None = None,
+    store: SessionStore | str | os.PathLike[str] | None = None,
 ) -> "AttachedMemory":
     """Give `model` a memory: register hooks on it and on its decoder layer `layer_idx`.
 
@@ -50,6 +53,8 @@ def attach_memory(
         adapter: A `MemoryAdapter`, a folder that `save_pretrained` wrote, or a Hub id. A fresh one unless given.
         config: Sizes of a fresh adapter; `MemoryConfig(hidden_size=...)` of the host unless given.
         host: Where detection needs help.
+        store: Where the sessions' states lie: a `SessionStore`, a folder, or the URL of a Redis. Unless given, in this
+            process: an `InMemoryStore`, which keeps the 1024 sessions used last.
 
     Returns:
         The memory, in eval mode unless `adapter` was given in training mode.
@@ -58,7 +63,8 @@ def attach_memory(
         ConfigError: `layer_idx` is missing or out of range, or `config` does not fit the host.
         HostError: The host's layers can't be found, or this layer has a memory already.
         HostMismatchError: The adapter was trained for another kind of host.
-        AdapterFormatError: The adapter can't be loaded.
+        AdapterNotFoundError, AdapterFormatError, HubError: The adapter can't be loaded, as `from_pretrained` says; call
+            that yourself for a revision, subfolder or token.
 
     Example:
         >>> from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -101,7 +107,9 @@ def attach_memory(
     loaded.card = dataclasses.replace(loaded.card, **{**facts, **known, "layer_idx": layer_idx})
     if (parameter := next(layer.parameters(), None)) is not None and parameter.device.type != "meta":
         loaded.to(parameter.device)
-    return AttachedMemory(root, loaded, layer_idx, spec)
+    if isinstance(store, str | os.PathLike):
+        store = open_store(store)
+    return AttachedMemory(root, loaded, layer_idx, spec, InMemoryStore() if store is None else store)
 
 
 class AttachedMemory:
@@ -115,11 +123,13 @@ class AttachedMemory:
         states: All sessions' states by id, a mapping.
     """
 
-    def __init__(self, root: nn.Module, adapter: MemoryAdapter, layer_idx: int, host: HostSpec) -> None:
+    def __init__(
+        self, root: nn.Module, adapter: MemoryAdapter, layer_idx: int, host: HostSpec, store: SessionStore
+    ) -> None:
         self.adapter = adapter
         self.layer_idx = layer_idx
         self.host = host
-        self.states = SessionStore(adapter.check_state)
+        self.states = SessionStates(store, adapter.check_state)
         self._hooks = MemoryHooks(adapter, host)
         self._root: nn.Module | None = root
         self._hooks.register(root, layer_idx)
@@ -147,6 +157,10 @@ class AttachedMemory:
         Raises:
             SessionError: An id is repeated or open elsewhere, a session of this memory is open in this block already,
                 or the memory is detached.
+            SessionConflictError: Another process has continued a dialogue of this block; raised by the forward whose
+                utterance would overwrite it. Open the session again and repeat that utterance.
+            StoreError: The store can't be reached when the block begins, or still not when it ends: forwards answer
+                meanwhile, and the states stay in this process, see `states.flush()`.
         """
         if self._root is None:
             raise SessionError("this memory is detached; attach_memory(model, adapter=memory.adapter) puts it back")
@@ -157,7 +171,7 @@ class AttachedMemory:
         if not ids or (len(named) < len(ids) and session_id is not None):
             raise SessionError(f"session ids {session_id!r}: expected one id, a sequence of one id per prompt, or None")
         for i in named:
-            check_session_id(i)
+            id_bytes(i)  # raises for what is none
         if len(set(named)) < len(named):
             raise SessionError(f"session ids {named} are not distinct; each row needs a dialogue of its own")
         if audio_mask is not None and (
@@ -173,16 +187,16 @@ class AttachedMemory:
                 "nothing tells this host's audio positions; pass session(..., audio_mask=...), or attach_memory with "
                 "host=HostSpec(audio_token_id=...) or HostSpec(audio_mask=...)"
             )
-        with self.states.opened(named):
-            session = Session(ids, self._load(ids), self.states, write, audio_mask)
+        with self.states.opened(named) as found:
+            session = Session(ids, self._load(ids, found), self.states, write, audio_mask)
             with self._hooks.active(session):
                 yield session
 
-    def _load(self, ids: Sequence[str | None]) -> MemoryState:
+    def _load(self, ids: Sequence[str | None], found: Mapping[str, MemoryState]) -> MemoryState:
         # A session that is opened under no_grad or inference_mode may be trained in all the same.
         with torch.inference_mode(False), torch.set_grad_enabled(self.adapter.training):
             fresh = self.adapter.initial_state()
-            rows = [fresh if i is None else self.states.get(i, fresh) for i in ids]
+            rows = [fresh if i is None else found.get(i, fresh) for i in ids]
             for row in rows:
                 self.adapter.check_state(row)  # trained on since, the adapter may be another one than wrote the state
             return MemoryState.stack([row.to(fresh.device) for row in rows])
@@ -201,17 +215,13 @@ class AttachedMemory:
 
     def status(self) -> dict[str, Any]:
         """What a person would ask first: where the memory sits, and what it holds."""
-        states = [self.states[i] for i in self.states]
         return {
             "attached": self._root is not None,
             "layer": f"{self.host.layers}.{self.layer_idx}",
             "audio_token_id": self.host.audio_token_id,
             "training": self.adapter.training,
             "parameters": sum(p.numel() for p in self.adapter.parameters()),
-            "sessions": len(states),
-            "utterances": sum(int(s.utterances.sum()) for s in states),
-            "skipped_writes": sum(int(s.skipped_writes.sum()) for s in states),
-            "nbytes": sum(s.nbytes for s in states),
+            "states": repr(self.states),
         }
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -484,7 +484,7 @@ def test_the_status_tells_what_happened(host: TinyHost, model: PreTrainedModel):
     dialogue(host, model, memory, [host.prompt([4], seed=1)], "a")
     status = memory.status()
     assert status["attached"]
-    assert (status["sessions"], status["utterances"], status["skipped_writes"]) == (1, 1, 0)
+    assert "1 session" in status["states"]
     assert status["layer"] == f"{host.layers_path}.{LAYER}"
     assert str(LAYER) in repr(memory)
     memory.detach()

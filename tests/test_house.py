@@ -11,8 +11,9 @@ import mal_adapter
 
 PACKAGE = Path(mal_adapter.__file__).parent
 # Each may import only from those before it.
-CORE = ["errors", "config", "state", "update", "reference", "hub", "adapter", "hosts"]
-CORE += ["remote", "families", "detection", "sessions", "rows", "checkpointing", "hooks", "attach"]
+CORE = ["errors", "config", "atomic", "files", "state", "stores", "update", "reference"]
+CORE += ["card", "folder", "hub", "pretrained", "adapter"]
+CORE += ["hosts", "remote", "families", "detection", "sessions", "rows", "checkpointing", "hooks", "attach"]
 ORDER = [*CORE, "", "ser", "demo", "cli"]  # "" is the package itself, whose names ser and demo use
 
 

@@ -95,7 +95,8 @@ def test_many_sessions_that_have_ended_cost_what_one_costs(model: PreTrainedMode
         name = f"call {count}" if named else None
         with memory.session(name):
             speak(model)
-        memory.states.pop(name, None)
+        if named:
+            del memory.states[name]
 
     dialogue()
     tensors = living_tensors()

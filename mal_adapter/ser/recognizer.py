@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mal_adapter.errors import AudioError, ConfigError
+from mal_adapter.errors import AudioError, ConfigError, StoreError
 from mal_adapter.ser.audio import PER_TOKEN, AudioPrompt, Waveform, load_waveform
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import DEMO, LabelScorer, LabelSet
@@ -232,8 +232,14 @@ class EmotionRecognizer:
         mask = inputs["attention_mask"]
         if self._counts_positions:  # as generate() does, so that padding does not shift them
             inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
-        with self._session(session_ids):
-            outputs = self.model(**inputs, use_cache=True, **self._last_only)
+        outputs = None
+        try:
+            with self._session(session_ids):
+                outputs = self.model(**inputs, use_cache=True, **self._last_only)
+        except StoreError:
+            if outputs is None:
+                raise
+            # The host has answered; the states wait in memory.states.unsaved, and the next answer tries again.
         with self._switched_off():
             return self._scorer.log_probs(
                 self.model, outputs.logits[:, -1], outputs.past_key_values, mask, inputs.get("position_ids")
@@ -255,7 +261,8 @@ class EmotionRecognizer:
 
     def _forget(self, session_id: str) -> None:
         if self.memory is not None and self._reads_memory:
-            self.memory.states.pop(session_id, None)
+            with contextlib.suppress(KeyError):
+                del self.memory.states[session_id]
 
 
 def default_prompt(labels: LabelSet) -> str:
