@@ -1,112 +1,24 @@
-"""The `mal-adapter` command: what is asked for, and how the answer is printed.
-
-Imports that take seconds (torch, transformers) stay inside the commands, so that `--help` is quick.
-"""
+"""`mal-adapter predict`."""
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mal_adapter.cli.output import complain, quiet_transformers, row
+
 if TYPE_CHECKING:
     from mal_adapter.ser.dialogue import Dialogue
     from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
 
-app = typer.Typer(
-    name="mal-adapter",
-    help="Emotions of a spoken dialogue, from an audio language model with a memory.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+__all__ = ["predict"]
 
 #: The exit code when some files could not be heard; also what typer exits with on wrong usage.
 BAD_FILES = 2
 
 
-def main() -> None:
-    """The console script: runs the command; errors of this library are one line on stderr and exit code 1."""
-    from mal_adapter.errors import MalAdapterError
-
-    try:
-        app()
-    except MalAdapterError as error:
-        _complain(error)
-        sys.exit(1)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            typer.echo(version("mal-adapter"))
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            typer.echo("unknown")
-        raise typer.Exit()
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command()
-def demo(
-    dialogues: Annotated[int, typer.Option(min=1, help="How many held-out dialogues of ten utterances.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Which dialogues; every seed is another set.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Draw accuracy by turn and one dialogue into this image.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
-) -> None:
-    """Hear spoken two-person dialogues with a tiny Qwen2-Audio, without memory and with it.
-
-    An emotion is a shift from how a speaker usually sounds: one utterance alone is ambiguous, and the past resolves it.
-    """
-    import tempfile
-
-    if plot is not None:
-        _check_plot(plot)
-    _quiet_transformers()
-    from mal_adapter.demo.run import describe_report, plot_report, run_demo
-
-    with tempfile.TemporaryDirectory(prefix="mal-adapter-demo-") as folder:
-        report = run_demo(dialogues, seed, Path(folder), progress=not as_json and sys.stderr.isatty())
-    if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2))
-    else:
-        typer.echo(describe_report(report))
-    if plot is not None:
-        plot_report(report, plot)
-        typer.echo(f"plot: {plot}", err=as_json)
-
-
-def _check_plot(plot: Path) -> None:
-    """Refuse before the work, not after it."""
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise typer.BadParameter("plots need matplotlib: pip install 'mal-adapter[plot]'", param_hint="--plot")
-    if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise typer.BadParameter(f"{plot} is not a .png, .svg or .pdf file", param_hint="--plot")
-    if not plot.absolute().parent.is_dir():
-        raise typer.BadParameter(f"the folder {plot.absolute().parent} does not exist", param_hint="--plot")
-
-
-def _quiet_transformers() -> None:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()  # of reading weights from disk; downloads keep theirs
-
-
-@app.command()
 def predict(
     inputs: Annotated[
         list[Path],
@@ -164,7 +76,7 @@ def _dialogues(inputs: Sequence[Path]) -> "tuple[list[Dialogue], int]":
             try:
                 dialogues.extend(read_manifest(path))
             except ManifestError as error:
-                _complain(error)
+                complain(error)
                 unread += 1
     return dialogues, unread
 
@@ -177,7 +89,7 @@ def _recognizer(
     from mal_adapter.ser.labels import DEMO, LabelSet
     from mal_adapter.ser.recognizer import EmotionRecognizer, load_host
 
-    _quiet_transformers()
+    quiet_transformers()
     of_demo = model_name is None and adapter_name is None
     if of_demo:
         model_name, adapter_name = str(demo.HOST_FOLDER), str(demo.ADAPTER_FOLDER)
@@ -229,22 +141,18 @@ def _print_tables(
     for result in results:
         utterance = result.utterance
         if isinstance(result, Failure):
-            _complain(result.error)
+            complain(result.error)
             failures += 1
             continue
         if utterance.dialogue_id != shown:
             typer.echo(("" if shown is None else "\n") + f"dialogue {utterance.dialogue_id}")
-            typer.echo(_row(header, widths))
+            typer.echo(row(header, widths))
             shown = utterance.dialogue_id
         cells = [utterance.utterance_id, utterance.speaker, result.label]
         cells += [utterance.emotion or ""] if truth else []
         cells += [f"{result.audio_s:.2f}", *(f"{value:.2f}" for value in result.probabilities.values())]
-        typer.echo(_row(cells, widths))
+        typer.echo(row(cells, widths))
     return failures
-
-
-def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
 def _print_json(recognizer: "EmotionRecognizer", results: "Iterator[Prediction | Failure]") -> int:
@@ -263,7 +171,7 @@ def _print_json(recognizer: "EmotionRecognizer", results: "Iterator[Prediction |
         if utterance.emotion is not None:
             entry["truth"] = utterance.emotion
         if isinstance(result, Failure):
-            _complain(result.error)
+            complain(result.error)
             entry["error"] = str(result.error)
         else:
             entry["emotion"], entry["probabilities"] = result.label, result.probabilities
@@ -277,11 +185,3 @@ def _print_json(recognizer: "EmotionRecognizer", results: "Iterator[Prediction |
     }
     typer.echo(json.dumps(answer, indent=2))
     return sum("error" in entry for entry in utterances)
-
-
-def _complain(error: Exception) -> None:
-    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-
-
-if __name__ == "__main__":
-    main()
