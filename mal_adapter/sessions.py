@@ -5,7 +5,7 @@ import hashlib
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -69,8 +69,8 @@ class SessionStates(MutableMapping[str, MemoryState]):
 
     def __delitem__(self, session_id: str) -> None:
         self._must_be_closed(session_id, "drop it after its block")
-        unsaved = self._unsaved.pop(session_id, None)
-        if not self.store.drop(session_id) and unsaved is None:
+        dropped = self.store.drop(session_id)
+        if self._unsaved.pop(session_id, None) is None and not dropped:
             raise KeyError(session_id)
 
     def __iter__(self) -> Iterator[str]:
@@ -85,7 +85,8 @@ class SessionStates(MutableMapping[str, MemoryState]):
     def clear(self) -> None:
         """Forget every session."""
         for session_id in list(self):
-            self.pop(session_id, None)
+            with suppress(KeyError):  # another process was faster
+                del self[session_id]
 
     def flush(self) -> None:
         """Save what the store could not keep when it was written.
@@ -127,15 +128,18 @@ class SessionStates(MutableMapping[str, MemoryState]):
         Raises:
             SessionConflictError: Another process has continued one of the sessions; the others are saved.
         """
-        conflict = None
+        conflict, outage, unsaved = None, None, []
         for session_id, state in states.items():
             try:
                 self._versions[session_id] = self._save(session_id, state, self._versions[session_id])
-            except StoreError as error:
-                message = f"session {session_id!r} is kept in this process only: {error}"
-                warnings.warn(message, UnsavedSessionWarning, stacklevel=2)
             except SessionConflictError as error:
                 conflict = error
+            except StoreError as error:
+                outage = error
+                unsaved.append(session_id)
+        if outage is not None:
+            message = f"{', '.join(map(repr, unsaved))} kept in this process only: {outage}"
+            warnings.warn(message, UnsavedSessionWarning, stacklevel=2)
         if conflict is not None:
             raise conflict
 
