@@ -87,6 +87,8 @@ def test_states_are_listed_forked_exported_imported_and_dropped(
             answer = speak(model, 9)
         with memory.session("fork"):
             assert same_bits(speak(model, 9), answer)
+        memory.states["fork"] = memory.states["b"]  # over what is there
+        assert memory.states["fork"].equals(memory.states["b"])
         memory.states.clear()
         assert list(memory.states) == list(store) == []
         with pytest.raises(KeyError):
@@ -204,6 +206,14 @@ def own_server(short_path: Path) -> Iterator[RedisServer]:  # noqa: F811
     own.kill()
 
 
+def _speak_while(leave: Callable[[], object], model: PreTrainedModel, memory: AttachedMemory) -> None:
+    with memory.session("call"):
+        speak(model, 0)
+        leave()
+        with pytest.warns(UnsavedSessionWarning):
+            speak(model, 1)
+
+
 def test_redis_gone_amid_a_session_and_back_within_it(model: PreTrainedModel, own_server: RedisServer):
     expected, last = uninterrupted(model, range(4))
     store = RedisStore(own_server.url)
@@ -220,20 +230,12 @@ def test_redis_gone_amid_a_session_and_back_within_it(model: PreTrainedModel, ow
     assert store.get("call").state.equals(last)
 
 
-def _speak_while_redis_goes(model: PreTrainedModel, memory: AttachedMemory, own_server: RedisServer) -> None:
-    with memory.session("call"):
-        speak(model, 0)
-        own_server.kill()
-        with pytest.warns(UnsavedSessionWarning):
-            speak(model, 1)
-
-
 def test_redis_gone_until_after_the_session(model: PreTrainedModel, own_server: RedisServer):
     expected, last = uninterrupted(model, range(3))
     store = RedisStore(own_server.url)
     with attach(model, store) as memory:
         with pytest.raises(StoreError, match="check that Redis runs there"):
-            _speak_while_redis_goes(model, memory, own_server)
+            _speak_while(own_server.kill, model, memory)
         with pytest.raises(StoreError):
             memory.states.flush()
         with pytest.raises(StoreError), memory.session("new"):  # whether it is new, only Redis knows
@@ -247,6 +249,19 @@ def test_redis_gone_until_after_the_session(model: PreTrainedModel, own_server: 
         memory.states.flush()
         assert memory.states.unsaved == []
     assert store.get("call").state.equals(last)
+
+
+def test_what_only_this_process_has_is_listed_and_can_be_set_anew(model: PreTrainedModel, tmp_path: Path):
+    store = FolderStore(tmp_path / "sessions")
+    with attach(model, store) as memory:
+        with pytest.raises(StoreError):
+            _speak_while(lambda: (tmp_path / "sessions").rename(tmp_path / "gone"), model, memory)
+        (tmp_path / "sessions").mkdir()
+        assert (list(store), list(memory.states), memory.states.unsaved) == ([], ["call"], ["call"])
+        memory.states["call"] = memory.adapter.initial_state()
+        memory.states.flush()
+        assert memory.states["call"].utterances.tolist() == [0]
+        assert memory.states.unsaved == []
 
 
 def test_a_folder_gone_amid_a_session_and_back(model: PreTrainedModel, tmp_path: Path):
@@ -266,7 +281,7 @@ def test_a_conflict_after_an_outage_names_the_loser(model: PreTrainedModel, own_
     store = RedisStore(own_server.url)
     with attach(model, store) as memory:
         with pytest.raises(StoreError):
-            _speak_while_redis_goes(model, memory, own_server)
+            _speak_while(own_server.kill, model, memory)
         own_server.start()
         theirs = store.put("call", memory.adapter.initial_state(), store.get("call").version)
         with pytest.raises(SessionConflictError) as conflict:
