@@ -15,14 +15,17 @@ __all__ = [
     "AudioTooLongError",
     "BaseModelWarning",
     "ConfigError",
+    "CorpusError",
     "HostError",
     "HostMismatchError",
     "HubError",
     "IgnoredHookWarning",
+    "IncompleteCorpusWarning",
     "LabelError",
     "MalAdapterError",
     "MalAdapterWarning",
     "ManifestError",
+    "MetricsError",
     "SessionConflictError",
     "SessionError",
     "SkippedWriteWarning",
@@ -95,6 +98,10 @@ class ManifestError(MalAdapterError, ValueError):
     """A dialogue manifest has a line that can't be understood."""
 
 
+class CorpusError(MalAdapterError, ValueError):
+    """A corpus can't be read from the given folder: its files are not there, or have another format."""
+
+
 class AudioError(MalAdapterError, ValueError):
     """An audio file is missing, unreadable, empty or silent."""
 
@@ -105,6 +112,10 @@ class AudioTooLongError(AudioError):
 
 class LabelError(MalAdapterError, ValueError):
     """A label is not in the label set, or the labels can not be told apart by the host."""
+
+
+class MetricsError(MalAdapterError, ValueError):
+    """Answers can't be scored: none are left, they do not fit the truth, or scikit-learn is not installed."""
 
 
 class MalAdapterWarning(UserWarning):
@@ -129,3 +140,7 @@ class UnsavedSessionWarning(MalAdapterWarning):
 
 class IgnoredHookWarning(MalAdapterWarning):
     """The host is compiled already, so hooks registered now may be ignored."""
+
+
+class IncompleteCorpusWarning(MalAdapterWarning):
+    """A corpus was read, but is not what was published: clips are missing, or the counts differ."""

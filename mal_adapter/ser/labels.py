@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mal_adapter.errors import LabelError
 
-__all__ = ["DEMO", "IEMOCAP_4", "IEMOCAP_6", "MELD", "LabelScorer", "LabelSet"]
+__all__ = ["DEMO", "EMORYNLP", "IEMOCAP_4", "IEMOCAP_6", "M3ED", "MELD", "LabelScorer", "LabelSet"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,16 @@ IEMOCAP_6 = LabelSet(
         "sadness": "sad", "anger": "angry", "excitement": "excited", "frustration": "frustrated",
     },
 )  # fmt: skip
+
+#: The seven classes of EmoryNLP (Zahiri and Choi, 2018), in the order of its tables; the six primary emotions of
+#: Willcox's feeling wheel, and neutral.
+EMORYNLP = LabelSet(("neutral", "joyful", "peaceful", "powerful", "scared", "mad", "sad"))
+
+#: The seven classes of M3ED, in the order of its paper (Zhao et al., 2022).
+M3ED = LabelSet(
+    ("happy", "surprise", "sad", "disgust", "anger", "fear", "neutral"),
+    {"surprised": "surprise", "sadness": "sad", "angry": "anger", "happiness": "happy"},
+)
 
 
 class LabelScorer:

@@ -3,7 +3,7 @@
 import pytest
 
 from mal_adapter.errors import LabelError
-from mal_adapter.ser.labels import DEMO, IEMOCAP_4, IEMOCAP_6, MELD, LabelScorer, LabelSet
+from mal_adapter.ser.labels import DEMO, EMORYNLP, IEMOCAP_4, IEMOCAP_6, M3ED, MELD, LabelScorer, LabelSet
 
 
 def test_lookup_ignores_case_and_surrounding_space():
@@ -21,7 +21,7 @@ def test_merges_differ_between_the_label_sets_of_one_corpus():
 
 
 def test_sizes():
-    assert [len(labels) for labels in (DEMO, MELD, IEMOCAP_4, IEMOCAP_6)] == [4, 7, 4, 6]
+    assert [len(labels) for labels in (DEMO, MELD, IEMOCAP_4, IEMOCAP_6, EMORYNLP, M3ED)] == [4, 7, 4, 6, 7, 7]
 
 
 def test_a_label_set_is_a_value():
