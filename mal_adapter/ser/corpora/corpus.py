@@ -1,0 +1,251 @@
+"""What every reader returns: dialogues per split, and a report of what was left out or differs from the published."""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from mal_adapter.errors import CorpusError, IncompleteCorpusWarning
+from mal_adapter.ser.corpora.folder import problem_of_clip
+from mal_adapter.ser.dialogue import Dialogue, Utterance
+from mal_adapter.ser.labels import LabelSet
+
+__all__ = ["Corpus", "CorpusReport", "Counts", "Row", "assemble"]
+
+#: How many names a message shows of a longer list.
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of one split. None where nothing was published.
+
+    Args:
+        dialogues: in the annotations.
+        utterances: in the annotations, those without a label and those without audio too.
+        labelled: those of them whose emotion is in the label set.
+    """
+
+    dialogues: int | None = None
+    utterances: int | None = None
+    labelled: int | None = None
+
+
+@dataclass(frozen=True)
+class CorpusReport:
+    """What a reader found, beside what was published. `print(report)` shows it.
+
+    Args:
+        found: split -> counts of the annotations, before anything was left out; "total" sums them up.
+        published: split -> counts to be expected.
+        left_out: "split/clip" -> why the utterance is not in its dialogue.
+        known: those of `left_out` that are missing or broken in the release itself.
+        notes: everything else that was odd, in sentences.
+    """
+
+    found: Mapping[str, Counts]
+    published: Mapping[str, Counts] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    known: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def deviations(self) -> tuple[str, ...]:
+        """Where counts of the annotations differ from the published ones, in sentences."""
+        sentences = []
+        for split, expected in self.published.items():
+            for name in ("dialogues", "utterances", "labelled"):
+                number, found = getattr(expected, name), getattr(self.found.get(split), name, None)
+                if number is not None and found is not None and number != found:
+                    what = "labelled utterances" if name == "labelled" else name
+                    sentences.append(f"{split} has {found} {what}, published are {number}")
+        return tuple(sentences)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all counts are the published ones and only clips that the release lacks itself were left out."""
+        return not (self.deviations or self.notes or set(self.left_out) - self.known)
+
+    def summary(self) -> str:
+        """One line: how much is missing, and the first few names."""
+        unexpected = [f"{name} ({reason})" for name, reason in self.left_out.items() if name not in self.known]
+        parts = [*self.notes, *self.deviations]
+        if unexpected:
+            parts.append(f"{len(unexpected)} utterances are left out: {_shown(unexpected)}")
+        return "; ".join(parts) or "complete"
+
+    def __str__(self) -> str:
+        lines = [f"{'split':<10}{'dialogues':>11}{'utterances':>12}{'labelled':>10}{'left out':>10}"]
+        for split, counts in self.found.items():
+            gone = sum(split in ("total", name.split("/", 1)[0]) for name in self.left_out)
+            lines.append(f"{split:<10}{counts.dialogues:>11}{counts.utterances:>12}{counts.labelled:>10}{gone:>10}")
+        lines += [f"- {sentence}" for sentence in (*self.notes, *self.deviations)]
+        for name, reason in self.left_out.items():
+            lines.append(f"- left out: {name}: {reason}" + (" (known)" if name in self.known else ""))
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The dialogues of a corpus, ready for training.
+
+    Args:
+        name: of the corpus.
+        labels: the label set in whose names all emotions are given.
+        splits: split -> dialogues. An emotion of None marks an utterance that is context only.
+        report: what was left out or differs from what was published.
+
+    Example:
+        >>> turn = Utterance("call-42", "0", "A", "0.wav", emotion="sad")
+        >>> splits = {"one": (Dialogue("call-42", (turn,)),), "two": ()}
+        >>> corpus = Corpus("calls", LabelSet(("neutral", "sad")), splits, CorpusReport({}))
+        >>> [(held_out, len(train), len(test)) for held_out, train, test in corpus.folds()]
+        [('one', 0, 1), ('two', 1, 0)]
+    """
+
+    name: str
+    labels: LabelSet
+    splits: Mapping[str, tuple[Dialogue, ...]]
+    report: CorpusReport
+
+    def folds(self) -> Iterator[tuple[str, tuple[Dialogue, ...], tuple[Dialogue, ...]]]:
+        """Leave-one-split-out: (name of the held-out split, dialogues of all others, dialogues of this one)."""
+        for held_out, test in self.splits.items():
+            others = (dialogues for split, dialogues in self.splits.items() if split != held_out)
+            yield held_out, tuple(dialogue for dialogues in others for dialogue in dialogues), test
+
+
+@dataclass(frozen=True)
+class Row:
+    """One utterance as the annotations have it.
+
+    Args:
+        dialogue_id: unique in the whole corpus.
+        utterance_id: unique in the dialogue.
+        order: where it stands: rows are sorted by it, first by dialogue.
+        speaker: may be empty.
+        text: may be empty.
+        emotion: as annotated; may be empty.
+        clip: the name under which its audio was looked for.
+        audio: the sound file, None if it was not found.
+        start_s, end_s: which part of the file, in seconds; None is all of it.
+    """
+
+    dialogue_id: str
+    utterance_id: str
+    order: tuple[float | str, ...]
+    speaker: str
+    text: str
+    emotion: str
+    clip: str
+    audio: Path | None
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+def assemble(
+    name: str,
+    labels: LabelSet,
+    rows: Mapping[str, Iterable[Row]],
+    *,
+    own: LabelSet,
+    annotated: Iterable[str],
+    published: Mapping[str, Counts],
+    looked_for: str,
+    broken: Mapping[str, str] | None = None,
+    notes: Iterable[str] = (),
+) -> Corpus:
+    """Dialogues from rows: sorted, labelled, without those that can not be heard.
+
+    Args:
+        name: of the corpus.
+        labels: emotions in it are given in its names; others become None.
+        rows: split -> rows in any order.
+        own: the label set to which the published numbers of labelled utterances refer.
+        annotated: all emotions that the corpus is known to use; any other is noted.
+        published: split or "total" -> counts.
+        looked_for: how clips are named and where they were looked for, for the message if there are none.
+        broken: "split/clip" -> why clips of the release can't be used. They are left out wherever they come from.
+        notes: what the reader found odd itself.
+
+    Raises:
+        CorpusError: no utterance has audio.
+
+    Warns:
+        IncompleteCorpusWarning: clips are missing, counts differ, labels or rows are odd.
+    """
+    native = {emotion.casefold() for emotion in annotated}
+    found: dict[str, Counts] = {}
+    splits: dict[str, tuple[Dialogue, ...]] = {}
+    left_out: dict[str, str] = {}
+    unknown: Counter[str] = Counter()
+    all_notes = list(notes)
+    broken = broken or {}
+    for split, unsorted in rows.items():
+        dialogues: dict[str, dict[str, Row]] = {}
+        repeated: list[str] = []
+        for row in sorted(unsorted, key=lambda row: row.order):
+            turns = dialogues.setdefault(row.dialogue_id, {})
+            if row.utterance_id in turns:
+                repeated.append(f"{row.dialogue_id}/{row.utterance_id}")
+            turns.setdefault(row.utterance_id, row)
+        if repeated:
+            all_notes.append(
+                f"{len(repeated)} rows of {split} are repeated, of which the first is kept: {_shown(repeated)}"
+            )
+        kept = []
+        labelled = 0
+        for dialogue_id, turns in dialogues.items():
+            utterances = []
+            for row in turns.values():
+                emotion = labels.lookup(row.emotion) if row.emotion in labels else None
+                labelled += emotion is not None
+                if emotion is None and row.emotion and row.emotion.strip().casefold() not in native:
+                    unknown[row.emotion] += 1
+                key = f"{split}/{row.clip}"
+                reason = broken.get(key) or problem_of_clip(row.audio)
+                if reason or row.audio is None:
+                    left_out[key] = reason or ""
+                    continue
+                utterances.append(
+                    Utterance(
+                        dialogue_id, row.utterance_id, row.speaker.strip() or "unknown", row.audio,
+                        row.start_s, row.end_s, row.text.strip() or None, emotion,
+                    )
+                )  # fmt: skip
+            if utterances:
+                kept.append(Dialogue(dialogue_id, tuple(utterances)))
+        found[split] = Counts(len(dialogues), sum(map(len, dialogues.values())), labelled)
+        splits[split] = tuple(kept)
+    if not any(splits.values()):
+        raise CorpusError(f"{name}: no utterance has audio; looked for {looked_for}")
+    for split in [split for split, dialogues in splits.items() if not dialogues]:
+        all_notes.append(f"the split {split} has no audio at all; looked for {looked_for}")
+    places: dict[str, list[str]] = {}
+    for split, kept_dialogues in splits.items():
+        for dialogue in kept_dialogues:
+            places.setdefault(dialogue.dialogue_id, []).append(split)
+    shared = [f"{dialogue_id} ({' and '.join(names)})" for dialogue_id, names in places.items() if len(names) > 1]
+    if shared:
+        all_notes.append(f"{len(shared)} dialogue ids are in more than one split: {_shown(shared)}")
+    if unknown:
+        labels_shown = [f"{label!r} ({count})" for label, count in unknown.most_common()]
+        all_notes.append(
+            f"emotions neither in the label set nor known of {name} were taken as unlabelled: {_shown(labels_shown)}"
+        )
+    found["total"] = Counts(
+        *(sum(getattr(counts, part) for counts in found.values()) for part in ("dialogues", "utterances", "labelled"))
+    )
+    if labels != own:
+        published = {split: replace(counts, labelled=None) for split, counts in published.items()}
+    report = CorpusReport(found, published, left_out, frozenset(broken), tuple(all_notes))
+    if not report.complete:
+        warnings.warn(f"{name}: {report.summary()}", IncompleteCorpusWarning, stacklevel=3)
+    return Corpus(name, labels, MappingProxyType(splits), report)
+
+
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

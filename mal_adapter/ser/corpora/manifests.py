@@ -1,0 +1,75 @@
+"""A corpus of one's own: JSONL manifests, one per split."""
+
+import os
+from pathlib import Path
+
+from mal_adapter.errors import CorpusError
+from mal_adapter.ser.corpora.corpus import Corpus, Row, assemble
+from mal_adapter.ser.dialogue import read_manifest
+from mal_adapter.ser.labels import LabelSet
+
+__all__ = ["read_manifests"]
+
+
+def read_manifests(path: str | os.PathLike[str], labels: LabelSet | None = None) -> Corpus:
+    """Reads a manifest, or a folder with one per split: `train.jsonl`, `dev.jsonl`, …
+
+    Args:
+        path: a `.jsonl` file, which is the split of its name, or a folder of them.
+        labels: emotions outside of it become None and are noted. None takes the emotions that occur, in the order of
+            the alphabet.
+
+    Returns:
+        The splits by the names of the files, in the order of the alphabet but train, dev and test first.
+
+    Raises:
+        ManifestError: a manifest is not understood.
+        CorpusError: there is no manifest, no audio, or without `labels` fewer than two emotions occur.
+
+    Warns:
+        IncompleteCorpusWarning: sound files are missing, or emotions outside of `labels` occur.
+
+    Example:
+        >>> import tempfile, soundfile
+        >>> from mal_adapter.ser.dialogue import Dialogue, Utterance, write_manifest
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> soundfile.write(folder / "0.wav", [0.1] * 160, 16_000)
+        >>> turn = Utterance("call-42", "0", "A", folder / "0.wav", emotion="sad")
+        >>> write_manifest([Dialogue("call-42", (turn,))], folder / "train.jsonl")
+        >>> read_manifests(folder, LabelSet(("neutral", "sad"))).splits["train"][0].utterances[0].emotion
+        'sad'
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = {file.stem: file for file in sorted(path.glob("*.jsonl")) if not file.name.startswith(".")}
+        if not files:
+            raise CorpusError(f"{path}: looked for *.jsonl in this folder, such as train.jsonl, and found none")
+    else:
+        files = {path.stem: path}
+    first = ("train", "dev", "test")
+    dialogues = {
+        split: read_manifest(files[split])
+        for split in sorted(files, key=lambda split: (first.index(split) if split in first else len(first), split))
+    }
+    if labels is None:
+        turns = (turn for split in dialogues.values() for dialogue in split for turn in dialogue.utterances)
+        names = sorted({turn.emotion.strip() for turn in turns if turn.emotion and turn.emotion.strip()})
+        if len(names) < 2:
+            raise CorpusError(
+                f"{path}: the emotions that occur are {names}; give the label set, which needs two or more"
+            )
+        labels = LabelSet(tuple(names))
+    rows = {
+        split: [
+            Row(
+                dialogue.dialogue_id, turn.utterance_id, (number, position), turn.speaker, turn.text or "",
+                turn.emotion or "", f"{dialogue.dialogue_id}/{turn.utterance_id}", turn.audio, turn.start_s, turn.end_s,
+            )
+            for number, dialogue in enumerate(in_split)
+            for position, turn in enumerate(dialogue.utterances)
+        ]
+        for split, in_split in dialogues.items()
+    }  # fmt: skip
+    return assemble(
+        path.stem, labels, rows, own=labels, annotated=(), published={}, looked_for=f"the files that {path} names"
+    )  # fmt: skip
