@@ -1,11 +1,15 @@
 """Corpora: the layouts as they are published, with the faults that they are known to have."""
 
+import contextlib
 import csv
 import json
 import os
+import warnings
 
 import pytest
 import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mal_adapter.errors import CorpusError, IncompleteCorpusWarning
 from mal_adapter.ser.corpora import (
@@ -82,7 +86,8 @@ def test_a_clip_that_one_split_lacks_is_not_taken_from_another(meld_root):
 
 @pytest.mark.filterwarnings("ignore::mal_adapter.errors.IncompleteCorpusWarning")
 @pytest.mark.parametrize(
-    "folder", ["train/train_splits", "audio/train", "MELD.Raw/MELD_train_wavs", "dev_test/Train-16k"]
+    "folder",
+    ["train/train_splits", "audio/train", "MELD.Raw/MELD_train_wavs", "dev_test/Train-16k", "my test/train_wav"],
 )
 def test_meld_clips_lie_where_the_folder_says_the_split(tmp_path, folder):
     table(tmp_path / "train" / "train_sent_emo.csv", [meld_row(0, 0)])
@@ -482,3 +487,53 @@ def test_a_long_list_is_cut():
     report = CorpusReport({"train": Counts(1, 9, 9)}, left_out=left_out)
     assert report.summary().endswith("train/4 (there is no such clip) and 4 more")
     assert len(str(report).splitlines()) == 11
+
+
+# Rubbish
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def reads_or_says_why(reader, folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IncompleteCorpusWarning)
+        with contextlib.suppress(CorpusError):
+            assert reader(folder).splits
+
+
+@given(content=st.binary(max_size=80), good_header=st.booleans())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_table_of_rubbish_is_a_corpus_error(content, good_header, tmp_path):
+    header = ",".join(HEADER).encode() + b"\n1,Hi,Ross,joy,positive,0,0,4,7,,\n"
+    (tmp_path / "train_sent_emo.csv").write_bytes(header * good_header + content)
+    (tmp_path / "emorynlp_dev_final.csv").write_bytes(content)
+    reads_or_says_why(read_meld, tmp_path)
+    reads_or_says_why(read_emorynlp, tmp_path)
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_json_of_another_shape_is_a_corpus_error(data, tmp_path):
+    """One value of a good file is replaced by anything."""
+    annotation = {
+        "s": {"s_1": {"Dialog": {"s_1_1": {"Speaker": "A", "Text": "x", "EmoAnnotation": {"final_main_emo": "Sad"}}}}}
+    }
+    for name, content in {"annotation.json": annotation, "emotion-detection-trn.json": emory_json()}.items():
+        content = json.loads(json.dumps(content))
+        place, keys = content, []
+        while isinstance(place, (dict, list)) and place:
+            keys.append(data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place)))))
+            parent, place = place, place[keys[-1]]
+            if data.draw(st.integers(0, 3)) == 0:
+                break
+        parent[keys[-1]] = data.draw(anything)
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "movie_list_train.txt").write_text("s")
+    clip(tmp_path / "A_s_1_1.wav")
+    clip(tmp_path / "sea1_ep2_sc1_utt1.wav")
+    reads_or_says_why(read_m3ed, tmp_path)
+    reads_or_says_why(read_emorynlp, tmp_path)

@@ -131,6 +131,9 @@ class Row:
         clip: the name under which its audio was looked for.
         audio: the sound file, None if it was not found.
         start_s, end_s: which part of the file, in seconds; None is all of it.
+
+    Raises:
+        TypeError: what should be text is something else.
     """
 
     dialogue_id: str
@@ -143,6 +146,13 @@ class Row:
     audio: Path | None
     start_s: float | None = None
     end_s: float | None = None
+
+    def __post_init__(self) -> None:
+        # Annotations in JSON may hold anything; what is wrong has to be told of the file, not of an utterance later.
+        for name in ("dialogue_id", "utterance_id", "speaker", "text", "emotion", "clip"):
+            value: object = getattr(self, name)
+            if not isinstance(value, str) or "\0" in value or (name.endswith("_id") and not value):
+                raise TypeError(f"{name} must be text, got {value!r}")
 
 
 def assemble(

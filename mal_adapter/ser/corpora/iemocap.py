@@ -14,10 +14,10 @@ __all__ = ["read_iemocap"]
 #: The codes of EmoEvaluation; xxx is where the annotators did not agree.
 CODES = ("neu", "hap", "exc", "ang", "sad", "fru", "sur", "fea", "dis", "oth", "xxx")
 SESSIONS = range(1, 6)
-#: Counted in EmoEvaluation: 151 dialogues, 10 039 utterances, of them in four classes 5531.
+#: Of 151 dialogues with 10 039 utterances in EmoEvaluation, those in four classes.
 LABELLED_4 = {"session1": 1085, "session2": 1023, "session3": 1151, "session4": 1031, "session5": 1241, "total": 5531}
-#: 595 hap, 1084 sad, 1708 neu, 1103 ang, 1041 exc, 1849 fru. The often quoted 7433 are those of a feature file that
-#: came with DialogueRNN, which has 648 happy ones.
+#: 595 hap, 1084 sad, 1708 neu, 1103 ang, 1041 exc, 1849 fru. Work on conversations often quotes 7433,
+#: which is not what EmoEvaluation has.
 LABELLED_6 = 7380
 
 _LINE = re.compile(r"\[\s*(\d+\.?\d*)\s*-\s*(\d+\.?\d*)\s*\]\s+(Ses\w+)\s+(\w+)\s+\[")

@@ -12,7 +12,7 @@ __all__ = ["read_meld"]
 TABLES = {"train": "train_sent_emo.csv", "dev": "dev_sent_emo.csv", "test": "test_sent_emo.csv"}
 #: The times of the CSVs are those of the episode, which a clip no longer has, so they are not read.
 COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
-#: Counted in the CSVs. The README and the paper say 1039 dialogues for train; the CSV has 1038.
+#: The README says 1039 dialogues for train; those who count the CSV find 1038.
 PUBLISHED = {"train": Counts(1038, 9989, 9989), "dev": Counts(114, 1109, 1109), "test": Counts(280, 2610, 2610)}
 BROKEN = {
     "train/dia125_utt3": "the clip is damaged in the release",
