@@ -178,6 +178,32 @@ def test_a_longer_prompt_with_other_audio_is_another_utterance(host: TinyHost, m
     assert memory.states["call"].utterances.tolist() == [2]
 
 
+@torch.no_grad()
+def test_the_same_audio_in_a_longer_prompt_of_other_words_is_another_utterance(host: TinyHost, model: PreTrainedModel):
+    first = host.prompt([4], seed=1)
+    second = longer(first)
+    second.ids[0] = 1 + second.ids[0] % 5
+    memory = attach(model)
+    with memory.session("call"):
+        speak(host, model, first, use_cache=False)
+        speak(host, model, second, use_cache=False)
+    assert memory.states["call"].utterances.tolist() == [2]
+
+
+@torch.no_grad()
+def test_a_conversation_fed_again_with_a_new_clip_is_another_utterance(host: TinyHost, model: PreTrainedModel):
+    """Without a cache the next turn's prompt begins with the last one, words and sound."""
+    first, new = host.prompt([4], seed=1), host.prompt([6], seed=2)
+    second = Prompt(torch.cat((first.ids, new.ids)), (*first.feature_rows, *new.feature_rows))
+    memory = attach(model)
+    with memory.session("call"):
+        speak(host, model, first, use_cache=False)
+        speak(host, model, second, use_cache=False)
+    state = memory.states["call"]
+    assert state.utterances.tolist() == [2]
+    assert state.tokens.tolist() == [2 * first.audio_tokens + new.audio_tokens]
+
+
 # ------------------------------------------------------------------------------------------------- without a cache
 
 
