@@ -212,3 +212,15 @@ def test_a_checkpoint_around_several_layers_is_refused_and_writes_nothing(use_re
     model = WholeBlock(use_reentrant)
     with pytest.raises(HostError, match="one by one"):
         train_plain(model)
+
+
+def test_where_only_the_backward_can_tell_it_is_refused_there():
+    """A memory in eval mode on a host in training: a re-entrant checkpoint looks like a host that never trains."""
+    model = WholeBlock(use_reentrant=True).train()
+    embeds = torch.randn(1, 6, WIDTH, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mask = torch.tensor([[False, True, True, True, True, False]])
+    memory = attach(model, host=HostSpec(layers="blocks", hidden_size=WIDTH)).eval()
+    with memory.session("call", audio_mask=mask):
+        loss = model(embeds).square().mean()
+        with pytest.raises(HostError, match="one by one"):
+            loss.backward()
