@@ -32,6 +32,7 @@ __all__ = [
     "StateFormatError",
     "StateMismatchError",
     "StoreError",
+    "TrainingError",
     "UnsavedSessionWarning",
 ]
 
@@ -116,6 +117,10 @@ class LabelError(MalAdapterError, ValueError):
 
 class MetricsError(MalAdapterError, ValueError):
     """Answers can't be scored: none are left, they do not fit the truth, or scikit-learn is not installed."""
+
+
+class TrainingError(MalAdapterError, RuntimeError):
+    """Training can't go on: a loss or gradient is not finite, or a checkpoint does not belong to this run."""
 
 
 class MalAdapterWarning(UserWarning):

@@ -268,6 +268,18 @@ class Session:
         self._states = states
         self._last: Prompt | None = None
 
+    def narrow(self, ids: Sequence[str]) -> None:
+        """Go on with these of the dialogues alone, in this order, when others have ended; what they wrote in this
+        block, and its autograd graph, goes on.
+
+        Raises:
+            SessionError: An id is not one of the session's, or is repeated.
+        """
+        if not ids or len(set(ids)) < len(ids) or not set(ids) <= set(self.ids):
+            raise SessionError(f"a session of {list(self.ids)} can't go on with {list(ids)}; give some of its own ids")
+        rows = torch.tensor([self.ids.index(i) for i in ids])
+        self.ids, self.state, self._last = tuple(ids), self.state.rows(rows), None
+
     def begin(self, module: object) -> None:
         """A forward of `module` starts. The outermost one owns the call; one left over from an interrupt is dropped."""
         if self.call is None or module in self.call.entered:

@@ -167,6 +167,11 @@ class LabelScorer:
                 f"model nor the tokenizer has an end-of-sequence token; choose other labels than {', '.join(labels)}"
             )
 
+    @property
+    def needs_cache(self) -> bool:
+        """Whether labels go on behind the token that the prompt's forward answers with."""
+        return bool(self.end_ids) or any(len(ids) > 1 for ids in self.token_ids)
+
     def _has_prefixes(self) -> bool:
         return any(a is not b and b[: len(a)] == a for a in self.token_ids for b in self.token_ids)
 
@@ -193,12 +198,12 @@ class LabelScorer:
         Args:
             model: the host; called again only where a label has several tokens. That call has no audio.
             prompt_logits: (batch, vocabulary), at the last position of each prompt.
-            past_key_values: the cache of the forward over the prompts.
+            past_key_values: the cache of the forward over the prompts; not looked at unless `needs_cache`.
             attention_mask: (batch, seq_len) of the prompts, padded on the left.
             position_ids: (batch, seq_len) as passed with the prompts; None where the host counts by itself.
 
         Returns:
-            (batch, labels) float32, not normalised over the labels.
+            (batch, labels) float32, not normalised over the labels; differentiable where autograd records.
         """
         batch = attention_mask.shape[0]
         device = prompt_logits.device

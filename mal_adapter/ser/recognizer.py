@@ -19,7 +19,7 @@ from mal_adapter.ser.labels import DEMO, LabelScorer, LabelSet
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
 
-__all__ = ["EmotionRecognizer", "Failure", "Prediction", "default_prompt", "load_host"]
+__all__ = ["EmotionRecognizer", "Failure", "Prediction", "Prepared", "default_prompt", "load_host"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,21 @@ class Failure:
 
     utterance: Utterance
     error: AudioError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch of utterances whose sound files have been opened.
+
+    Args:
+        inputs: the host's inputs, a row for each utterance that can be heard; empty if there is none.
+        audio_s: index of the utterance -> how long it is, in seconds; in the order of the rows.
+        failures: index of the utterance -> why it can not be heard.
+    """
+
+    inputs: dict[str, Any]
+    audio_s: dict[int, float]
+    failures: dict[int, Failure]
 
 
 class EmotionRecognizer:
@@ -180,7 +195,20 @@ class EmotionRecognizer:
         if len(set(ids)) != len(ids):
             raise ConfigError(f"a batch must not hold two utterances of one dialogue, got the dialogue ids {ids}")
         started = time.perf_counter()
-        results: dict[int, Prediction | Failure] = {}
+        heard = self.prepare(utterances)
+        results: dict[int, Prediction | Failure] = dict(heard.failures)
+        if heard.audio_s:
+            probabilities = self._score(heard.inputs, [ids[index] for index in heard.audio_s]).softmax(-1).tolist()
+            elapsed_s = time.perf_counter() - started
+            for (index, audio_s), row in zip(heard.audio_s.items(), probabilities, strict=True):
+                by_label = dict(zip(self.labels, row, strict=True))
+                label = max(by_label, key=by_label.__getitem__)
+                results[index] = Prediction(utterances[index], label, by_label, audio_s, elapsed_s)
+        return [results[index] for index in range(len(utterances))]
+
+    def prepare(self, utterances: Sequence[Utterance]) -> Prepared:
+        """Opens the sound files and makes the host's inputs of those that can be heard."""
+        failures: dict[int, Failure] = {}
         waveforms: dict[int, Waveform] = {}
         for index, utterance in enumerate(utterances):
             try:
@@ -188,22 +216,31 @@ class EmotionRecognizer:
                 self._audio.check_length(waveform, utterance.audio)
                 waveforms[index] = waveform
             except AudioError as error:
-                results[index] = Failure(utterance, error)
-        inputs = self._prepare(utterances, waveforms, results)
-        if inputs is not None:
-            probabilities = self._score(inputs, [ids[index] for index in waveforms]).softmax(-1).tolist()
-            elapsed_s = time.perf_counter() - started
-            for (index, waveform), row in zip(waveforms.items(), probabilities, strict=True):
-                by_label = dict(zip(self.labels, row, strict=True))
-                label = max(by_label, key=by_label.__getitem__)
-                audio_s = waveform.size / self._audio.sampling_rate
-                results[index] = Prediction(utterances[index], label, by_label, audio_s, elapsed_s)
-        return [results[index] for index in range(len(utterances))]
+                failures[index] = Failure(utterance, error)
+        inputs = self._make_inputs(utterances, waveforms, failures)
+        audio_s = {index: waveform.size / self._audio.sampling_rate for index, waveform in waveforms.items()}
+        return Prepared(inputs, audio_s, failures)
 
-    def _prepare(
-        self, utterances: Sequence[Utterance], waveforms: dict[int, Waveform], results: dict[int, Prediction | Failure]
-    ) -> dict[str, Any] | None:
-        """The host's inputs. Utterances too short for a single audio token go from `waveforms` to `results`."""
+    def log_probs(self, inputs: dict[str, Any]) -> Tensor:
+        """Log-probability of each label, within the session that the caller holds open; for training.
+
+        What is mutated: the session's dialogues; the utterances are written.
+
+        Args:
+            inputs: from `prepare`, one row per dialogue of the session.
+
+        Returns:
+            (batch, labels) float32, not normalised over the labels; differentiable where autograd records.
+        """
+        inputs = self._place(inputs)
+        outputs = self._run(inputs)
+        with self._switched_off():
+            return self._label_log_probs(inputs, outputs)
+
+    def _make_inputs(
+        self, utterances: Sequence[Utterance], waveforms: dict[int, Waveform], failures: dict[int, Failure]
+    ) -> dict[str, Any]:
+        """The host's inputs. Utterances too short for a single audio token go from `waveforms` to `failures`."""
         while waveforms:
             inputs = self._audio(list(waveforms.values()))
             if self._audio_id is None:
@@ -214,42 +251,50 @@ class EmotionRecognizer:
                 return inputs
             for index in mute:
                 audio_s = waveforms.pop(index).size / self._audio.sampling_rate
-                results[index] = Failure(
+                failures[index] = Failure(
                     utterances[index],
                     AudioError(
                         f"{utterances[index].audio}: the audio is too short: {audio_s:.3f} s give this host not one "
                         "audio token; join it to its neighbour or leave it out"
                     ),
                 )
-        return None
+        return {}
 
     @torch.no_grad()  # not inference_mode: the states written here may be trained through later
     def _score(self, inputs: dict[str, Any], session_ids: list[str]) -> Tensor:
         """(batch, labels) log-probabilities; reads and writes the sessions."""
-        inputs = {name: self._place(value) for name, value in inputs.items() if name not in self._unwanted}
-        if healed := self._scorer.healed_tokens:
-            inputs.update({name: inputs[name][:, :-healed] for name in PER_TOKEN if name in inputs})
-        mask = inputs["attention_mask"]
-        if self._counts_positions:  # as generate() does, so that padding does not shift them
-            inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        inputs = self._place(inputs)
         outputs = None
         try:
             with self._session(session_ids):
-                outputs = self.model(**inputs, use_cache=True, **self._last_only)
+                outputs = self._run(inputs)
         except StoreError:
             if outputs is None:
                 raise
             # The host has answered; the states wait in memory.states.unsaved, and the next answer tries again.
         with self._switched_off():
-            return self._scorer.log_probs(
-                self.model, outputs.logits[:, -1], outputs.past_key_values, mask, inputs.get("position_ids")
-            )
+            return self._label_log_probs(inputs, outputs)
 
-    def _place(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
+    def _run(self, inputs: dict[str, Any]) -> Any:
+        return self.model(**inputs, use_cache=self._scorer.needs_cache, **self._last_only)
+
+    def _label_log_probs(self, inputs: dict[str, Any], outputs: Any) -> Tensor:
+        cache = getattr(outputs, "past_key_values", None)
+        mask, positions = inputs["attention_mask"], inputs.get("position_ids")
+        return self._scorer.log_probs(self.model, outputs.logits[:, -1], cache, mask, positions)
+
+    def _place(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs as the host takes them, on its device."""
         device = self.model.device if self.model.device.type != "meta" else None  # offloaded: accelerate moves inputs
-        return value.to(device=device, dtype=self.model.dtype if value.is_floating_point() else None)
+        inputs = {name: value for name, value in inputs.items() if name not in self._unwanted}
+        for name, value in inputs.items():
+            if isinstance(value, Tensor):
+                inputs[name] = value.to(device=device, dtype=self.model.dtype if value.is_floating_point() else None)
+        if healed := self._scorer.healed_tokens:
+            inputs.update({name: inputs[name][:, :-healed] for name in PER_TOKEN if name in inputs})
+        if self._counts_positions:  # as generate() does, so that padding does not shift them
+            inputs["position_ids"] = (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
+        return inputs
 
     def _session(self, session_ids: list[str]) -> contextlib.AbstractContextManager[Any]:
         if self.memory is None or not self._reads_memory:
