@@ -224,6 +224,11 @@ class AttachedMemory:
             "states": repr(self.states),
         }
 
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The host's decoder layers, of which number `layer_idx` is hooked."""
+        return self._hooks.layers
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """The adapter's parameters, for an optimizer."""
         return self.adapter.parameters()

@@ -89,7 +89,7 @@ class MemoryHooks:
     def register(self, root: nn.Module, layer_idx: int) -> None:
         path = self.host.layers or ""
         self._parent = root.get_submodule(path.rpartition(".")[0])
-        self._layers: nn.ModuleList = root.get_submodule(path)  # type: ignore[assignment]
+        self.layers: nn.ModuleList = root.get_submodule(path)  # type: ignore[assignment]
         self._layer_idx = layer_idx
         self._prompt_module = root.get_submodule(self.host.mask_module or "")
         # Someone may call the inner model alone, so its call begins and ends too; the outermost one counts.
@@ -108,14 +108,14 @@ class MemoryHooks:
             step_inside(module, self)
 
     def _hook_layer(self) -> None:
-        self._layer = self._layers[self._layer_idx]
+        self._layer = self.layers[self._layer_idx]
         # First in line, so that output_hidden_states and other hooks of the layer see what the next layer sees.
         self._handles.append(self._layer.register_forward_hook(self.layer, prepend=True))
 
     def _stay_outermost(self) -> None:
         """What is put around the layer after attach_memory, such as torch's checkpoint_wrapper, is inside the hooks as
         if it had been there before."""
-        if self._layers[self._layer_idx] is not self._layer:
+        if self.layers[self._layer_idx] is not self._layer:
             step_inside(self._layer, self)
             self._handles.pop().remove()
             self._hook_layer()

@@ -131,6 +131,11 @@ class EmotionRecognizer:
         twin._reads_memory = False
         return twin
 
+    @property
+    def labels_need_cache(self) -> bool:
+        """Whether a label has several tokens to this host, which are scored on the prompt's cache."""
+        return self._scorer.needs_cache
+
     def recognize(self, dialogue: Dialogue) -> Iterator[Prediction | Failure]:
         """Hears a dialogue from its start and yields one result per utterance as soon as it is known.
 

@@ -1,0 +1,285 @@
+"""Train a memory on dialogues: in order, through the recogniser's own prompt and scores, on any number of processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+from sklearn.metrics import f1_score
+from tqdm.auto import tqdm
+
+from mal_adapter.atomic import write_atomically
+from mal_adapter.errors import ConfigError, LabelError, TrainingError
+from mal_adapter.ser.backward import forget, target_of
+from mal_adapter.ser.batches import Unusable, batches_of_epoch
+from mal_adapter.ser.checkpoints import Progress, load_checkpoint, save_checkpoint
+from mal_adapter.ser.dialogue import Dialogue
+from mal_adapter.ser.recognizer import EmotionRecognizer, Prediction
+from mal_adapter.ser.steps import Stepper
+from mal_adapter.ser.trainable import Trainable
+from mal_adapter.ser.training_config import TrainingConfig
+from mal_adapter.ser.training_report import described, digest_of, report_of
+
+if TYPE_CHECKING:
+    from mal_adapter.attach import AttachedMemory
+
+__all__ = ["TrainingConfig", "train_memory"]
+
+CHECKPOINT_NAME, REPORT_NAME, LORA_NAME = Path("checkpoint", "training.safetensors"), "training.json", "lora"
+
+
+def train_memory(
+    recognizer: EmotionRecognizer,
+    train: Sequence[Dialogue],
+    dev: Sequence[Dialogue] = (),
+    *,
+    output: str | os.PathLike[str],
+    config: TrainingConfig | None = None,
+    resume: bool = False,
+    log_with: str | None = None,
+    training_data: str | None = None,
+    datasets: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Trains the recogniser's memory on whole dialogues and saves the best adapter, with a report, in `output`.
+
+    Utterances without a label, or with one outside of the recogniser's labels, are heard and not judged. Those that can
+    not be heard are reported and left out. A run that was killed goes on with `resume=True` and ends, on the CPU, with
+    the same bits. Under `accelerate launch` each process hears a part of every batch.
+
+    What is mutated: the memory's adapter, which is the best one in the end, in eval mode; with `lora_rank` the host
+    gets PEFT's layers, trained; without, its weights stay as they are. Random states are set. The sessions of the
+    dialogues are forgotten.
+
+    Args:
+        recognizer: with a memory; brings model, labels and prompt.
+        train: dialogues with different ids.
+        dev: other dialogues, to choose the best epoch and to stop early; without, the last epoch is taken.
+        output: folder of the adapter: `config.json`, `model.safetensors`, `README.md`, `training.json`; in `lora` the
+            LoRA, in `checkpoint` what `resume` goes on from.
+        config: how to train; the defaults unless given.
+        resume: go on from the checkpoint in `output`, or begin if there is none.
+        log_with: a tracker of accelerate's, such as "tensorboard", which writes to `output`.
+        training_data: the card's words about the data; counts unless given.
+        datasets: Hub ids of the datasets, for the card.
+
+    Returns:
+        What `training.json` says: configuration, an entry per epoch, the best epoch, the bare host's dev metrics,
+        library versions.
+
+    Raises:
+        ConfigError: the recogniser has no memory, a dialogue id is repeated, or settings do not fit each other.
+        LabelError: not one utterance has one of the labels.
+        TrainingError: a loss or gradient is not finite (the last good values are in the checkpoint), or the checkpoint
+            in `output` is another run's.
+    """
+    return _Run(recognizer, train, dev, Path(output), config or TrainingConfig(), log_with).go(
+        resume=resume, training_data=training_data, datasets=datasets
+    )
+
+
+class _Run:
+    def __init__(
+        self,
+        recognizer: EmotionRecognizer,
+        train: Sequence[Dialogue],
+        dev: Sequence[Dialogue],
+        output: Path,
+        config: TrainingConfig,
+        log_with: str | None,
+    ) -> None:
+        memory = _checked(recognizer, train, dev, config)
+        self.recognizer, self.memory, self.config, self.output = recognizer, memory, config, output
+        self.dialogues, self.dev = list(train), list(dev)
+        self.checkpoint = output / CHECKPOINT_NAME
+        self.log_with = log_with
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision, log_with=log_with, project_dir=str(output) if log_with else None
+        )
+        if getattr(recognizer.model, "hf_device_map", None) is None:
+            recognizer.model.to(self.accelerator.device)
+            memory.adapter.to(self.accelerator.device)
+        set_seed(config.seed)  # a LoRA's first weights, the same in all processes
+        self.trainable = Trainable(
+            recognizer.model, memory, config.lora_rank, gradient_checkpointing=config.gradient_checkpointing
+        )
+        self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
+        total = self.steps_per_epoch * config.epochs
+        self.stepper = Stepper(recognizer, memory, self.trainable, train, config, self.accelerator, total)
+        self.best: dict[str, torch.Tensor] = {}
+        self.unusable: Unusable = {}
+        self.progress = Progress(self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        """What a run that resumes this one must have in common with it, as JSON gives it back."""
+        identity = {
+            "config": self.config.to_dict(),
+            "memory": self.memory.adapter.config.to_dict(),
+            "layer_idx": self.memory.layer_idx,
+            "labels": list(self.recognizer.labels),
+            "prompt": self.recognizer.prompt,
+            "dialogues": digest_of(self.dialogues, self.dev),
+        }
+        decoded: dict[str, Any] = json.loads(json.dumps(identity))
+        return decoded
+
+    def go(self, *, resume: bool, training_data: str | None, datasets: Sequence[str]) -> dict[str, Any]:
+        self._begin(resume)
+        with self.trainable.frozen():
+            if self.dev and self.progress.host_dev is None:
+                self.progress.host_dev = self._evaluate(self.recognizer.without_memory())
+            while not self._finished():
+                self._epoch()
+        self.trainable.put(self.best)
+        labels, prompt, adapter = self.recognizer.labels, self.recognizer.prompt, self.memory.adapter
+        report = report_of(self.progress, self.dialogues, labels, self.accelerator.num_processes)
+        adapter.card = described(adapter.card, labels, prompt, report, training_data, datasets)
+        if self.accelerator.is_main_process:
+            adapter.save_pretrained(self.output)
+            self.trainable.save_lora(self.output / LORA_NAME)
+            write_atomically(self.output / REPORT_NAME, (json.dumps(report, indent=2) + "\n").encode())
+        if self.log_with is not None:
+            self.accelerator.end_training()
+        self.accelerator.wait_for_everyone()
+        return report
+
+    def _begin(self, resume: bool) -> None:
+        there = self.checkpoint.exists()
+        if there and not resume:
+            raise TrainingError(f"{self.checkpoint} is there already; resume that run, or train into another folder")
+        if there:
+            parameters = self.trainable.parameters
+            self.progress, self.best = load_checkpoint(
+                self.checkpoint, self.progress.run, parameters, self.stepper.optimizer
+            )
+            self.unusable.update({(d, u): reason for d, u, reason in self.progress.unusable})
+        elif self.accelerator.is_main_process:
+            self.output.mkdir(parents=True, exist_ok=True)
+        self.stepper.start(self.progress.epoch * self.steps_per_epoch + self.progress.step)
+        if self.log_with is not None:
+            self.accelerator.init_trackers("mal_adapter")
+
+    def _finished(self) -> bool:
+        done, best = self.progress.epoch, self.progress.best_epoch
+        stale = self.config.patience is not None and best is not None and done - best >= self.config.patience
+        return done >= self.config.epochs or (bool(self.dev) and stale)
+
+    # ------------------------------------------------------------------------------------------------ one epoch
+
+    def _epoch(self) -> None:
+        progress, config = self.progress, self.config
+        batches = batches_of_epoch(self.dialogues, config.batch_size, config.seed, progress.epoch)
+        bar = tqdm(
+            desc=f"epoch {progress.epoch + 1}/{config.epochs}",
+            total=sum(len(dialogue.utterances) for dialogue in self.dialogues),
+            initial=progress.heard,
+            unit="utterance",
+            mininterval=1,
+            disable=not self.accelerator.is_main_process,
+        )
+        with bar:
+            for batch in batches[progress.step :]:
+                try:
+                    tally = self.stepper.step([self.dialogues[index] for index in batch], self.unusable)
+                except TrainingError:
+                    self._save_checkpoint()
+                    raise
+                progress.step += 1
+                progress.loss += tally.loss
+                progress.weight += tally.weight
+                progress.heard += int(tally.heard)
+                bar.update(int(tally.heard))
+                bar.set_postfix(loss=f"{progress.loss / (progress.weight or 1):.3f}", refresh=False)
+                self._log({"loss": tally.loss / (tally.weight or 1), "learning_rate": self.stepper.learning_rate})
+                if progress.step % config.checkpoint_every == 0 and progress.step < len(batches):
+                    self._save_checkpoint()
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        progress = self.progress
+        self.unusable.update(gather_object(list(self.unusable.items())))
+        entry: dict[str, Any] = {
+            "epoch": progress.epoch + 1,
+            "loss": progress.loss / (progress.weight or 1),
+            "utterances": progress.heard,
+        }
+        if self.dev:
+            entry["dev"] = self._evaluate(self.recognizer)
+            self._log({f"dev_{name}": value for name, value in entry["dev"].items()})
+        if self._is_best(entry):
+            progress.best_epoch = entry["epoch"]
+            self.best = self.trainable.values()
+        progress.history.append(entry)
+        progress.epoch, progress.step = progress.epoch + 1, 0
+        progress.loss, progress.weight, progress.heard = 0.0, 0.0, 0
+        self._save_checkpoint()
+
+    def _is_best(self, entry: dict[str, Any]) -> bool:
+        if not self.dev or self.progress.best_epoch is None:
+            return True
+        best = self.progress.history[self.progress.best_epoch - 1]["dev"]
+        if self.config.select_by == "loss":
+            return bool(entry["dev"]["loss"] < best["loss"])
+        return bool(entry["dev"]["weighted_f1"] > best["weighted_f1"])
+
+    def _evaluate(self, recognizer: EmotionRecognizer) -> dict[str, float]:
+        """Metrics on the dev dialogues, each process hearing a part of them; without autocast, as they will be heard."""
+        here, labels = self.accelerator, recognizer.labels
+        own = self.dev[here.process_index :: here.num_processes]
+        answers: list[tuple[int, int, float]] = []
+        for result in recognizer.recognize_many(own, self.config.side_by_side):
+            target = target_of(result.utterance, labels)
+            if isinstance(result, Prediction) and target is not None:
+                probability = result.probabilities[labels.names[target]]
+                answers.append((target, labels.index(result.label), -math.log(max(probability, 1e-30))))
+        forget(self.memory, [dialogue.dialogue_id for dialogue in own])
+        answers = gather_object(answers)
+        if not answers:
+            raise LabelError(f"no utterance of the dev dialogues can be heard and has one of {', '.join(labels)}")
+        truth, predicted, losses = zip(*answers, strict=True)
+        return {
+            "loss": math.fsum(losses) / len(losses),  # in any order the same, for any number of processes
+            "weighted_f1": float(f1_score(truth, predicted, average="weighted", zero_division=0)),
+            "utterances": len(answers),
+        }
+
+    # ------------------------------------------------------------------------------------------- what is written
+
+    def _log(self, values: dict[str, float]) -> None:
+        if self.log_with is not None:
+            self.accelerator.log(values, step=self.stepper.done)
+
+    def _save_checkpoint(self) -> None:
+        if self.accelerator.is_main_process:
+            self.progress.unusable = [[*key, reason] for key, reason in sorted(self.unusable.items())]
+            save_checkpoint(
+                self.checkpoint, self.progress, self.trainable.parameters, self.best, self.stepper.optimizer
+            )
+
+
+def _checked(
+    recognizer: EmotionRecognizer, train: Sequence[Dialogue], dev: Sequence[Dialogue], config: TrainingConfig
+) -> AttachedMemory:
+    if recognizer.memory is None:
+        raise ConfigError("this recogniser has no memory to train; make one by attach_memory(model, layer_idx=...)")
+    for name, dialogues in (("training", train), ("dev", dev)):
+        repeated = [i for i, n in Counter(dialogue.dialogue_id for dialogue in dialogues).items() if n > 1]
+        if repeated:
+            raise ConfigError(f"two {name} dialogues have the id {repeated[0]!r}; give them different ids")
+        if (dialogues or name == "training") and all(
+            target_of(utterance, recognizer.labels) is None for d in dialogues for utterance in d.utterances
+        ):
+            raise LabelError(f"no utterance of the {name} dialogues has one of {', '.join(recognizer.labels)}")
+    if config.gradient_checkpointing and recognizer.labels_need_cache:
+        raise ConfigError(
+            "gradient_checkpointing needs labels of one token each to this host, since a checkpointed layer keeps no "
+            "cache to go on from; leave it off, shorten the window or choose other labels"
+        )
+    return recognizer.memory

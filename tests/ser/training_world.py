@@ -1,0 +1,82 @@
+"""A training run small enough to be repeated many times: the demo's host, a few short dialogues, a narrow memory.
+
+Here and not in a test file, so that other processes can import it.
+"""
+
+import dataclasses
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from mal_adapter import MemoryConfig, attach_memory
+from mal_adapter.demo import EMOTIONS, HOST_FOLDER, LAYER_IDX, PROMPT
+from mal_adapter.demo.dialogues import make_dialogue, write_wavs
+from mal_adapter.ser.dialogue import Dialogue
+from mal_adapter.ser.recognizer import EmotionRecognizer, load_host
+from mal_adapter.ser.training import TrainingConfig, train_memory
+
+#: Turns of the dialogues; of unlike length, so that rows drop out.
+LENGTHS = (4, 2, 3, 5, 3, 2)
+FAST = TrainingConfig(
+    epochs=2, batch_size=2, side_by_side=2, window=3, learning_rate=1e-2, checkpoint_every=1, patience=None
+)
+
+
+def make_dialogues(folder: Path, lengths: Sequence[int] = LENGTHS, split: str = "train") -> list[Dialogue]:
+    return write_wavs([make_dialogue(split, 7, n, turns) for n, turns in enumerate(lengths)], folder)
+
+
+def make_recognizer(
+    *, dropout: float = 0.0, seed: int = 0, random: bool = False, labels: Sequence[str] = EMOTIONS, prompt: str = PROMPT
+) -> EmotionRecognizer:
+    """With a memory that is fresh, or has `random` parameters and so makes a difference."""
+    model, processor = load_host(str(HOST_FOLDER))
+    torch.manual_seed(seed)
+    config = MemoryConfig(hidden_size=96, memory_dim=16, num_heads=2, chunk_size=8, dropout=dropout)
+    memory = attach_memory(model, LAYER_IDX, config=config)
+    if random:
+        with torch.no_grad():
+            for parameter in memory.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return EmotionRecognizer(model, processor, memory, labels, prompt)
+
+
+def parameters_of(recognizer: EmotionRecognizer) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in recognizer.memory.adapter.named_parameters()}
+
+
+def run(output: Path, train: Sequence[Dialogue], dev: Sequence[Dialogue] = (), *, resume: bool = False, **changes):
+    """One run from the same beginning each time; returns its recogniser and report."""
+    AcceleratorState._reset_state()  # accelerate refuses another precision than the process began with
+    recognizer = make_recognizer(dropout=0.2, seed=1)
+    config = dataclasses.replace(FAST, **changes)
+    return recognizer, train_memory(recognizer, train, dev, output=output, config=config, resume=resume)
+
+
+def run_until_killed(output: Path, train: Sequence[Dialogue], dev: Sequence[Dialogue], killed_at: int, changes) -> None:
+    """Resumes, and dies by SIGKILL at the `killed_at`-th call of what saving or a step is made of."""
+    import mal_adapter.atomic
+
+    calls = 0
+
+    def dying(function):
+        def wrapper(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == killed_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    # Before a file's bytes are safe, before they are in place, before a gradient and in the middle of a step.
+    mal_adapter.atomic.os.fsync = dying(os.fsync)
+    mal_adapter.atomic.os.replace = dying(os.replace)
+    torch.optim.AdamW.step = dying(torch.optim.AdamW.step)
+    torch.Tensor.backward = dying(torch.Tensor.backward)
+    run(output, train, dev, resume=True, **changes)
