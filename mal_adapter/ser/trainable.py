@@ -47,6 +47,7 @@ class Trainable:
             names = [name for name, module in model.named_modules() if id(module) in inside]
             config = peft.LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules=names)
             self._peft = peft.get_peft_model(model, config)
+            model.eval()  # PEFT's layers begin in training mode
             lora = {f"lora.{name}": p for name, p in model.named_parameters() if p.requires_grad}
         adapter = {f"adapter.{name}": p for name, p in memory.adapter.named_parameters()}
         self.parameters: dict[str, nn.Parameter] = adapter | lora

@@ -230,7 +230,7 @@ class _Run:
         return bool(entry["dev"]["weighted_f1"] > best["weighted_f1"])
 
     def _evaluate(self, recognizer: EmotionRecognizer) -> dict[str, float]:
-        """Metrics on the dev dialogues, each process hearing a part of them; without autocast, as they will be heard."""
+        """Metrics on the dev dialogues, each process hearing a part; without autocast, as they will be heard."""
         here, labels = self.accelerator, recognizer.labels
         own = self.dev[here.process_index :: here.num_processes]
         answers: list[tuple[int, int, float]] = []

@@ -50,10 +50,10 @@ def parameters_of(recognizer: EmotionRecognizer) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in recognizer.memory.adapter.named_parameters()}
 
 
-def run(output: Path, train: Sequence[Dialogue], dev: Sequence[Dialogue] = (), *, resume: bool = False, **changes):
+def run(output: Path, train: Sequence[Dialogue], dev: Sequence[Dialogue] = (), *, resume=False, dropout=0.2, **changes):
     """One run from the same beginning each time; returns its recogniser and report."""
     AcceleratorState._reset_state()  # accelerate refuses another precision than the process began with
-    recognizer = make_recognizer(dropout=0.2, seed=1)
+    recognizer = make_recognizer(dropout=dropout, seed=1)
     config = dataclasses.replace(FAST, **changes)
     return recognizer, train_memory(recognizer, train, dev, output=output, config=config, resume=resume)
 

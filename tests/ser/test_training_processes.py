@@ -1,0 +1,58 @@
+"""Two processes of one group learn what one learns from the same batches."""
+
+import json
+import multiprocessing
+import os
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+
+from mal_adapter.ser.dialogue import Dialogue
+from tests.ser.training_world import make_dialogues, run
+
+CHANGES = {"batch_size": 3, "side_by_side": 2, "epochs": 2, "class_weights": "balanced", "lora_rank": 1}
+NO_DROPOUT = 0.0
+
+
+def free_port():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+def one_of_two(rank, port, output, train, dev):
+    torch.set_num_threads(1)
+    # What `accelerate launch --cpu --num_processes 2` tells each of its processes.
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    os.environ.update(MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    _, report = run(output, train, dev, dropout=NO_DROPOUT, **CHANGES)
+    assert report["processes"] == 2
+
+
+def test_two_processes_learn_what_one_does(tmp_path):
+    """Batches of three dialogues of unlike length: one process has two of them and the other one; the last
+    batch is a single dialogue, so that the second process has nothing to hear."""
+    train = make_dialogues(tmp_path / "train", (4, 2, 3, 5, 3, 2, 2))
+    train[6] = Dialogue(train[6].dialogue_id, train[6].utterances[:1])
+    dev = make_dialogues(tmp_path / "dev", (3, 2, 2), "dev")
+    train[5].utterances[0].audio.unlink()
+    _, report = run(tmp_path / "one", train, dev, dropout=NO_DROPOUT, **CHANGES)
+    multiprocessing.set_forkserver_preload([__name__, run.__module__])
+    arguments = (free_port(), tmp_path / "two", train, dev)
+    mp.start_processes(one_of_two, arguments, nprocs=2, start_method="forkserver")
+    one, two = (load_file(tmp_path / name / "checkpoint" / "training.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        # AdamW divides by the root of what may be rounding alone, so parameters differ by more than gradients do.
+        torch.testing.assert_close(
+            two[name], tensor, rtol=2e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    of_two = json.loads((tmp_path / "two" / "training.json").read_text())
+    assert of_two["left_out"] == report["left_out"]
+    for ours, theirs in zip(report["epochs"], of_two["epochs"], strict=True):
+        assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-3)
+        assert theirs["utterances"] == ours["utterances"]
+        assert theirs["dev"] == pytest.approx(ours["dev"], rel=1e-3)
