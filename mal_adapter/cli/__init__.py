@@ -13,6 +13,7 @@ from mal_adapter.cli.demo import demo
 from mal_adapter.cli.output import complain
 from mal_adapter.cli.predict import predict
 from mal_adapter.cli.states import states
+from mal_adapter.cli.train import train
 
 __all__ = ["app", "main"]
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, predict, push, pull, inspect):
+for command in (demo, predict, train, push, pull, inspect):
     app.command()(command)
 app.add_typer(states, name="states")
 

@@ -103,6 +103,11 @@ class _Run:
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision, log_with=log_with, project_dir=str(output) if log_with else None
         )
+        if (launched := int(os.environ.get("WORLD_SIZE", "1"))) != self.accelerator.num_processes:
+            raise ConfigError(
+                f"{launched} processes were launched, but accelerate has joined {self.accelerator.num_processes} of "
+                "them; on CPUs, set ACCELERATE_USE_CPU=true"
+            )
         if getattr(recognizer.model, "hf_device_map", None) is None:
             recognizer.model.to(self.accelerator.device)
             memory.adapter.to(self.accelerator.device)

@@ -1,0 +1,137 @@
+"""`mal-adapter train`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mal_adapter.cli.output import quiet_transformers
+
+if TYPE_CHECKING:
+    from mal_adapter.attach import AttachedMemory
+    from mal_adapter.ser.dialogue import Dialogue
+    from mal_adapter.ser.labels import LabelSet
+
+__all__ = ["train"]
+
+
+def train(
+    manifest: Annotated[Path, typer.Argument(metavar="TRAIN.jsonl", help="The manifest of the training dialogues.")],
+    model: Annotated[str, typer.Option(help="Folder or Hub id of an audio language model.")],
+    layer: Annotated[int, typer.Option(help="The decoder layer after which the memory is read, from 0.")],
+    output: Annotated[Path, typer.Option(help="Folder for the trained adapter.")],
+    dev: Annotated[
+        Path | None, typer.Option(help="Manifest of other dialogues, to choose the best epoch and to stop early.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="The possible answers, with commas (default: the emotions in TRAIN.jsonl).")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="The question about each utterance (default: one that names the labels).")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="How often all dialogues are heard, at most.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of AdamW, after warm-up.")] = None,
+    lora_rank: Annotated[int | None, typer.Option(help="Train a LoRA of this rank on the decoder, too.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of first weights, order and dropout.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="JSON of all fields of TrainingConfig; under the key memory, those of MemoryConfig."),
+    ] = None,
+    log_with: Annotated[
+        str | None, typer.Option(help="A tracker of accelerate's, such as tensorboard, which writes to the folder.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the folder's checkpoint, or begin if there is none.")
+    ] = False,
+) -> None:
+    """Train a memory for a model on dialogues with known emotions; the model stays as it is.
+
+    On several devices: accelerate launch -m mal_adapter.cli train ...
+    """
+    import torch
+
+    from mal_adapter.errors import HostError, TrainingError
+    from mal_adapter.ser.dialogue import read_manifest
+    from mal_adapter.ser.recognizer import EmotionRecognizer, load_host
+
+    try:
+        from accelerate import PartialState
+        from accelerate.utils import parse_flag_from_env
+
+        from mal_adapter.ser.training import train_memory
+    except ImportError as error:
+        raise TrainingError(f"{error}; pip install 'mal-adapter[train]'") from error
+
+    given = {"epochs": epochs, "learning_rate": learning_rate, "lora_rank": lora_rank, "seed": seed}
+    settings, memory_fields = _settings(config, {name: value for name, value in given.items() if value is not None})
+    dialogues = read_manifest(manifest)
+    dev_dialogues = [] if dev is None else read_manifest(dev)
+    label_set = _labels(labels, dialogues)
+    # Chooses this process's device, before a model is put on one.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    quiet_transformers()
+    try:
+        host, processor = load_host(model)
+    except (OSError, ValueError) as error:
+        raise HostError(f"the model {model} can not be loaded: {str(error).strip().splitlines()[0]}") from error
+    torch.manual_seed(settings.seed)
+    memory = _attach(host, layer, memory_fields)
+    recognizer = EmotionRecognizer(host, processor, memory, label_set, prompt)
+    report = train_memory(
+        recognizer, dialogues, dev_dialogues, output=output, config=settings, resume=resume, log_with=log_with
+    )
+    if state.is_main_process:
+        _print(report, output)
+
+
+def _settings(path: Path | None, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The `TrainingConfig` and the fields of `MemoryConfig` in the file, options winning."""
+    from mal_adapter.errors import ConfigError
+    from mal_adapter.files import parse_json
+    from mal_adapter.ser.training_config import TrainingConfig
+
+    fields: Any = {}
+    if path is not None:
+        try:
+            fields = parse_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} can not be read: {getattr(error, 'strerror', None) or error}") from error
+    memory = fields.pop("memory", {}) if isinstance(fields, dict) else None
+    if not isinstance(memory, dict):
+        raise ConfigError(f"{path} is not a JSON object of fields, with another one under 'memory'")
+    return TrainingConfig.from_dict({**fields, **given}), memory
+
+
+def _labels(names: str | None, dialogues: "list[Dialogue]") -> "LabelSet":
+    from mal_adapter.errors import LabelError
+    from mal_adapter.ser.labels import LabelSet
+
+    if names is not None:
+        return LabelSet(tuple(name.strip() for name in names.split(",")))
+    found = {utterance.emotion for dialogue in dialogues for utterance in dialogue.utterances} - {None}
+    if len(found) < 2:
+        raise LabelError("the training manifest has fewer than two emotions; give its utterances labels, or --labels")
+    return LabelSet(tuple(sorted(str(emotion) for emotion in found)))
+
+
+def _attach(host: Any, layer: int, fields: dict[str, Any]) -> "AttachedMemory":
+    from mal_adapter import MemoryConfig, attach_memory
+    from mal_adapter.detection import detect_host
+
+    if not fields:
+        return attach_memory(host, layer)
+    return attach_memory(
+        host, layer, config=MemoryConfig.from_dict({"hidden_size": detect_host(host).hidden_size, **fields})
+    )
+
+
+def _print(report: dict[str, Any], output: Path) -> None:
+    def told(metrics: dict[str, float]) -> str:
+        return f"dev loss {metrics['loss']:.3f}, dev weighted F1 {metrics['weighted_f1']:.3f}"
+
+    if report["host_dev"]:
+        typer.echo(f"bare host: {told(report['host_dev'])}")
+    for entry in report["epochs"]:
+        dev = f", {told(entry['dev'])}" if "dev" in entry else ""
+        typer.echo(f"epoch {entry['epoch']}: loss {entry['loss']:.3f}{dev}")
+    typer.echo(f"saved in {output}: epoch {report['best_epoch']}")
