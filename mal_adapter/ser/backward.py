@@ -15,6 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
 from mal_adapter.errors import ConfigError, TrainingError
+from mal_adapter.ser.activations import CachedHost
 from mal_adapter.ser.batches import Unusable, side_by_side
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelSet
@@ -51,7 +52,7 @@ class DialogueLoss:
     divided once by the weight of all.
 
     Args:
-        recognizer: in training as in recognition: the same prompt, the same scores of the labels.
+        recognizer: in training as in recognition: the same prompt, the same scores of the labels; or its cached host.
         memory: the recognizer's, in training mode.
         weights: (labels,) what each label's utterances count.
         window: utterances through which gradients flow back; None is the whole dialogue.
@@ -61,7 +62,7 @@ class DialogueLoss:
 
     def __init__(
         self,
-        recognizer: EmotionRecognizer,
+        recognizer: EmotionRecognizer | CachedHost,
         memory: AttachedMemory,
         weights: Tensor,
         window: int | None,
@@ -96,6 +97,7 @@ class DialogueLoss:
                     for turn in itertools.chain((first,), itertools.islice(turns, rest)):
                         if tuple(turn.ids) != session.ids:
                             session.narrow(turn.ids)
+                        session.audio_mask = turn.audio_mask
                         with self._autocast():
                             scores = self.recognizer.log_probs(turn.inputs)
                         tally = self._add_losses(scores, turn.utterances, losses)

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from mal_adapter.ser.activations import CachedHost
 from mal_adapter.ser.dialogue import Dialogue, Utterance
-from mal_adapter.ser.recognizer import EmotionRecognizer
+from mal_adapter.ser.recognizer import EmotionRecognizer, Failure
 
-__all__ = ["Turn", "Unusable", "batches_of_epoch", "side_by_side"]
+__all__ = ["Turn", "Unusable", "batches_of_epoch", "report_unusable", "side_by_side"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -48,10 +50,12 @@ class Turn:
     Args:
         utterances: one per row.
         inputs: the host's, a row per utterance.
+        audio_mask: for the session, if the inputs do not tell where audio is.
     """
 
     utterances: list[Utterance]
     inputs: dict[str, Any]
+    audio_mask: Tensor | None = None
 
     @property
     def ids(self) -> list[str]:
@@ -59,7 +63,9 @@ class Turn:
         return [utterance.dialogue_id for utterance in self.utterances]
 
 
-def side_by_side(recognizer: EmotionRecognizer, dialogues: Sequence[Dialogue], unusable: Unusable) -> Iterator[Turn]:
+def side_by_side(
+    recognizer: EmotionRecognizer | CachedHost, dialogues: Sequence[Dialogue], unusable: Unusable
+) -> Iterator[Turn]:
     """Goes through several dialogues at once; those that are over drop out, the others keep their order.
 
     An utterance that can not be heard is reported to the log once, and the next one of its dialogue takes its place.
@@ -84,15 +90,18 @@ def side_by_side(recognizer: EmotionRecognizer, dialogues: Sequence[Dialogue], u
                 return
             prepared = recognizer.prepare(chosen)
             if not prepared.failures:
-                yield Turn(chosen, prepared.inputs)
+                yield Turn(chosen, prepared.inputs, prepared.audio_mask)
                 break
             for failure in prepared.failures.values():
-                lost = failure.utterance
-                unusable[lost.dialogue_id, lost.utterance_id] = str(failure.error)
-                _LOGGER.warning(
-                    "left out: dialogue %s, utterance %s: %s", lost.dialogue_id, lost.utterance_id, failure.error
-                )
+                report_unusable(failure, unusable)
             nexts = [
                 following(waiting[row]) if row in prepared.failures else utterance
                 for row, utterance in enumerate(chosen)
             ]
+
+
+def report_unusable(failure: Failure, unusable: Unusable) -> None:
+    """Tells the log, and remembers in `unusable`, that an utterance is left out."""
+    lost = failure.utterance
+    unusable[lost.dialogue_id, lost.utterance_id] = str(failure.error)
+    _LOGGER.warning("left out: dialogue %s, utterance %s: %s", lost.dialogue_id, lost.utterance_id, failure.error)

@@ -62,11 +62,13 @@ class Prepared:
         inputs: the host's inputs, a row for each utterance that can be heard; empty if there is none.
         audio_s: index of the utterance -> how long it is, in seconds; in the order of the rows.
         failures: index of the utterance -> why it can not be heard.
+        audio_mask: where audio is, for a session, if the inputs do not tell.
     """
 
     inputs: dict[str, Any]
     audio_s: dict[int, float]
     failures: dict[int, Failure]
+    audio_mask: Tensor | None = None
 
 
 class EmotionRecognizer:
@@ -212,7 +214,7 @@ class EmotionRecognizer:
         return [results[index] for index in range(len(utterances))]
 
     def prepare(self, utterances: Sequence[Utterance]) -> Prepared:
-        """Opens the sound files and makes the host's inputs of those that can be heard."""
+        """Opens the sound files and makes the host's inputs of those that can be heard, on its device."""
         failures: dict[int, Failure] = {}
         waveforms: dict[int, Waveform] = {}
         for index, utterance in enumerate(utterances):
@@ -223,6 +225,7 @@ class EmotionRecognizer:
             except AudioError as error:
                 failures[index] = Failure(utterance, error)
         inputs = self._make_inputs(utterances, waveforms, failures)
+        inputs = self._place(inputs) if inputs else {}
         audio_s = {index: waveform.size / self._audio.sampling_rate for index, waveform in waveforms.items()}
         return Prepared(inputs, audio_s, failures)
 
@@ -237,7 +240,6 @@ class EmotionRecognizer:
         Returns:
             (batch, labels) float32, not normalised over the labels; differentiable where autograd records.
         """
-        inputs = self._place(inputs)
         outputs = self._run(inputs)
         with self._switched_off():
             return self._label_log_probs(inputs, outputs)
@@ -268,7 +270,6 @@ class EmotionRecognizer:
     @torch.no_grad()  # not inference_mode: the states written here may be trained through later
     def _score(self, inputs: dict[str, Any], session_ids: list[str]) -> Tensor:
         """(batch, labels) log-probabilities; reads and writes the sessions."""
-        inputs = self._place(inputs)
         outputs = None
         try:
             with self._session(session_ids):
@@ -297,7 +298,12 @@ class EmotionRecognizer:
                 inputs[name] = value.to(device=device, dtype=self.model.dtype if value.is_floating_point() else None)
         if healed := self._scorer.healed_tokens:
             inputs.update({name: inputs[name][:, :-healed] for name in PER_TOKEN if name in inputs})
-        if self._counts_positions:  # as generate() does, so that padding does not shift them
+        return self.with_positions(inputs)
+
+    def with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs with `position_ids` where the host takes them: as generate() counts, so that padding does not
+        shift them."""
+        if self._counts_positions:
             inputs["position_ids"] = (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
         return inputs
 

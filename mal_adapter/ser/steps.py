@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from mal_adapter.errors import TrainingError
+from mal_adapter.ser.activations import CachedHost
 from mal_adapter.ser.backward import DialogueLoss, Tally, class_weights
 from mal_adapter.ser.batches import Unusable
 from mal_adapter.ser.dialogue import Dialogue
@@ -47,7 +48,7 @@ class Stepper:
 
     def __init__(
         self,
-        recognizer: EmotionRecognizer,
+        recognizer: EmotionRecognizer | CachedHost,
         memory: AttachedMemory,
         trainable: Trainable,
         dialogues: Sequence[Dialogue],

@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 
 from mal_adapter.atomic import write_atomically
 from mal_adapter.errors import ConfigError, LabelError, TrainingError
+from mal_adapter.ser.activations import CachedHost
 from mal_adapter.ser.backward import forget, target_of
-from mal_adapter.ser.batches import Unusable, batches_of_epoch
+from mal_adapter.ser.batches import Unusable, batches_of_epoch, report_unusable
 from mal_adapter.ser.checkpoints import Progress, load_checkpoint, save_checkpoint
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.recognizer import EmotionRecognizer, Prediction
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainingConfig", "train_memory"]
 
-CHECKPOINT_NAME, REPORT_NAME, LORA_NAME = Path("checkpoint", "training.safetensors"), "training.json", "lora"
+CHECKPOINT_NAME = Path("checkpoint", "training.safetensors")
+REPORT_NAME, LORA_NAME, ACTIVATIONS_NAME = "training.json", "lora", "activations"
 
 
 def train_memory(
@@ -117,7 +119,10 @@ class _Run:
         )
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
         total = self.steps_per_epoch * config.epochs
-        self.stepper = Stepper(recognizer, memory, self.trainable, train, config, self.accelerator, total)
+        self.cached = CachedHost(recognizer, memory, output / ACTIVATIONS_NAME) if config.cache_activations else None
+        self.stepper = Stepper(
+            self.cached or recognizer, memory, self.trainable, train, config, self.accelerator, total
+        )
         self.best: dict[str, torch.Tensor] = {}
         self.unusable: Unusable = {}
         self.progress = Progress(self._identity())
@@ -138,6 +143,8 @@ class _Run:
     def go(self, *, resume: bool, training_data: str | None, datasets: Sequence[str]) -> dict[str, Any]:
         self._begin(resume)
         with self.trainable.frozen():
+            if self.cached is not None:
+                self._listen(self.cached)
             if self.dev and self.progress.host_dev is None:
                 self.progress.host_dev = self._evaluate(self.recognizer.without_memory())
             while not self._finished():
@@ -170,6 +177,17 @@ class _Run:
         self.stepper.start(self.progress.epoch * self.steps_per_epoch + self.progress.step)
         if self.log_with is not None:
             self.accelerator.init_trackers("mal_adapter")
+
+    def _listen(self, cached: CachedHost) -> None:
+        """Fills the cache, each process with a part of the dialogues."""
+        here = self.accelerator
+        own = [u for d in self.dialogues[here.process_index :: here.num_processes] for u in d.utterances]
+        for utterance in tqdm(own, desc="listening", unit="utterance", disable=not here.is_main_process, mininterval=1):
+            key = utterance.dialogue_id, utterance.utterance_id
+            if key not in self.unusable and (failure := cached.keep(utterance)) is not None:
+                report_unusable(failure, self.unusable)
+        here.wait_for_everyone()
+        self.unusable.update(gather_object(list(self.unusable.items())))
 
     def _finished(self) -> bool:
         done, best = self.progress.epoch, self.progress.best_epoch
@@ -282,9 +300,10 @@ def _checked(
             target_of(utterance, recognizer.labels) is None for d in dialogues for utterance in d.utterances
         ):
             raise LabelError(f"no utterance of the {name} dialogues has one of {', '.join(recognizer.labels)}")
-    if config.gradient_checkpointing and recognizer.labels_need_cache:
-        raise ConfigError(
-            "gradient_checkpointing needs labels of one token each to this host, since a checkpointed layer keeps no "
-            "cache to go on from; leave it off, shorten the window or choose other labels"
-        )
+    for name in ("gradient_checkpointing", "cache_activations"):
+        if getattr(config, name) and recognizer.labels_need_cache:
+            raise ConfigError(
+                f"{name} needs labels of one token each to this host, since longer ones go on from a KV cache of all "
+                "layers; leave it off or choose other labels"
+            )
     return recognizer.memory

@@ -39,6 +39,8 @@ class TrainingConfig:
             leaves the host as it is.
         gradient_checkpointing: Recompute the decoder layers in backward: less memory, more time. Needs labels of one
             token each.
+        cache_activations: Run the frozen part of the host, up to the memory, once per utterance, and keep what leaves
+            it on disk, in `activations` of the output folder. Needs labels of one token each and no LoRA.
         mixed_precision: "bf16" runs under bfloat16 autocast; the memory's state stays float32.
         checkpoint_every: Steps from one checkpoint to the next; the end of an epoch always has one.
         seed: Of the order of the dialogues, of dropout and of a LoRA's first weights.
@@ -69,6 +71,7 @@ class TrainingConfig:
     patience: int | None = 3
     lora_rank: int | None = None
     gradient_checkpointing: bool = False
+    cache_activations: bool = False
     mixed_precision: Literal["no", "bf16"] = "no"
     checkpoint_every: int = 50
     seed: int = 0
@@ -93,8 +96,11 @@ class TrainingConfig:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not one of {', '.join(choices)}")
-        if not isinstance(self.gradient_checkpointing, bool):
-            raise ConfigError(f"gradient_checkpointing={self.gradient_checkpointing!r} is not True or False")
+        for name in ("gradient_checkpointing", "cache_activations"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={getattr(self, name)!r} is not True or False")
+        if self.cache_activations and (self.lora_rank is not None or self.gradient_checkpointing):
+            raise ConfigError("cache_activations goes with neither lora_rank nor gradient_checkpointing; choose")
         weights = self.class_weights
         if isinstance(weights, Mapping):
             if not all(isinstance(k, str) and _is_number(w) and 0 <= w <= 1e6 for k, w in weights.items()):

@@ -144,7 +144,7 @@ def test_labels_of_several_tokens_are_learned_through_the_cache(train):
     total = 0
     with memory.session():
         for utterance in dialogue.utterances:
-            inputs = recognizer._place(recognizer.prepare([utterance]).inputs)
+            inputs = recognizer.prepare([utterance]).inputs
             inputs.pop("position_ids", None)
             before, scores = memory._hooks.session.state, []
             for ids in scorer.token_ids:

@@ -1,0 +1,33 @@
+"""docs/train_your_own.md does what it says, as written."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+GUIDE = Path(__file__).parents[2] / "docs" / "train_your_own.md"
+
+
+@pytest.mark.slow
+def test_the_guide_runs_as_written(tmp_path):
+    blocks = re.findall(r"```(python|sh)\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    script = ["set -e", 'python() { "$PYTHON" "$@"; }', 'mal-adapter() { "$PYTHON" -m mal_adapter.cli "$@"; }']
+    for n, (language, text) in enumerate(blocks):
+        if language == "python":
+            (tmp_path / f"block{n}.py").write_text(text)
+            text = f"python block{n}.py"
+        script.append(text)
+    environment = os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(GUIDE.parents[1])
+    command = ["bash", "-c", "\n".join(script)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = re.findall(r"dev weighted F1 (\d\.\d+)", done.stdout)
+    assert len(figures) >= 2
+    # The first line is the bare host's.
+    assert max(map(float, figures[1:])) > float(figures[0])
+    assert len(re.findall(r"^[AB] \w+$", done.stdout, re.MULTILINE)) == 10
+    print(done.stdout[-1500:])
