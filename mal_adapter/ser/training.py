@@ -16,7 +16,7 @@ from accelerate.utils import gather_object, set_seed
 from sklearn.metrics import f1_score
 from tqdm.auto import tqdm
 
-from mal_adapter.atomic import write_atomically
+from mal_adapter.atomic import TEMPORARY_PREFIX, write_atomically
 from mal_adapter.errors import ConfigError, LabelError, TrainingError
 from mal_adapter.ser.activations import CachedHost
 from mal_adapter.ser.backward import forget, target_of
@@ -172,8 +172,10 @@ class _Run:
                 self.checkpoint, self.progress.run, parameters, self.stepper.optimizer
             )
             self.unusable.update({(d, u): reason for d, u, reason in self.progress.unusable})
-        elif self.accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             self.output.mkdir(parents=True, exist_ok=True)
+            for left in self.checkpoint.parent.glob(f"{TEMPORARY_PREFIX}*"):  # by a process that was killed
+                left.unlink()
         self.stepper.start(self.progress.epoch * self.steps_per_epoch + self.progress.step)
         if self.log_with is not None:
             self.accelerator.init_trackers("mal_adapter")

@@ -355,6 +355,17 @@ def test_bfloat16_autocast_learns_about_the_same(train, tmp_path):
     assert report["epochs"][0]["loss"] != expected["epochs"][0]["loss"]
 
 
+def test_a_tracker_of_accelerates_is_given_losses_and_dev_metrics(train, dev, tmp_path):
+    pytest.importorskip("tensorboard")
+    recognizer = make_recognizer()
+    train_memory(recognizer, train, dev, output=tmp_path, config=FAST, log_with="tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next(tmp_path.rglob("events.out.*")).parent)).Reload()
+    assert len(events.Scalars("loss")) == 6
+    assert len(events.Scalars("dev_weighted_f1")) == 2
+
+
 # ------------------------------------------------------------------------------------------------------- refusals
 
 

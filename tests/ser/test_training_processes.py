@@ -23,13 +23,36 @@ def free_port():
         return held.getsockname()[1]
 
 
-def one_of_two(rank, port, output, train, dev):
+def one_of_two(rank, port, output, train, dev, changes):
     torch.set_num_threads(1)
     # What `accelerate launch --cpu --num_processes 2` tells each of its processes.
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
     os.environ.update(MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
-    _, report = run(output, train, dev, dropout=NO_DROPOUT, **CHANGES)
+    _, report = run(output, train, dev, dropout=NO_DROPOUT, **changes)
     assert report["processes"] == 2
+
+
+def on_one_and_on_two(tmp_path, train, dev, changes):
+    """The report of one process, the report of two, and both last checkpoints' tensors."""
+    _, report = run(tmp_path / "one", train, dev, dropout=NO_DROPOUT, **changes)
+    multiprocessing.set_forkserver_preload([__name__, run.__module__])
+    arguments = (free_port(), tmp_path / "two", train, dev, changes)
+    mp.start_processes(one_of_two, arguments, nprocs=2, start_method="forkserver")
+    of_two = json.loads((tmp_path / "two" / "training.json").read_text())
+    tensors = [load_file(tmp_path / name / "checkpoint" / "training.safetensors") for name in ("one", "two")]
+    assert tensors[0].keys() == tensors[1].keys()
+    return report, of_two, *tensors
+
+
+def test_two_processes_have_the_gradient_of_one(tmp_path):
+    """After a single step, AdamW's first moment is a tenth of the gradient."""
+    train = make_dialogues(tmp_path / "train")
+    _, _, one, two = on_one_and_on_two(tmp_path, train, [], CHANGES | {"batch_size": 6, "epochs": 1})
+    moments = {name: tensor for name, tensor in one.items() if name.startswith("optimizer.exp_avg.")}
+    largest = max(tensor.norm() for tensor in moments.values())
+    assert largest > 0
+    for name, tensor in moments.items():
+        assert (two[name] - tensor).norm() <= 1e-4 * tensor.norm() + 1e-6 * largest, name
 
 
 def test_two_processes_learn_what_one_does(tmp_path):
@@ -39,18 +62,12 @@ def test_two_processes_learn_what_one_does(tmp_path):
     train[6] = Dialogue(train[6].dialogue_id, train[6].utterances[:1])
     dev = make_dialogues(tmp_path / "dev", (3, 2, 2), "dev")
     train[5].utterances[0].audio.unlink()
-    _, report = run(tmp_path / "one", train, dev, dropout=NO_DROPOUT, **CHANGES)
-    multiprocessing.set_forkserver_preload([__name__, run.__module__])
-    arguments = (free_port(), tmp_path / "two", train, dev)
-    mp.start_processes(one_of_two, arguments, nprocs=2, start_method="forkserver")
-    one, two = (load_file(tmp_path / name / "checkpoint" / "training.safetensors") for name in ("one", "two"))
-    assert one.keys() == two.keys()
+    report, of_two, one, two = on_one_and_on_two(tmp_path, train, dev, CHANGES)
     for name, tensor in one.items():
         # AdamW divides by the root of what may be rounding alone, so parameters differ by more than gradients do.
         torch.testing.assert_close(
             two[name], tensor, rtol=2e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
-    of_two = json.loads((tmp_path / "two" / "training.json").read_text())
     assert of_two["left_out"] == report["left_out"]
     for ours, theirs in zip(report["epochs"], of_two["epochs"], strict=True):
         assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-3)
