@@ -1,5 +1,6 @@
 """`mal-adapter train`."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,6 +68,10 @@ def train(
     dialogues = read_manifest(manifest)
     dev_dialogues = [] if dev is None else read_manifest(dev)
     label_set = _labels(labels, dialogues)
+    emotions = Counter(u.emotion for dialogue in dialogues for u in dialogue.utterances if u.emotion is not None)
+    for emotion, count in emotions.items():
+        if emotion not in label_set:
+            typer.echo(f"note: {count} utterances are {emotion!r}, no label: heard and not judged", err=True)
     # Chooses this process's device, before a model is put on one.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     quiet_transformers()

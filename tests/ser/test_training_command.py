@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -77,6 +78,13 @@ def test_a_trained_folder_is_what_predict_takes(folder, tmp_path):
 def test_what_is_wrong_is_told_in_one_typed_error(folder, tmp_path, change, error):
     done = invoke(arguments(folder, tmp_path, *(part for pair in change.items() for part in pair)))
     assert isinstance(done.exception, error)
+
+
+def test_emotions_that_are_no_labels_are_told(folder, tmp_path):
+    done = invoke(arguments(folder, tmp_path / "adapter", "--labels", "neutral, angry"))
+    assert done.exit_code == 0, done.output
+    assert re.search(r"note: \d+ utterances are 'happy', no label", done.stderr)
+    assert json.loads((tmp_path / "adapter" / "training.json").read_text())["train"]["not_judged"].keys() == {"happy"}
 
 
 @pytest.mark.slow
