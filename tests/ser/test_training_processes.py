@@ -55,6 +55,7 @@ def test_two_processes_have_the_gradient_of_one(tmp_path):
         assert (two[name] - tensor).norm() <= 1e-4 * tensor.norm() + 1e-6 * largest, name
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path):
     """Batches of three dialogues of unlike length: one process has two of them and the other one; the last
     batch is a single dialogue, so that the second process has nothing to hear."""
