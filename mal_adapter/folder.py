@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +40,8 @@ __all__ = [
 
 FORMAT_VERSION = 1
 CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "model.safetensors", "README.md"
+_STAGED = ".saving."
+_LEFTOVER_AFTER_S = 3600.0  # no save takes an hour
 TEXT_LIMIT = 2**20  # bytes of config.json or README.md
 
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
@@ -118,7 +122,10 @@ def _check_folder(folder: Path) -> list[str]:
 
 def _put_in_place(folder: Path, files: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving.") as staged:
+    for left in folder.glob(f"{_STAGED}*"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > _LEFTOVER_AFTER_S:
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_STAGED) as staged:
         for name, data in files.items():
             write_atomically(Path(staged) / name, data)
         for name in files:

@@ -1,6 +1,8 @@
 """MemoryAdapter: exact no-op when fresh, learnable, safe against bad numbers, and the same after a round trip."""
 
 import json
+import os
+import time
 
 import pytest
 import torch
@@ -195,3 +197,17 @@ def test_a_causal_read_hears_nothing_of_what_is_still_to_come():
         torch.testing.assert_close(begun, whole[:, :length], rtol=0, atol=1e-5)
     torch.testing.assert_close(whole[0, -1], adapter.read(state, hidden_states, mask)[0, -1], rtol=0, atol=1e-5)
     assert not torch.allclose(whole[:, 1], adapter.read(state, hidden_states, mask)[:, 1], atol=1e-3)
+
+
+def test_a_save_clears_what_a_killed_one_left_an_hour_ago(tmp_path):
+    for name, age_s in (("old", 4000), ("new", 10)):
+        (tmp_path / f".saving.{name}").mkdir()
+        (tmp_path / f".saving.{name}" / "config.json").write_text("{")
+        os.utime(tmp_path / f".saving.{name}", (time.time() - age_s,) * 2)
+    make_adapter().save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        ".saving.new",
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
