@@ -135,6 +135,21 @@ def test_detach_leaves_every_checkpointing_function_as_it_was(host: TinyHost, mo
     assert checkpointing_functions(model) == functions
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["first in first out", "last in first out"])
+def test_two_memories_leave_every_checkpointing_function_as_it_was(
+    host: TinyHost, model: PreTrainedModel, order: tuple[int, int]
+):
+    """They wrap each other's stand-ins, in the modules that both go through."""
+    hf_checkpointing(host, model, False)
+    functions = checkpointing_functions(model)
+    memories = [attach(model), attach_memory(model, layer_idx=2, adapter=random_adapter(seed=1)).train()]
+    with memories[1].session("call"):
+        train(host, model, memories[0])
+    for index in order:
+        memories[index].detach()
+    assert checkpointing_functions(model) == functions
+
+
 @REENTRANT
 def test_two_memories_on_a_checkpointed_host(host: TinyHost, model: PreTrainedModel, use_reentrant: bool):
     runs = []
