@@ -19,6 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 
 from mal_adapter import AttachedMemory, MemoryState, attach_memory
+from mal_adapter.detection import detect_host, unwrap
 from mal_adapter.errors import (
     AudioMaskError,
     AudioOutsideSessionWarning,
@@ -80,6 +81,13 @@ def test_detection_finds_layers_width_and_placeholder(host: TinyHost, model: Pre
         assert memory.host.audio_token_id == AUDIO_TOKEN_ID
         assert memory.host.mask_module == host.multimodal_path
         assert memory.layer_idx == LAYER
+
+
+def test_decoder_layers_are_told_from_other_stacks_of_as_many(host: TinyHost, model: PreTrainedModel):
+    """An audio encoder may be as deep as the decoder."""
+    stacks = {len(module) for module in model.modules() if isinstance(module, nn.ModuleList)}
+    for count in stacks - {0}:
+        assert detect_host(unwrap(host.build(num_layers=count))).layers == host.layers_path
 
 
 @SIDES
