@@ -8,7 +8,7 @@ import sys
 
 from mal_adapter import MemoryAdapter, attach_memory
 from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
-from mal_adapter.ser.recognizer import load_host
+from mal_adapter.ser.loading import load_host
 
 if len(sys.argv) != 2:
     sys.exit(__doc__)

@@ -12,7 +12,8 @@ from mal_adapter import attach_memory
 from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
 from mal_adapter.ser.dialogue import Dialogue, Utterance
-from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, load_host
+from mal_adapter.ser.loading import load_host
+from mal_adapter.ser.recognizer import EmotionRecognizer, Failure
 
 if len(sys.argv) > 3:
     model_name, adapter_name, *paths = sys.argv[1:]

@@ -11,7 +11,8 @@ import tempfile
 from mal_adapter import attach_memory
 from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
-from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, load_host
+from mal_adapter.ser.loading import load_host
+from mal_adapter.ser.recognizer import EmotionRecognizer, Failure
 
 
 def answer(store: str, first: int, last: int) -> None:

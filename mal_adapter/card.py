@@ -238,7 +238,8 @@ import soundfile
 
 from mal_adapter import attach_memory
 from mal_adapter.ser.dialogue import Dialogue, Utterance
-from mal_adapter.ser.recognizer import EmotionRecognizer, load_host
+from mal_adapter.ser.loading import load_host
+from mal_adapter.ser.recognizer import EmotionRecognizer
 
 model, processor = load_host({_literal(host)})
 memory = attach_memory(model, adapter={_literal(adapter)})

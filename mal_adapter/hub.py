@@ -21,7 +21,7 @@ from torch import Tensor
 from mal_adapter.card import AdapterCard
 from mal_adapter.config import MemoryConfig
 from mal_adapter.errors import AdapterFormatError, AdapterNotFoundError, HubError, MalAdapterError
-from mal_adapter.folder import (
+from mal_adapter.format import (
     CARD_NAME,
     CONFIG_NAME,
     WEIGHTS_NAME,

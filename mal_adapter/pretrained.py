@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mal_adapter.card import AdapterCard
 from mal_adapter.config import MemoryConfig
-from mal_adapter.folder import write_folder
+from mal_adapter.format import write_folder
 from mal_adapter.hub import HubOptions, push_adapter, read_adapter
 
 if TYPE_CHECKING:

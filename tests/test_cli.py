@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from mal_adapter import MemoryConfig, attach_memory, cli, demo
 from mal_adapter.ser.dialogue import Dialogue, Utterance, write_manifest
-from mal_adapter.ser.recognizer import EmotionRecognizer, load_host
+from mal_adapter.ser.loading import load_host
+from mal_adapter.ser.recognizer import EmotionRecognizer
 from tests.ser.conftest import make_dialogue, model, processor, write_audio  # noqa: F401  fixtures
 
 LABELS, PROMPT = ["neutral", "sad", "happy"], "How do they feel?"

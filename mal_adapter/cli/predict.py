@@ -87,7 +87,8 @@ def _recognizer(
     from mal_adapter import MemoryAdapter, attach_memory, demo
     from mal_adapter.errors import HostError
     from mal_adapter.ser.labels import DEMO, LabelSet
-    from mal_adapter.ser.recognizer import EmotionRecognizer, load_host
+    from mal_adapter.ser.loading import load_host
+    from mal_adapter.ser.recognizer import EmotionRecognizer
 
     quiet_transformers()
     of_demo = model_name is None and adapter_name is None

@@ -53,7 +53,8 @@ def train(
 
     from mal_adapter.errors import HostError, TrainingError
     from mal_adapter.ser.dialogue import read_manifest
-    from mal_adapter.ser.recognizer import EmotionRecognizer, load_host
+    from mal_adapter.ser.loading import load_host
+    from mal_adapter.ser.recognizer import EmotionRecognizer
 
     try:
         from accelerate import PartialState

@@ -15,7 +15,8 @@ from mal_adapter import AttachedMemory, attach_memory
 from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
 from mal_adapter.ser.dialogue import Dialogue
-from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction, load_host
+from mal_adapter.ser.loading import load_host
+from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
 
 __all__ = ["DemoReport", "describe_report", "load_demo", "plot_report", "run_demo"]
 

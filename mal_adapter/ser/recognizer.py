@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mal_adapter.detection import unwrap
 from mal_adapter.errors import AudioError, ConfigError, StoreError
 from mal_adapter.ser.audio import PER_TOKEN, AudioPrompt, Waveform, load_waveform
 from mal_adapter.ser.dialogue import Dialogue, Utterance
@@ -19,7 +20,7 @@ from mal_adapter.ser.labels import DEMO, LabelScorer, LabelSet
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
 
-__all__ = ["EmotionRecognizer", "Failure", "Prediction", "Prepared", "default_prompt", "load_host"]
+__all__ = ["EmotionRecognizer", "Failure", "Prediction", "Prepared", "default_prompt"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class EmotionRecognizer:
         LabelError: the labels can not be told apart by the host.
 
     Example:
-        >>> from mal_adapter.ser.recognizer import EmotionRecognizer, load_host
+        >>> from mal_adapter.ser.loading import load_host
+        >>> from mal_adapter.ser.recognizer import EmotionRecognizer
         >>> model, processor = load_host("Qwen/Qwen2-Audio-7B-Instruct")        # doctest: +SKIP
         >>> memory = attach_memory(model, adapter="user/mal-qwen2-audio")       # doctest: +SKIP
         >>> recognizer = EmotionRecognizer(model, processor, memory)            # doctest: +SKIP
@@ -332,42 +334,6 @@ def default_prompt(labels: LabelSet) -> str:
     return f"What is the speaker's emotion? Answer with one word: {', '.join(names)} or {last}."
 
 
-def load_host(name: str, **kwargs: Any) -> tuple[Any, Any]:
-    """Loads an audio language model and its processor with transformers.
-
-    The class is the one that the checkpoint's config names; of the Omni models, which also speak, only the thinker.
-    The dtype is the checkpoint's, the device the first CUDA device where there is one. Code in the checkpoint is never
-    run.
-
-    Args:
-        name: a folder or a Hub id.
-        **kwargs: for the model's `from_pretrained`, such as `dtype="float32"` or `device_map="auto"`, which then
-            decides about the device.
-
-    Returns:
-        (model, processor), the model in eval mode.
-
-    Raises:
-        OSError: there is no such folder or Hub model.
-        ValueError: transformers does not know the model.
-    """
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-    architecture = (getattr(config, "architectures", None) or [""])[0]
-    model_class = getattr(transformers, architecture.replace("OmniMoeForC", "OmniMoeThinkerForC"), None)
-    if config.model_type == "qwen2_5_omni":  # its checkpoints name a class that no longer exists
-        model_class = transformers.Qwen2_5OmniThinkerForConditionalGeneration
-    if model_class is None:  # AutoModelForMultimodalLM is new in transformers 5
-        auto = getattr(transformers, "AutoModelForMultimodalLM", transformers.AutoModelForImageTextToText)
-        model_class = auto if type(config) in auto._model_mapping else transformers.AutoModelForCausalLM
-    processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=False)
-    model = model_class.from_pretrained(name, **{"dtype": "auto", **kwargs}).eval()
-    if torch.cuda.is_available() and "device_map" not in kwargs:
-        model = model.to("cuda")
-    return model, processor
-
-
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:
     """The tokens at which the host stops: chat models often have others than their tokenizer's end of sequence."""
     ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
@@ -385,6 +351,4 @@ def _audio_token_id(model: Any, processor: Any) -> int | None:
 
 def _arguments(model: Any) -> set[str]:
     """The arguments that the host's own forward names; PEFT and torch.compile hide them behind **kwargs."""
-    model = getattr(model, "_orig_mod", model)
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return set(inspect.signature(model.forward).parameters)
+    return set(inspect.signature(unwrap(model).forward).parameters)

@@ -164,7 +164,13 @@ adapter.push_to_hub(name, token="hf_alice")
     (snippet,) = re.findall(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)
     fresh = Client(HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"))
     try:
-        fresh.run(f"import os\nos.chdir({str(tmp_path)!r})\n{snippet}\nresult = 0")
+        printed = fresh.run(
+            "import contextlib, io, os\nos.chdir(folder)\nwith contextlib.redirect_stdout(io.StringIO()) as out:\n"
+            "    exec(snippet)\nresult = out.getvalue()",
+            folder=str(tmp_path),
+            snippet=snippet,
+        )
     finally:
         fresh.close()
+    assert re.findall(r"^turn(\d)\.wav \w+$", printed, re.MULTILINE) == ["0", "1"]
     shutil.rmtree(tmp_path / "home")

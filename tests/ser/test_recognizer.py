@@ -13,7 +13,8 @@ from mal_adapter.errors import ConfigError, LabelError
 from mal_adapter.ser.audio import load_waveform
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelScorer, LabelSet
-from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction, _end_ids, load_host
+from mal_adapter.ser.loading import load_host
+from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction, _end_ids
 from tests.hosts.builders import FAMILIES
 
 WORDS = LabelSet(("neutral", "happy", "sad", "fear"))

@@ -17,7 +17,8 @@ from mal_adapter import MemoryConfig, attach_memory
 from mal_adapter.demo import EMOTIONS, HOST_FOLDER, LAYER_IDX, PROMPT
 from mal_adapter.demo.dialogues import make_dialogue, write_wavs
 from mal_adapter.ser.dialogue import Dialogue
-from mal_adapter.ser.recognizer import EmotionRecognizer, load_host
+from mal_adapter.ser.loading import load_host
+from mal_adapter.ser.recognizer import EmotionRecognizer
 from mal_adapter.ser.training import TrainingConfig, train_memory
 
 #: Turns of the dialogues; of unlike length, so that rows drop out.

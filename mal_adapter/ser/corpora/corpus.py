@@ -194,13 +194,7 @@ def assemble(
     all_notes = list(notes)
     broken = broken or {}
     for split, unsorted in rows.items():
-        dialogues: dict[str, dict[str, Row]] = {}
-        repeated: list[str] = []
-        for row in sorted(unsorted, key=lambda row: row.order):
-            turns = dialogues.setdefault(row.dialogue_id, {})
-            if row.utterance_id in turns:
-                repeated.append(f"{row.dialogue_id}/{row.utterance_id}")
-            turns.setdefault(row.utterance_id, row)
+        dialogues, repeated = _in_order(unsorted)
         if repeated:
             all_notes.append(
                 f"{len(repeated)} rows of {split} are repeated, of which the first is kept: {_shown(repeated)}"
@@ -233,12 +227,7 @@ def assemble(
         raise CorpusError(f"{name}: no utterance has audio; looked for {looked_for}")
     for split in [split for split, dialogues in splits.items() if not dialogues]:
         all_notes.append(f"the split {split} has no audio at all; looked for {looked_for}")
-    places: dict[str, list[str]] = {}
-    for split, kept_dialogues in splits.items():
-        for dialogue in kept_dialogues:
-            places.setdefault(dialogue.dialogue_id, []).append(split)
-    shared = [f"{dialogue_id} ({' and '.join(names)})" for dialogue_id, names in places.items() if len(names) > 1]
-    if shared:
+    if shared := _in_several(splits):
         all_notes.append(f"{len(shared)} dialogue ids are in more than one split: {_shown(shared)}")
     if unknown:
         labels_shown = [f"{label!r} ({count})" for label, count in unknown.most_common()]
@@ -254,6 +243,27 @@ def assemble(
     if not report.complete:
         warnings.warn(f"{name}: {report.summary()}", IncompleteCorpusWarning, stacklevel=3)
     return Corpus(name, labels, MappingProxyType(splits), report)
+
+
+def _in_order(rows: Iterable[Row]) -> tuple[dict[str, dict[str, Row]], list[str]]:
+    """Dialogue id -> utterance id -> row, as they were spoken, and which rows repeat an earlier one."""
+    dialogues: dict[str, dict[str, Row]] = {}
+    repeated: list[str] = []
+    for row in sorted(rows, key=lambda row: row.order):
+        turns = dialogues.setdefault(row.dialogue_id, {})
+        if row.utterance_id in turns:
+            repeated.append(f"{row.dialogue_id}/{row.utterance_id}")
+        turns.setdefault(row.utterance_id, row)
+    return dialogues, repeated
+
+
+def _in_several(splits: Mapping[str, tuple[Dialogue, ...]]) -> list[str]:
+    """The dialogue ids that more than one split has, each with its splits."""
+    places: dict[str, list[str]] = {}
+    for split, dialogues in splits.items():
+        for dialogue in dialogues:
+            places.setdefault(dialogue.dialogue_id, []).append(split)
+    return [f"{dialogue_id} ({' and '.join(names)})" for dialogue_id, names in places.items() if len(names) > 1]
 
 
 def _shown(names: list[str]) -> str:

@@ -1,0 +1,43 @@
+"""A host and its processor from a folder or the Hub, by the class that its config names."""
+
+from typing import Any
+
+import torch
+
+__all__ = ["load_host"]
+
+
+def load_host(name: str, **kwargs: Any) -> tuple[Any, Any]:
+    """Loads an audio language model and its processor with transformers.
+
+    The class is the one that the checkpoint's config names; of the Omni models, which also speak, only the thinker.
+    The dtype is the checkpoint's, the device the first CUDA device where there is one. Code in the checkpoint is never
+    run.
+
+    Args:
+        name: a folder or a Hub id.
+        **kwargs: for the model's `from_pretrained`, such as `dtype="float32"` or `device_map="auto"`, which then
+            decides about the device.
+
+    Returns:
+        (model, processor), the model in eval mode.
+
+    Raises:
+        OSError: there is no such folder or Hub model.
+        ValueError: transformers does not know the model.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    model_class = getattr(transformers, architecture.replace("OmniMoeForC", "OmniMoeThinkerForC"), None)
+    if config.model_type == "qwen2_5_omni":  # its checkpoints name a class that no longer exists
+        model_class = transformers.Qwen2_5OmniThinkerForConditionalGeneration
+    if model_class is None:  # AutoModelForMultimodalLM is new in transformers 5
+        auto = getattr(transformers, "AutoModelForMultimodalLM", transformers.AutoModelForImageTextToText)
+        model_class = auto if type(config) in auto._model_mapping else transformers.AutoModelForCausalLM
+    processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    model = model_class.from_pretrained(name, **{"dtype": "auto", **kwargs}).eval()
+    if torch.cuda.is_available() and "device_map" not in kwargs:
+        model = model.to("cuda")
+    return model, processor
