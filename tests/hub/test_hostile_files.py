@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mal_adapter import MemoryAdapter
-from mal_adapter import folder as adapter_format
+from mal_adapter import format as adapter_format
 from mal_adapter.errors import AdapterFormatError, AdapterNotFoundError
 from tests.hosts.probes import random_adapter
 
