@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mal_adapter.baselines import recurrence
 from mal_adapter.config import MemoryConfig
 from mal_adapter.errors import AudioMaskError, StateMismatchError
 from mal_adapter.pretrained import Pretrained
@@ -53,6 +54,7 @@ class MemoryAdapter(Pretrained):
         self.initial = nn.ParameterList(
             torch.randn(heads, *shape) / math.sqrt(shape[0]) for shape in config.layer_shapes
         )
+        self.recurrence = recurrence(config)
         self.readout_norm = nn.LayerNorm(2 * width)
         self.readout_in = nn.Linear(2 * width, 2 * readout)
         self.dropout = nn.Dropout(config.dropout)
@@ -120,7 +122,9 @@ class MemoryAdapter(Pretrained):
         mask = self._checked_mask(state, hidden_states, mask)
         query, _, _, token, _ = self._project(hidden_states, mask, causal)
         weights = tuple(w0 + w for w0, w in zip(self.initial, state.weights, strict=True))
-        answer = read(weights, query.to(self.state_dtype)).transpose(1, 2).flatten(2)
+        query = query.to(self.state_dtype)
+        answer = read(weights, query) if self.recurrence is None else weights[0].expand_as(query)
+        answer = answer.transpose(1, 2).flatten(2)
         evidence = self.readout_norm(torch.cat((answer.to(token.dtype), token), dim=-1))
         value, gate = self.readout_in(evidence).chunk(2, dim=-1)
         residual: Tensor = self.readout_out(self.dropout(value * F.silu(gate)))
@@ -150,16 +154,20 @@ class MemoryAdapter(Pretrained):
         finite = (hidden_states.isfinite().all(-1) | ~mask).all(-1)
         written = mask & finite[:, None]
         _, key, value, _, gates = self._project(hidden_states, written, causal)
-        weights, momentum = write(
-            tuple(self.initial),
-            state.weights,
-            state.momentum,
-            key.to(self.state_dtype),
-            value.to(self.state_dtype),
-            gates,
-            written,
-            self.config.chunk_size,
-        )
+        key, value = key.to(self.state_dtype), value.to(self.state_dtype)
+        if self.recurrence is None:
+            weights, momentum = write(
+                tuple(self.initial),
+                state.weights,
+                state.momentum,
+                key,
+                value,
+                gates,
+                written,
+                self.config.chunk_size,
+            )
+        else:
+            weights, momentum = self._recur(state, value, written), state.momentum
         for layer in (*weights, *momentum):
             finite = finite & layer.isfinite().all(-1).all(-1).all(-1)
 
@@ -175,6 +183,16 @@ class MemoryAdapter(Pretrained):
             skipped_writes=state.skipped_writes + (attempted & ~finite),
             fingerprint=state.fingerprint,
         )
+
+    def _recur(self, state: MemoryState, value: Tensor, mask: Tensor) -> Weights:
+        """The state of a baseline after the mean of `value` (batch, heads, seq_len, head_dim) over `mask`."""
+        if self.recurrence is None:
+            raise RuntimeError("the Titans update is no recurrence over utterances")
+        (initial,), (deviation,) = self.initial, state.weights
+        heard = mask[:, None, :, None]
+        utterance = (value * heard).sum(-2, keepdim=True) / heard.sum(-2, keepdim=True).clamp_min(1)
+        memory = self.recurrence(initial + deviation, utterance, state.utterances)
+        return (torch.where(heard.any(-2, keepdim=True), memory - initial, deviation),)
 
     def _project(
         self, hidden_states: Tensor, mask: Tensor, causal: bool
@@ -236,7 +254,10 @@ class MemoryAdapter(Pretrained):
         parameters = list(self.parameters())
         version = [(p.data_ptr(), None if p.is_inference() else p._version, p.dtype) for p in parameters]
         if self._fingerprint is None or self._fingerprint[0] != version:
-            digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+            fields = self.config.to_dict()
+            if fields["update"] == "titans":  # a field younger than the first states, which must stay readable
+                del fields["update"]
+            digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
             for name, tensor in sorted(self.state_dict().items()):
                 digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
             self._fingerprint = version, digest.hexdigest()[:16]

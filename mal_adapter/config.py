@@ -6,7 +6,9 @@ from typing import Any
 
 from mal_adapter.errors import ConfigError
 
-__all__ = ["MemoryConfig"]
+__all__ = ["UPDATES", "MemoryConfig"]
+
+UPDATES = ("titans", "running_mean", "gru")
 
 # Far beyond any host, and low enough that no product of sizes overflows 64 bits before a file's shapes are compared.
 _LARGEST = 2**20
@@ -31,6 +33,9 @@ class MemoryConfig:
         momentum_bias: Bias of the logit of the momentum η at the start.
         forget_bias: Bias of the logit of the forgetting α at the start. α summed over an utterance should stay near
             or below 0.1, hence a strongly negative value.
+        update: What an utterance does to the memory: "titans", or one of the baselines it has to beat, "running_mean"
+            and "gru", for which a head's memory is one vector (see `mal_adapter.baselines`). They have no use for
+            depth, expansion, chunk_size and the gates.
 
     Raises:
         ConfigError: A field is out of range or does not fit another one.
@@ -57,6 +62,7 @@ class MemoryConfig:
     step_bias: float = -4.0
     momentum_bias: float = 0.0
     forget_bias: float = -8.0
+    update: str = "titans"
 
     def __post_init__(self) -> None:
         for field in ("hidden_size", "memory_dim", "num_heads", "depth", "expansion", "chunk_size", "readout_dim"):
@@ -76,6 +82,8 @@ class MemoryConfig:
             raise ConfigError(f"pool_utterance={self.pool_utterance!r} is not True or False")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} is not in [0, 1)")
+        if self.update not in UPDATES:
+            raise ConfigError(f"update={self.update!r} is none of {', '.join(UPDATES)}")
         if self.depth > 2:
             raise ConfigError(f"depth={self.depth} is not 1 or 2, the depths whose write has a closed form here")
         if self.memory_dim % self.num_heads:
@@ -91,6 +99,8 @@ class MemoryConfig:
     @property
     def layer_shapes(self) -> tuple[tuple[int, int], ...]:
         """(d_in, d_out) of each layer of one head's memory."""
+        if self.update != "titans":
+            return ((1, self.head_dim),)
         if self.depth == 1:
             return ((self.head_dim, self.head_dim),)
         inner = self.expansion * self.head_dim
