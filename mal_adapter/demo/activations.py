@@ -49,6 +49,14 @@ class Activations:
     truth: NDArray[np.float32]
     baselines: NDArray[np.float32]
 
+    @classmethod
+    def load(cls, folder: str | Path, features: Features, processor: Qwen2AudioProcessor) -> Activations:
+        """What `cache_activations` has left in `folder` for these features."""
+        hidden = np.load(Path(folder) / "hidden.npy", mmap_mode="r")
+        shaped = hidden.reshape(*features.labels.shape, *hidden.shape[1:])
+        _, audio = emotion_prompt(processor)
+        return cls(shaped, audio, *(np.array(getattr(features, name)) for name in _FIELDS[1:]))
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -131,8 +139,7 @@ def cache_activations(
         piece = torch.from_numpy(mels[start : start + batch_size]).float()
         hidden[start : start + batch_size] = head_hidden(model, piece, ids, audio, layer_idx).to(torch.float16).numpy()
     hidden.flush()
-    shaped = np.load(folder / "hidden.npy", mmap_mode="r").reshape(count, turns, len(ids), width)
-    return Activations(shaped, audio, *(np.array(getattr(features, name)) for name in _FIELDS[1:]))
+    return Activations.load(folder, features, processor)
 
 
 @torch.no_grad()

@@ -135,22 +135,35 @@ def answer_dialogues(
 def audit(adapter: MemoryAdapter, activations: Activations, tail: HostTail) -> dict[str, list[float]]:
     """Accuracy by turn on held-out dialogues with the right state and with wrong ones.
 
-    A memory is real only if the right state beats them all.
+    A memory is real only if the right state beats all that come from another past.
 
     Returns:
-        "right", "reset" (every utterance reads an empty memory), "swapped" (it reads what another dialogue has written
-        by that turn) and "bare" (no adapter).
+        "right"; "bare", which is the host whose memory is written and never read; "reset" (every utterance reads an
+        empty memory); "swapped" (it reads what another dialogue has written by that turn); "mixed" (the utterances
+        before it came from other dialogues, so that nothing tells of its speaker); "shuffled" (the utterances of a
+        dialogue in random order).
     """
     recalls: dict[str, Callable[[MemoryState], MemoryState]] = {
         "right": lambda state: state,
         "reset": lambda state: adapter.initial_state(state.batch_size),
         "swapped": lambda state: state.rows(torch.arange(state.batch_size).roll(1)),
     }
-    right: dict[str, list[Tensor]] = {name: [] for name in (*recalls, "bare")}
+    random = torch.Generator().manual_seed(0)
+    right: dict[str, list[Tensor]] = {name: [] for name in (*recalls, "bare", "mixed", "shuffled")}
+
+    def hear(name: str, hidden: Tensor, labels: Tensor, recall: Callable[[MemoryState], MemoryState]) -> None:
+        answers = answer_dialogues(adapter, hidden, activations.audio, tail, recall).argmax(-1)
+        right[name].append(answers == labels)
+
     for rows in torch.split(torch.arange(len(activations)), 50):
         hidden, labels = activations.batch(rows.tolist())
         for name, recall in recalls.items():
-            answers = answer_dialogues(adapter, hidden, activations.audio, tail, recall).argmax(-1)
-            right[name].append(answers == labels)
+            hear(name, hidden, labels, recall)
         right["bare"].append(tail(hidden.flatten(0, 1)).argmax(-1).view_as(labels) == labels)
+        dialogues, turns = labels.shape
+        row, turn = torch.arange(dialogues)[:, None], torch.arange(turns)[None]
+        mixed = (row + turn) % dialogues
+        hear("mixed", hidden[mixed, turn], labels[mixed, turn], recalls["right"])
+        order = torch.rand(dialogues, turns, generator=random).argsort(-1)
+        hear("shuffled", hidden[row, order], labels[row, order], recalls["right"])
     return {name: torch.cat(rows).float().mean(0).tolist() for name, rows in right.items()}
