@@ -16,6 +16,7 @@ __all__ = [
     "BaseModelWarning",
     "ConfigError",
     "CorpusError",
+    "EvaluationError",
     "HostError",
     "HostMismatchError",
     "HubError",
@@ -121,6 +122,10 @@ class MetricsError(MalAdapterError, ValueError):
 
 class TrainingError(MalAdapterError, RuntimeError):
     """Training can't go on: a loss or gradient is not finite, or a checkpoint does not belong to this run."""
+
+
+class EvaluationError(MalAdapterError, RuntimeError):
+    """A folder holds another evaluation or none, or two evaluations are not of the same utterances."""
 
 
 class MalAdapterWarning(UserWarning):

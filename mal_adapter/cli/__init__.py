@@ -10,6 +10,7 @@ import typer
 
 from mal_adapter.cli.adapters import inspect, pull, push
 from mal_adapter.cli.demo import demo
+from mal_adapter.cli.evaluate import evaluate, report
 from mal_adapter.cli.output import complain
 from mal_adapter.cli.predict import predict
 from mal_adapter.cli.states import states
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, predict, train, push, pull, inspect):
+for command in (demo, predict, train, evaluate, report, push, pull, inspect):
     app.command()(command)
 app.add_typer(states, name="states")
 

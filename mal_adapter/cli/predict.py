@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.output import complain, quiet_transformers, row
+from mal_adapter import demo
+from mal_adapter.cli.hosts import load_recognizer
+from mal_adapter.cli.output import complain, row
 
 if TYPE_CHECKING:
     from mal_adapter.ser.dialogue import Dialogue
@@ -49,7 +51,11 @@ def predict(
     dialogues, unread = _dialogues(inputs)
     if not dialogues:
         raise typer.Exit(BAD_FILES)
-    recognizer = _recognizer(model, adapter, no_memory, labels, prompt)
+    if model is None and adapter is None:
+        model, adapter = str(demo.HOST_FOLDER), str(demo.ADAPTER_FOLDER)
+    recognizer = load_recognizer(model, adapter, labels, prompt, memory=not no_memory)
+    if adapter is None and not no_memory:
+        typer.echo("note: no --adapter, so each utterance is heard alone", err=True)
     results = (result for dialogue in dialogues for result in recognizer.recognize(dialogue))
     failures = _print_json(recognizer, results) if as_json else _print_tables(recognizer, dialogues, results)
     if unread or failures:
@@ -79,45 +85,6 @@ def _dialogues(inputs: Sequence[Path]) -> "tuple[list[Dialogue], int]":
                 complain(error)
                 unread += 1
     return dialogues, unread
-
-
-def _recognizer(
-    model_name: str | None, adapter_name: str | None, no_memory: bool, labels: str | None, prompt: str | None
-) -> "EmotionRecognizer":
-    from mal_adapter import MemoryAdapter, attach_memory, demo
-    from mal_adapter.errors import HostError
-    from mal_adapter.ser.labels import DEMO, LabelSet
-    from mal_adapter.ser.loading import load_host
-    from mal_adapter.ser.recognizer import EmotionRecognizer
-
-    quiet_transformers()
-    of_demo = model_name is None and adapter_name is None
-    if of_demo:
-        model_name, adapter_name = str(demo.HOST_FOLDER), str(demo.ADAPTER_FOLDER)
-    # The adapter also brings labels and question, so it is read even where its memory is not wanted.
-    adapter = None if adapter_name is None else MemoryAdapter.from_pretrained(adapter_name)
-    if model_name is None and adapter is not None:
-        model_name = adapter.card.base_model_name_or_path
-        if not model_name:
-            raise HostError(f"{adapter_name} does not say which model it belongs to; add --model")
-    try:
-        model, processor = load_host(str(model_name))
-    except (OSError, ValueError) as error:
-        raise HostError(f"the model {model_name} can not be loaded: {str(error).strip().splitlines()[0]}") from error
-    memory = None
-    if adapter is not None and not no_memory:
-        memory = attach_memory(model, adapter=adapter)
-    elif adapter is None and not no_memory:
-        typer.echo("note: no --adapter, so each utterance is heard alone", err=True)
-
-    task: dict[str, Any] = (adapter.card.task if adapter is not None else None) or {}
-    if of_demo:
-        task = {"labels": demo.EMOTIONS, "prompt": demo.PROMPT, **task}
-    names = labels.split(",") if labels is not None else task.get("labels") or DEMO.names
-    label_set = LabelSet(tuple(name.strip() for name in names), task.get("aliases", {}) if labels is None else {})
-    # The adapter's question may name its own labels, so other labels bring the default question.
-    question = prompt if prompt is not None or labels is not None else task.get("prompt")
-    return EmotionRecognizer(model, processor, memory, label_set, question)
 
 
 def _print_tables(

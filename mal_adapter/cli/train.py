@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.output import quiet_transformers
+from mal_adapter.cli.data import Corpus, Data, Root, Split, read_data
+from mal_adapter.cli.hosts import load_model
 
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
@@ -17,15 +18,18 @@ __all__ = ["train"]
 
 
 def train(
-    manifest: Annotated[Path, typer.Argument(metavar="TRAIN.jsonl", help="The manifest of the training dialogues.")],
+    corpus: Corpus,
     model: Annotated[str, typer.Option(help="Folder or Hub id of an audio language model.")],
     layer: Annotated[int, typer.Option(help="The decoder layer after which the memory is read, from 0.")],
     output: Annotated[Path, typer.Option(help="Folder for the trained adapter.")],
+    root: Root = None,
+    split: Split = None,
     dev: Annotated[
-        Path | None, typer.Option(help="Manifest of other dialogues, to choose the best epoch and to stop early.")
+        str | None,
+        typer.Option(help="A split of the corpus or a manifest, to choose the best epoch and to stop early."),
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(help="The possible answers, with commas (default: the emotions in TRAIN.jsonl).")
+        str | None, typer.Option(help="The possible answers, with commas (default: the corpus's).")
     ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="The question about each utterance (default: one that names the labels).")
@@ -51,9 +55,7 @@ def train(
     """
     import torch
 
-    from mal_adapter.errors import HostError, TrainingError
-    from mal_adapter.ser.dialogue import read_manifest
-    from mal_adapter.ser.loading import load_host
+    from mal_adapter.errors import TrainingError
     from mal_adapter.ser.recognizer import EmotionRecognizer
 
     try:
@@ -66,20 +68,16 @@ def train(
 
     given = {"epochs": epochs, "learning_rate": learning_rate, "lora_rank": lora_rank, "seed": seed}
     settings, memory_fields = _settings(config, {name: value for name, value in given.items() if value is not None})
-    dialogues = read_manifest(manifest)
-    dev_dialogues = [] if dev is None else read_manifest(dev)
-    label_set = _labels(labels, dialogues)
+    data = read_data(corpus, root, split, ("train",))
+    dialogues, dev_dialogues = data.dialogues, _dev(corpus, root, dev)
+    label_set = _labels(labels, data)
     emotions = Counter(u.emotion for dialogue in dialogues for u in dialogue.utterances if u.emotion is not None)
     for emotion, count in emotions.items():
         if emotion not in label_set:
             typer.echo(f"note: {count} utterances are {emotion!r}, no label: heard and not judged", err=True)
     # Chooses this process's device, before a model is put on one.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    quiet_transformers()
-    try:
-        host, processor = load_host(model)
-    except (OSError, ValueError) as error:
-        raise HostError(f"the model {model} can not be loaded: {str(error).strip().splitlines()[0]}") from error
+    host, processor = load_model(model)
     torch.manual_seed(settings.seed)
     memory = _attach(host, layer, memory_fields)
     recognizer = EmotionRecognizer(host, processor, memory, label_set, prompt)
@@ -108,13 +106,23 @@ def _settings(path: Path | None, given: dict[str, Any]) -> tuple[Any, dict[str, 
     return TrainingConfig.from_dict({**fields, **given}), memory
 
 
-def _labels(names: str | None, dialogues: "list[Dialogue]") -> "LabelSet":
+def _dev(corpus: str, root: Path | None, dev: str | None) -> "list[Dialogue]":
+    from mal_adapter.ser.dialogue import read_manifest
+
+    if dev is None:
+        return []
+    return read_manifest(dev) if dev.endswith(".jsonl") else read_data(corpus, root, [dev], ()).dialogues
+
+
+def _labels(names: str | None, data: Data) -> "LabelSet":
     from mal_adapter.errors import LabelError
     from mal_adapter.ser.labels import LabelSet
 
     if names is not None:
         return LabelSet(tuple(name.strip() for name in names.split(",")))
-    found = {utterance.emotion for dialogue in dialogues for utterance in dialogue.utterances} - {None}
+    if data.labels is not None:
+        return data.labels
+    found = {utterance.emotion for dialogue in data.dialogues for utterance in dialogue.utterances} - {None}
     if len(found) < 2:
         raise LabelError("the training manifest has fewer than two emotions; give its utterances labels, or --labels")
     return LabelSet(tuple(sorted(str(emotion) for emotion in found)))

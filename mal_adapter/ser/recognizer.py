@@ -136,6 +136,11 @@ class EmotionRecognizer:
         return twin
 
     @property
+    def sampling_rate(self) -> int:
+        """In Hz, of the audio that the host hears."""
+        return self._audio.sampling_rate
+
+    @property
     def labels_need_cache(self) -> bool:
         """Whether a label has several tokens to this host, which are scored on the prompt's cache."""
         return self._scorer.needs_cache
@@ -186,28 +191,36 @@ class EmotionRecognizer:
             yield from self.answer([turns.popleft() for turns in active])
             active = [turns for turns in active if turns]
 
-    def answer(self, utterances: Sequence[Utterance]) -> list[Prediction | Failure]:
+    def answer(
+        self, utterances: Sequence[Utterance], *, session_ids: Sequence[str] | None = None, write: bool = True
+    ) -> list[Prediction | Failure]:
         """Hears one utterance of each of several dialogues that are under way, in one forward.
 
         What is mutated: each utterance is written to `memory.states[utterance.dialogue_id]`.
 
         Args:
             utterances: of different dialogues.
+            session_ids: whose memory each utterance reads and is written to, where that is not its own dialogue's.
+            write: False reads only.
 
         Returns:
             One result per utterance, in their order.
 
         Raises:
-            ConfigError: two utterances of one dialogue; the second could not read what the first writes.
+            ConfigError: two utterances of one session, of which the second could not read what the first writes; or
+                not one session id per utterance.
         """
-        ids = [utterance.dialogue_id for utterance in utterances]
+        ids = [utterance.dialogue_id for utterance in utterances] if session_ids is None else list(session_ids)
+        if len(ids) != len(utterances):
+            raise ConfigError(f"expected a session id per utterance, got {len(ids)} for {len(utterances)} utterances")
         if len(set(ids)) != len(ids):
             raise ConfigError(f"a batch must not hold two utterances of one dialogue, got the dialogue ids {ids}")
         started = time.perf_counter()
         heard = self.prepare(utterances)
         results: dict[int, Prediction | Failure] = dict(heard.failures)
         if heard.audio_s:
-            probabilities = self._score(heard.inputs, [ids[index] for index in heard.audio_s]).softmax(-1).tolist()
+            sessions = self._session([ids[index] for index in heard.audio_s], write=write)
+            probabilities = self._score(heard.inputs, sessions).softmax(-1).tolist()
             elapsed_s = time.perf_counter() - started
             for (index, audio_s), row in zip(heard.audio_s.items(), probabilities, strict=True):
                 by_label = dict(zip(self.labels, row, strict=True))
@@ -270,11 +283,11 @@ class EmotionRecognizer:
         return {}
 
     @torch.no_grad()  # not inference_mode: the states written here may be trained through later
-    def _score(self, inputs: dict[str, Any], session_ids: list[str]) -> Tensor:
+    def _score(self, inputs: dict[str, Any], sessions: contextlib.AbstractContextManager[Any]) -> Tensor:
         """(batch, labels) log-probabilities; reads and writes the sessions."""
         outputs = None
         try:
-            with self._session(session_ids):
+            with sessions:
                 outputs = self._run(inputs)
         except StoreError:
             if outputs is None:
@@ -309,10 +322,10 @@ class EmotionRecognizer:
             inputs["position_ids"] = (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
         return inputs
 
-    def _session(self, session_ids: list[str]) -> contextlib.AbstractContextManager[Any]:
+    def _session(self, session_ids: list[str], *, write: bool) -> contextlib.AbstractContextManager[Any]:
         if self.memory is None or not self._reads_memory:
             return self._switched_off()
-        return self.memory.session(session_ids)
+        return self.memory.session(session_ids, write=write)
 
     def _switched_off(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self.memory is None else self.memory.disabled()

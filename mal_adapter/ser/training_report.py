@@ -15,7 +15,7 @@ from mal_adapter.ser.checkpoints import Progress
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.labels import LabelSet
 
-__all__ = ["described", "digest_of", "report_of"]
+__all__ = ["described", "digest_of", "report_of", "versions"]
 
 _PACKAGES = ("mal-adapter", "torch", "transformers", "accelerate", "peft", "numpy", "scikit-learn")
 
@@ -36,7 +36,7 @@ def report_of(progress: Progress, dialogues: Sequence[Dialogue], labels: LabelSe
         "epochs": progress.history,
         "best_epoch": progress.best_epoch,
         "left_out": progress.unusable,
-        "versions": {package: _version(package) for package in _PACKAGES},
+        "versions": versions(),
     }
 
 
@@ -65,6 +65,11 @@ def digest_of(*splits: Sequence[Dialogue]) -> str:
         for dialogues in splits
     ]
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of what figures may depend on."""
+    return {package: _version(package) for package in _PACKAGES}
 
 
 def _version(package: str) -> str | None:

@@ -1,0 +1,67 @@
+"""Where dialogues come from, for the commands that train and evaluate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mal_adapter.ser.dialogue import Dialogue
+    from mal_adapter.ser.labels import LabelSet
+
+__all__ = ["Corpus", "Data", "Root", "Split", "read_data"]
+
+Corpus = Annotated[
+    str,
+    typer.Argument(
+        metavar="CORPUS", help="A manifest, a folder of manifests, or meld, iemocap, emorynlp or m3ed with --root."
+    ),
+]
+Root = Annotated[Path | None, typer.Option(help="The folder into which that corpus was unpacked.")]
+Split = Annotated[list[str] | None, typer.Option(help="A part of the corpus, by its name; may be repeated.")]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Dialogues of one or more splits.
+
+    Args:
+        name: of the corpus.
+        split: their names; None where the corpus has one part alone.
+        dialogues: in order.
+        labels: the corpus's own label set; None for a manifest.
+    """
+
+    name: str
+    split: str | None
+    dialogues: "list[Dialogue]"
+    labels: "LabelSet | None"
+
+
+def read_data(corpus: str, root: Path | None, splits: Sequence[str] | None, usual: Sequence[str]) -> Data:
+    """The dialogues that were asked for: `splits`, else the `usual` ones if the corpus has them, else its only one.
+
+    Raises:
+        ConfigError: the corpus has no such split, or several and none was asked for.
+        CorpusError, ManifestError: it can't be read.
+    """
+    from mal_adapter.errors import ConfigError
+    from mal_adapter.ser.corpora import read_corpus
+    from mal_adapter.ser.dialogue import read_manifest
+
+    if root is None and Path(corpus).is_file() and not splits:
+        return Data(Path(corpus).stem, None, read_manifest(corpus), None)
+    found = read_corpus(corpus, root)
+    there = list(found.splits)
+    chosen = list(splits or [])
+    if not chosen:
+        chosen = [name for name in usual if name in there] or there
+        if chosen == there and len(there) > 1:
+            raise ConfigError(f"{corpus} has the splits {', '.join(there)}; choose with --split")
+    if unknown := [name for name in chosen if name not in there]:
+        raise ConfigError(f"{corpus} has no split {unknown[0]!r}, but {', '.join(there)}")
+    dialogues = [dialogue for name in chosen for dialogue in found.splits[name]]
+    split = " ".join(chosen) if len(there) > 1 else None
+    return Data(found.name, split, dialogues, found.labels)

@@ -1,0 +1,253 @@
+"""Hear labelled dialogues with a memory, without it and with wrong ones, on any number of processes, and keep it all.
+
+evaluation = evaluate(recognizer, corpus.splits["test"], output="evaluation")
+write_report("evaluation", [evaluation])        # from mal_adapter.ser.report
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from mal_adapter.atomic import write_atomically
+from mal_adapter.errors import ConfigError, EvaluationError
+from mal_adapter.files import parse_json
+from mal_adapter.ser.audit import ARMS, WRONG_PASTS, Answer, audit
+from mal_adapter.ser.dialogue import Dialogue
+from mal_adapter.ser.labels import LabelSet
+from mal_adapter.ser.recognizer import EmotionRecognizer, Prediction
+from mal_adapter.ser.training_report import digest_of, versions
+
+__all__ = ["AUDIT", "Evaluation", "evaluate", "read_evaluation"]
+
+FORMAT_VERSION = 1
+RUN_NAME, ANSWERS_NAME, PARTS_NAME = "evaluation.json", "answers.jsonl", "parts"
+
+#: The arms heard unless others are asked for. What needs another prompt or the true speakers is asked for by name.
+AUDIT = ("bare", "right", *WRONG_PASTS, "shuffled")
+
+#: Dialogues among which memories are swapped and utterances mixed; one process hears them together.
+_GROUP = 16
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was heard.
+
+    Args:
+        name: to tell it from others; its folder's name.
+        run: what was evaluated and how, as in `evaluation.json`.
+        answers: as in `answers.jsonl`: a dict per utterance with `dialogue_id`, `utterance_id`, `turn` (from 1),
+            `speaker`, `truth` (a label or None), and either `error` or `arms` (arm -> label -> probability) and
+            `surprise` (None without memory).
+    """
+
+    name: str
+    run: dict[str, Any]
+    answers: list[dict[str, Any]]
+
+    @property
+    def labels(self) -> LabelSet:
+        """The possible answers."""
+        return LabelSet(tuple(self.run["labels"]))
+
+
+def evaluate(
+    recognizer: EmotionRecognizer,
+    dialogues: Sequence[Dialogue],
+    *,
+    output: str | os.PathLike[str],
+    arms: Sequence[str] | None = None,
+    history: int = 3,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> Evaluation:
+    """Hears dialogues once per arm of the audit and keeps all answers in `output`.
+
+    An evaluation that was stopped goes on when it is called again; one that is complete is read. Under `accelerate
+    launch` each process hears a part of the dialogues.
+
+    What is mutated: `output`; the memory's sessions of the same names are forgotten.
+
+    Args:
+        recognizer: with a memory, or without one for the arms "bare" and "history".
+        dialogues: with different ids; utterances without a label of the recogniser's are heard and not judged.
+        output: a folder for `evaluation.json` and `answers.jsonl`.
+        arms: of `ARMS`; `AUDIT` unless given, and "bare" alone without a memory.
+        history: how many utterances the arm "history" joins in front of each.
+        batch_size: utterances in one forward.
+        seed: of the random orders.
+
+    Returns:
+        All answers, on every process.
+
+    Raises:
+        ConfigError: an arm is not known or needs a memory or more dialogues, or a dialogue id is repeated.
+        EvaluationError: `output` holds an evaluation of something else.
+    """
+    dialogues = list(dialogues)
+    chosen = tuple(arms) if arms is not None else AUDIT if recognizer.memory is not None else ("bare",)
+    _check(recognizer, dialogues, chosen, batch_size, history)
+    folder = Path(output)
+    run = _identity(recognizer, dialogues, chosen, history, seed)
+    state = PartialState()
+    if state.is_main_process:
+        _begin(folder, run)
+    state.wait_for_everyone()
+    if not (folder / ANSWERS_NAME).exists():
+        groups = _groups(dialogues)
+        numbers = range(state.process_index, len(groups), state.num_processes)
+        with tqdm(
+            desc="evaluating",
+            total=sum(len(d.utterances) for n in numbers for d in groups[n]),
+            unit="utterance",
+            mininterval=1,
+            disable=not state.is_main_process,
+        ) as bar:
+            for number in numbers:
+                part = folder / PARTS_NAME / f"{number:06d}.jsonl"
+                if not part.exists():
+                    lines = _hear(recognizer, groups[number], chosen, batch_size, history, seed)
+                    write_atomically(part, lines.encode())
+                bar.update(sum(len(dialogue.utterances) for dialogue in groups[number]))
+        state.wait_for_everyone()
+        if state.is_main_process:
+            parts = [folder / PARTS_NAME / f"{number:06d}.jsonl" for number in range(len(groups))]
+            write_atomically(folder / ANSWERS_NAME, b"".join(part.read_bytes() for part in parts))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        shutil.rmtree(folder / PARTS_NAME, ignore_errors=True)
+    return read_evaluation(folder)
+
+
+def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
+    """Reads what `evaluate` has left in a folder.
+
+    Raises:
+        EvaluationError: there is none, it is not complete, or not understood.
+    """
+    folder = Path(folder)
+    try:
+        run = parse_json((folder / RUN_NAME).read_bytes())
+        answers = [parse_json(line) for line in (folder / ANSWERS_NAME).read_bytes().splitlines()]
+        if run["format_version"] != FORMAT_VERSION:
+            raise EvaluationError(f"{folder} is of format {run['format_version']}, this version reads {FORMAT_VERSION}")
+        return Evaluation(folder.absolute().name, run, answers)
+    except FileNotFoundError as error:
+        raise EvaluationError(f"{folder} holds no complete evaluation; `mal-adapter evaluate` writes one") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(f"the evaluation in {folder} can't be read: {error}") from error
+
+
+def _check(
+    recognizer: EmotionRecognizer, dialogues: list[Dialogue], arms: Sequence[str], batch_size: int, history: int
+) -> None:
+    for name, value in (("batch_size", batch_size), ("history", history)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+    if not arms or len(set(arms)) != len(arms) or not set(arms) <= set(ARMS):
+        raise ConfigError(f"arms are {', '.join(arms) or 'none'}; expected different ones of {', '.join(ARMS)}")
+    if recognizer.memory is None and (needed := sorted(set(arms) - {"bare", "history"})):
+        raise ConfigError(f"the arms {', '.join(needed)} need a memory, and this recogniser has none")
+    if "swapped" in arms and "right" not in arms:
+        raise ConfigError("the arm 'swapped' reads what 'right' writes; ask for both")
+    if len(dialogues) < 2 and {"swapped", "mixed"} & set(arms):
+        raise ConfigError("memories are swapped between dialogues; give at least two, or leave out swapped and mixed")
+    if not dialogues:
+        raise ConfigError("there are no dialogues to evaluate")
+    counts = Counter(dialogue.dialogue_id for dialogue in dialogues)
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        raise ConfigError(f"two dialogues have the id {repeated[0]!r}; give them different ids")
+
+
+def _identity(
+    recognizer: EmotionRecognizer, dialogues: list[Dialogue], arms: Sequence[str], history: int, seed: int
+) -> dict[str, Any]:
+    config, memory = recognizer.model.config, recognizer.memory
+    return {
+        "format_version": FORMAT_VERSION,
+        "host": getattr(config, "_name_or_path", "") or config.model_type,
+        "model_type": config.model_type,
+        "memory": None if memory is None else memory.adapter.config.to_dict(),
+        "layer_idx": None if memory is None else memory.layer_idx,
+        "fingerprint": None if memory is None else memory.adapter.fingerprint(),
+        "labels": list(recognizer.labels),
+        "prompt": recognizer.prompt,
+        "arms": list(arms),
+        "history": history if "history" in arms else None,
+        "seed": seed,
+        "dialogues": digest_of(dialogues),
+        "versions": versions(),
+    }
+
+
+def _begin(folder: Path, run: dict[str, Any]) -> None:
+    """Claims the folder, or finds that it is this evaluation's."""
+    path = folder / RUN_NAME
+    if path.exists():
+        try:
+            there = parse_json(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise EvaluationError(f"{path} can't be read: {error}; evaluate into another folder") from error
+        differs = [name for name in run if not isinstance(there, dict) or there.get(name) != run[name]]
+        if differs and differs != ["versions"]:
+            raise EvaluationError(f"{folder} holds another evaluation ({', '.join(differs)}); use another folder")
+    elif folder.exists() and any(folder.iterdir()):
+        raise EvaluationError(f"{folder} is not empty and holds no evaluation; use another folder")
+    (folder / PARTS_NAME).mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(run, indent=2) + "\n").encode())
+
+
+def _groups(dialogues: list[Dialogue]) -> list[list[Dialogue]]:
+    groups = [dialogues[first : first + _GROUP] for first in range(0, len(dialogues), _GROUP)]
+    if len(groups) > 1 and len(groups[-1]) == 1:  # it needs another one to swap with
+        groups[-2] += groups.pop()
+    return groups
+
+
+def _hear(
+    recognizer: EmotionRecognizer,
+    group: list[Dialogue],
+    arms: Sequence[str],
+    batch_size: int,
+    history: int,
+    seed: int,
+) -> str:
+    """The lines of `answers.jsonl` for these dialogues."""
+    heard, surprise = audit(recognizer, group, arms, batch_size=batch_size, history=history, seed=seed)
+    lines = []
+    for dialogue in group:
+        for turn, utterance in enumerate(dialogue.utterances, start=1):
+            key = utterance.dialogue_id, utterance.utterance_id
+            emotion = utterance.emotion
+            known = emotion is not None and emotion in recognizer.labels
+            line = {
+                "dialogue_id": key[0],
+                "utterance_id": key[1],
+                "turn": turn,
+                "speaker": utterance.speaker,
+                "truth": recognizer.labels.lookup(emotion) if known and emotion is not None else None,
+                **_told({arm: answers[key] for arm, answers in heard.items()}),
+            }
+            if "arms" in line:
+                line["surprise"] = surprise.get(key)
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def _told(answers: dict[str, Answer]) -> dict[str, Any]:
+    probabilities = {}
+    for arm, answer in answers.items():
+        if not isinstance(answer, Prediction):
+            return {"error": str(answer.error)}
+        probabilities[arm] = answer.probabilities
+    return {"arms": probabilities}
