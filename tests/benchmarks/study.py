@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -42,7 +42,7 @@ MOOD = 0.75  # probability that an utterance of the setting "mood" has its dialo
 class Variant(NamedTuple):
     """One change of the base."""
 
-    changes: dict[str, Any] = {}
+    changes: Mapping[str, Any] = MappingProxyType({})
     tweak: Callable[[MemoryAdapter, Activations], None] = lambda adapter, activations: None
     layer_idx: int = LAYER_IDX
     trusted: bool = True
