@@ -1,6 +1,5 @@
 """From a folder in MELD's layout to a trained adapter, its evaluation, a report and a card; all by commands."""
 
-import csv
 import json
 import shutil
 
@@ -12,11 +11,9 @@ from mal_adapter import MemoryAdapter
 from mal_adapter.cli import app
 from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER, PROMPT
 from mal_adapter.errors import ConfigError, EvaluationError
+from tests.ser.made_corpora import make_meld
 from tests.ser.training_world import make_dialogues
 
-COLUMNS = ["Sr No.", "Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID", "Season", "Episode"]
-COLUMNS += ["StartTime", "EndTime"]
-NAMES = {"happy": "joy", "angry": "anger", "sad": "sadness", "neutral": "neutral"}
 COUNTS = {"train": (4, 2, 3), "dev": (3, 2), "test": (4, 3, 2)}
 
 pytestmark = pytest.mark.filterwarnings("ignore:MELD:mal_adapter.errors.IncompleteCorpusWarning")
@@ -24,21 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:MELD:mal_adapter.errors.Incomple
 
 @pytest.fixture(scope="module")
 def meld(tmp_path_factory):
-    """Made voices as MELD has its own: a CSV per split, clips named by numbers."""
-    root = tmp_path_factory.mktemp("MELD.Raw")
-    for split, lengths in COUNTS.items():
-        clips = root / f"{split}_splits"
-        voices = tmp_path_factory.mktemp(split)
-        clips.mkdir()
-        with (root / f"{split}_sent_emo.csv").open("w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(COLUMNS)
-            for d, dialogue in enumerate(make_dialogues(voices, lengths, "test" if split == "test" else "train")):
-                for u, turn in enumerate(dialogue.utterances):
-                    shutil.copy(turn.audio, clips / f"dia{d}_utt{u}.wav")
-                    times = ["00:00:01,000", "00:00:02,450"]
-                    table.writerow([1, "Oh.", turn.speaker, NAMES[turn.emotion], "neutral", d, u, 1, 1, *times])
-    return root
+    return make_meld(tmp_path_factory.mktemp("corpus") / "MELD.Raw", COUNTS)
 
 
 def run(*arguments):
