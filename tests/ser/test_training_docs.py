@@ -30,4 +30,6 @@ def test_the_guide_runs_as_written(tmp_path):
     # The first line is the bare host's.
     assert max(map(float, figures[1:])) > float(figures[0])
     assert len(re.findall(r"^[AB] \w+$", done.stdout, re.MULTILINE)) == 10
+    assert re.search(r"^right +WA 0\.\d{3}", done.stdout, re.MULTILINE)
+    assert (tmp_path / "my-evaluation" / "report.html").exists()
     print(done.stdout[-1500:])
