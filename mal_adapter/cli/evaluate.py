@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mal_adapter.cli.data import Corpus, Root, Split, read_data
-from mal_adapter.cli.hosts import load_recognizer
+from mal_adapter.cli.hosts import Labels, Prompt, load_recognizer
 
 if TYPE_CHECKING:
     from mal_adapter.ser.evaluation import Evaluation
@@ -30,12 +30,8 @@ def evaluate(
     adapter: Annotated[
         str | None, typer.Option(help="Folder or Hub id of a trained memory; without, the model is heard alone.")
     ] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="The possible answers, with commas (default: those of the adapter).")
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="The question about each utterance (default: that of the adapter).")
-    ] = None,
+    labels: Labels = None,
+    prompt: Prompt = None,
     arms: Annotated[
         str | None,
         typer.Option(

@@ -1,7 +1,9 @@
 """From the names of a model and an adapter to a recogniser, for the commands that hear."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from mal_adapter.cli.output import quiet_transformers
 
@@ -9,7 +11,10 @@ if TYPE_CHECKING:
     from mal_adapter.ser.labels import LabelSet
     from mal_adapter.ser.recognizer import EmotionRecognizer
 
-__all__ = ["load_model", "load_recognizer"]
+__all__ = ["Labels", "Prompt", "load_model", "load_recognizer"]
+
+Labels = Annotated[str | None, typer.Option(help="The possible answers, with commas (default: those of the adapter).")]
+Prompt = Annotated[str | None, typer.Option(help="The question about each utterance (default: that of the adapter).")]
 
 
 def load_model(name: str) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mal_adapter import demo
-from mal_adapter.cli.hosts import load_recognizer
+from mal_adapter.cli.hosts import Labels, Prompt, load_recognizer
 from mal_adapter.cli.output import complain, row
 
 if TYPE_CHECKING:
@@ -36,12 +36,8 @@ def predict(
         str | None, typer.Option(help="Folder or Hub id of a trained memory for it (default: the demo's).")
     ] = None,
     no_memory: Annotated[bool, typer.Option("--no-memory", help="Each utterance alone, by the plain model.")] = False,
-    labels: Annotated[
-        str | None, typer.Option(help="The possible answers, with commas (default: those of the adapter).")
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="The question about each utterance (default: that of the adapter).")
-    ] = None,
+    labels: Labels = None,
+    prompt: Prompt = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Name the emotion of each utterance of a dialogue, with the dialogue so far in memory.
