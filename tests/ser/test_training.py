@@ -356,7 +356,6 @@ def test_bfloat16_autocast_learns_about_the_same(train, tmp_path):
 
 
 def test_a_tracker_of_accelerates_is_given_losses_and_dev_metrics(train, dev, tmp_path):
-    pytest.importorskip("tensorboard")
     recognizer = make_recognizer()
     train_memory(recognizer, train, dev, output=tmp_path, config=FAST, log_with="tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
