@@ -75,5 +75,6 @@ def test_a_few_steps_lower_the_loss_and_touch_only_the_adapter(host, activations
 
 def test_the_audit_of_a_fresh_adapter_finds_no_memory(host, activations):
     figures = audit(MemoryAdapter(demo_config(96)).eval(), activations, HostTail(*host))
-    assert set(figures) == {"right", "reset", "swapped", "bare"}
-    assert figures["right"] == figures["reset"] == figures["swapped"] == figures["bare"]
+    assert set(figures) == {"right", "reset", "swapped", "bare", "mixed", "shuffled"}
+    assert figures["right"] == figures["reset"] == figures["swapped"] == figures["bare"] == figures["mixed"]
+    assert sum(figures["shuffled"]) == pytest.approx(sum(figures["right"]))  # the same answers, at other turns

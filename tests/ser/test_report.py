@@ -121,6 +121,10 @@ def in_browser(page, *options):
     command = [
         chromium,
         "--headless",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
         "--no-sandbox",
         "--disable-gpu",
         "--enable-logging=stderr",
