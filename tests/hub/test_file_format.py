@@ -12,12 +12,21 @@ from mal_adapter import MemoryAdapter, MemoryState
 from tests.hosts.probes import random_adapter
 
 DEFAULTS = {"memory_dim": 256, "num_heads": 4, "depth": 2, "expansion": 2, "chunk_size": 64, "readout_dim": None}
-DEFAULTS |= {"pool_utterance": True, "dropout": 0.0, "step_bias": -4.0, "momentum_bias": 0.0, "forget_bias": -8.0}
+DEFAULTS |= {
+    "pool_utterance": True,
+    "dropout": 0.0,
+    "step_bias": -4.0,
+    "momentum_bias": 0.0,
+    "forget_bias": -8.0,
+    "update": "titans",
+}
 VARIANTS = [
     {},
     {"depth": 1, "num_heads": 1},
     {"expansion": 3, "readout_dim": 5, "pool_utterance": False},
     {"num_heads": 4, "chunk_size": 2**31, "dropout": 0.1},
+    {"update": "running_mean"},
+    {"update": "gru", "num_heads": 1},
 ]
 
 
@@ -48,13 +57,26 @@ def expected_shapes(memory):
     }
     if m["pool_utterance"]:
         shapes["pool_proj.weight"] = (4 * W + 3 * N, H)
-    shapes |= {"initial.0": (N, D, D)} if m["depth"] == 1 else {"initial.0": (N, D, E * D), "initial.1": (N, E * D, D)}
+    if m["update"] != "titans":
+        shapes["initial.0"] = (N, 1, D)
+    elif m["depth"] == 1:
+        shapes["initial.0"] = (N, D, D)
+    else:
+        shapes |= {"initial.0": (N, D, E * D), "initial.1": (N, E * D, D)}
+    if m["update"] == "running_mean":
+        shapes["recurrence.rate"] = (N, 1, 1)
+    if m["update"] == "gru":
+        cell = {"weight_ih": (3 * W, W), "weight_hh": (3 * W, W), "bias_ih": (3 * W,), "bias_hh": (3 * W,)}
+        shapes |= {f"recurrence.cell.{name}": shape for name, shape in cell.items()}
     shapes |= {"readout_norm.weight": (2 * W,), "readout_norm.bias": (2 * W,), "readout_in.weight": (2 * R, 2 * W)}
     return shapes | {"readout_in.bias": (2 * R,), "readout_out.weight": (H, R)}
 
 
 def fingerprint(memory, tensors):
-    digest = hashlib.sha256(json.dumps({**DEFAULTS, **memory}, sort_keys=True).encode())
+    fields = {**DEFAULTS, **memory}
+    if fields["update"] == "titans":
+        del fields["update"]
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode() + tensors[name].astype("<f4").tobytes())
     return digest.hexdigest()[:16]
@@ -104,7 +126,7 @@ def test_a_state_file_is_read_by_the_document_and_answers_the_same(changes, tmp_
     metadata, tensors = read_safetensors((tmp_path / "state").read_bytes())
     assert metadata == {"kind": "mal_adapter.MemoryState", "format_version": "1", "fingerprint": adapter.fingerprint()}
     parameters = {name: t.numpy() for name, t in adapter.state_dict().items()}
-    depth = adapter.config.depth
+    depth = len(adapter.config.layer_shapes)
     names = {f"{kind}.{i}" for kind in ("weights", "momentum") for i in range(depth)}
     assert tensors.keys() == names | {"utterances", "tokens", "skipped_writes"}
     for i in range(depth):
@@ -114,6 +136,8 @@ def test_a_state_file_is_read_by_the_document_and_answers_the_same(changes, tmp_
     for name, tensor in loaded._tensors().items():
         np.testing.assert_array_equal(tensor.numpy(), tensors[name])
 
+    if adapter.config.update != "titans":
+        return
     # what a memory layer does with both, as the document says it
     query = torch.nn.functional.normalize(torch.randn(2, adapter.config.num_heads, 5, adapter.config.head_dim), dim=-1)
     answer = query.numpy() @ (parameters["initial.0"] + tensors["weights.0"])
