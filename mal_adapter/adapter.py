@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from mal_adapter.baselines import recurrence
 from mal_adapter.config import MemoryConfig
 from mal_adapter.errors import AudioMaskError, StateMismatchError
+from mal_adapter.gates import Gates
 from mal_adapter.pretrained import Pretrained
 from mal_adapter.state import MemoryState
-from mal_adapter.update import Gates, Weights, read, write
+from mal_adapter.update import Weights, read, write
 
 __all__ = ["MemoryAdapter"]
 

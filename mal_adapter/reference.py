@@ -7,7 +7,9 @@ Gradients come from autograd and every product of gates from a loop, so nothing 
 import torch
 from torch import Tensor
 
-from mal_adapter.update import MAX_LOGIT, MAX_SILU_SLOPE, Gates, Weights, read
+from mal_adapter.chunk import MAX_SILU_SLOPE
+from mal_adapter.gates import MAX_LOGIT, Gates
+from mal_adapter.update import Weights, read
 
 __all__ = ["write_by_token"]
 

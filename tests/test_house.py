@@ -11,7 +11,7 @@ import mal_adapter
 
 PACKAGE = Path(mal_adapter.__file__).parent
 # Each may import only from those before it.
-CORE = ["errors", "config", "atomic", "files", "state", "stores", "update", "reference", "baselines"]
+CORE = ["errors", "config", "atomic", "files", "state", "stores", "gates", "chunk", "update", "reference", "baselines"]
 CORE += ["card", "format", "hub", "pretrained", "adapter"]
 CORE += ["hosts", "remote", "families", "detection", "sessions", "rows", "checkpointing", "hooks", "attach"]
 ORDER = [*CORE, "", "ser", "demo", "cli"]  # "" is the package itself, whose names ser and demo use

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mal_adapter.gates import Gates
 from mal_adapter.reference import write_by_token
-from mal_adapter.update import Gates, read, write
+from mal_adapter.update import read, write
 
 DOUBLE = torch.float64
 SMALL = settings(max_examples=60, deadline=None)
@@ -72,6 +73,36 @@ def test_closed_form_equals_the_recurrence_in_values_and_gradients(problem, mask
     ours = torch.autograd.grad(tensors(closed), leaves, cotangents, materialize_grads=True)
     theirs = torch.autograd.grad(tensors(by_token), leaves, cotangents, materialize_grads=True)
     assert relative_error(list(ours), list(theirs)) < 1e-12
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("scale", [0.1, 3.0])  # inside the trust region, and at its edge
+def test_the_written_out_derivative_passes_gradcheck(depth, scale):
+    *arguments, gates = random_problem(3, batch=2, heads=2, seq_len=5, depth=depth, dim=2, gate_spread=1.0)
+    gates = Gates(gates.step + scale, gates.momentum, gates.forget)
+    leaves = [t.requires_grad_() for t in tensors((arguments, gates))]
+    mask = torch.tensor([[True] * 5, [True, False, True, True, False]])
+
+    def flat(*leaves: Tensor) -> tuple[Tensor, ...]:
+        initial, weights, momentum = (leaves[i * depth : (i + 1) * depth] for i in range(3))
+        keys, values, *gates = leaves[3 * depth :]
+        return tuple(tensors(write(initial, weights, momentum, keys, values, Gates(*gates), mask, 2)))
+
+    assert torch.autograd.gradcheck(flat, leaves, atol=1e-7)
+
+
+def test_many_rows_go_through_in_slabs_as_they_would_alone(monkeypatch):
+    problem = random_problem(1, batch=5, heads=2, seq_len=7, depth=2)
+    leaves = [t.requires_grad_() for t in tensors(problem)]
+    mask = torch.rand(5, 7, generator=torch.Generator().manual_seed(1)) < 0.8
+    together = tensors(write(*problem, mask, 3))
+    whole = torch.autograd.grad(sum(t.square().sum() for t in together), leaves)
+    monkeypatch.setattr("mal_adapter.update._SLAB", 2 * (2 * 3 * 6))  # two rows of two heads, three tokens, six units
+    slabs = tensors(write(*problem, mask, 3))
+    assert relative_error(slabs, together) < 1e-14
+    assert relative_error(torch.autograd.grad(sum(t.square().sum() for t in slabs), leaves), whole) < 1e-13
+    with torch.no_grad():
+        assert relative_error(write(*problem, mask, 3), together) < 1e-14
 
 
 @SMALL
@@ -159,7 +190,7 @@ def test_without_the_trust_region_that_input_diverges(monkeypatch):
         0, batch=1, heads=1, seq_len=10_000, depth=2, dim=8, dtype=torch.float32
     )
     gates = Gates(gates.step + 5, gates.momentum, gates.forget - 8)
-    monkeypatch.setattr("mal_adapter.update._trust", lambda w_c, *_: torch.ones_like(w_c[..., :1]))
+    monkeypatch.setattr("mal_adapter.chunk._trust", lambda w_c, *_: torch.ones_like(w_c[..., :1]))
     mask = torch.ones(1, 10_000, dtype=torch.bool)
     weights, _ = write(initial, weights, momentum, keys[..., :1, :].expand_as(keys), values, gates, mask, 64)
     assert not all(w.isfinite().all() for w in weights)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-import mal_adapter.update
+import mal_adapter.chunk
 from mal_adapter import MemoryAdapter, MemoryConfig
 from mal_adapter.demo import EMOTIONS, HOST_FOLDER, LAYER_IDX
 from mal_adapter.demo.activations import Activations, HostTail, cache_activations
@@ -141,6 +141,7 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "demo": Variant(DEMO),
         "running mean": Variant({**DEMO, "update": "running_mean"}),
         "GRU": Variant({**DEMO, "update": "gru"}),
+        "demo at layer 0": Variant(DEMO, layer_idx=0),
     },
 }
 
@@ -153,7 +154,7 @@ def run(setting: str, name: str, seed: int, cache: Path) -> dict[str, Any]:
     config = MemoryConfig(hidden_size=train.hidden.shape[-1], **{**BASE, **variant.changes})
     adapter = MemoryAdapter(config)
     variant.tweak(adapter, train)
-    with contextlib.nullcontext() if variant.trusted else mock.patch.object(mal_adapter.update, "_trust", _all_of_it):
+    with contextlib.nullcontext() if variant.trusted else mock.patch.object(mal_adapter.chunk, "_trust", _all_of_it):
         fit(adapter, train, tail, steps=steps, seed=seed)
         by_turn = audit(adapter, dev, tail)
     parameters = sum(parameter.numel() for parameter in adapter.parameters())

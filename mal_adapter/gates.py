@@ -1,0 +1,83 @@
+"""The three gates of a memory, and what they come to at the end of a chunk."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["MAX_LOGIT", "ChunkScalars", "Gates", "chunk_scalars"]
+
+MAX_LOGIT = 50.0
+"""Gate logits are clamped here, where float64 can't tell a gate from 0 or 1; so sums of logarithms stay bounded."""
+
+_LOG_ZERO = -1e9  # exp gives 0 beside any sum of clamped logarithms, yet the arithmetic stays finite
+
+
+class Gates(NamedTuple):
+    """Logits of the three gates, each (batch, heads, seq_len)."""
+
+    step: Tensor
+    """of θ, the step size"""
+    momentum: Tensor
+    """of η, how much surprise is carried on"""
+    forget: Tensor
+    """of α, how much of the memory decays"""
+
+
+class ChunkScalars(NamedTuple):
+    """What the gates of one chunk or, with chunks in front of the last two dimensions, of all chunks come to."""
+
+    tokens: Tensor
+    """θ_t c_t, θ_t p_t and θ_t (q p_t − P c_t) / (1 − P), per token: (…, 3, chunk_size)"""
+    decay: Tensor
+    """(1 − α_1) a_1, (…, 1, 1)"""
+    carry: Tensor
+    """q = η_1 c_1, (…, 1, 1)"""
+    persist: Tensor
+    """P = η_1 p_1, (…, 1, 1)"""
+
+
+def chunk_scalars(gates: Gates, mask: Tensor, chunk_size: int, dtype: torch.dtype) -> ChunkScalars:
+    """All chunks' scalar weights in one pass, in float64 from the logits: products of gates as sums of logarithms.
+
+    Args:
+        gates: Logits.
+        mask: (batch, seq_len) bool; at a False token θ = 0, η = 1, α = 0.
+        chunk_size: Tokens per chunk; the last is filled up with such tokens.
+        dtype: of the result.
+
+    Returns:
+        Scalars (batch, heads, chunks, …) of `mal_adapter.update`'s equations.
+
+    Example:
+        >>> half = Gates(*torch.zeros(3, 1, 1, 2))
+        >>> scalars = chunk_scalars(half, torch.ones(1, 2, dtype=torch.bool), 2, torch.float32)
+        >>> scalars.tokens[0, 0, 0, 0]          # θ_1 c_1 = ½ (a_1 + η_2 c_2), θ_2 c_2 = ½
+        tensor([0.5000, 0.5000])
+        >>> scalars.decay.item(), scalars.carry.item(), scalars.persist.item()
+        (0.25, 0.5, 0.25)
+    """
+    batch, heads, seq_len = gates.step.shape
+    padding = -seq_len % chunk_size
+    logits = torch.stack((gates.step, gates.momentum, -gates.forget)).double().clamp(-MAX_LOGIT, MAX_LOGIT)
+    if padding:
+        logits, mask = F.pad(logits, (0, padding)), F.pad(mask, (0, padding))
+    valid = mask.view(batch, 1, -1, chunk_size)
+    log_gates = F.logsigmoid(logits.view(3, batch, heads, -1, chunk_size)) * valid
+    log_theta = log_gates[0]
+
+    since_start, kept = log_gates[1:].cumsum(-1)  # log Π_{j≤t} η_j, log Π_{j≤t} (1 − α_j)
+    log_persist, total_keep = since_start[..., -1:], kept[..., -1:]
+    # c_t = Σ_{j≥t} m_j a_j Π_{t<i≤j} η_i. For m_j = 0 a term of −inf would turn the backward of logcumsumexp into NaN.
+    terms = torch.where(valid, total_keep - kept + since_start, _LOG_ZERO)
+    from_t = terms.flip(-1).logcumsumexp(-1).flip(-1)
+    # q p_t − P c_t, with the common terms j ≥ t left out of both instead of subtracted
+    before_t = F.pad(terms, (1, 0), value=_LOG_ZERO)[..., :-1].logcumsumexp(-1)
+    log_not_persist = torch.log(-torch.expm1(log_persist).clamp_max(-torch.finfo(torch.float64).tiny))
+
+    log_c, log_p = from_t - since_start, log_persist - since_start
+    log_tokens = torch.stack((log_c, log_p, log_p + before_t - log_not_persist), dim=-2) + log_theta.unsqueeze(-2)
+    tokens = (log_tokens.exp() * valid.unsqueeze(-2)).to(dtype)
+    decay, carry, persist = torch.stack((total_keep, from_t[..., :1], log_persist)).exp().to(dtype).unsqueeze(-1)
+    return ChunkScalars(tokens, decay, carry, persist)
