@@ -152,7 +152,7 @@ class MemoryAdapter(Pretrained):
             StateMismatchError: `state` has another batch size or other layers.
         """
         mask = self._checked_mask(state, hidden_states, mask)
-        finite = (hidden_states.isfinite().all(-1) | ~mask).all(-1)
+        finite = (_total(hidden_states, -1).isfinite() | ~mask).all(-1)
         written = mask & finite[:, None]
         _, key, value, _, gates = self._project(hidden_states, written, causal)
         key, value = key.to(self.state_dtype), value.to(self.state_dtype)
@@ -169,8 +169,8 @@ class MemoryAdapter(Pretrained):
             )
         else:
             weights, momentum = self._recur(state, value, written), state.momentum
-        for layer in (*weights, *momentum):
-            finite = finite & layer.isfinite().all(-1).all(-1).all(-1)
+        totals = torch.stack([_total(layer, (1, 2, 3)) for layer in (*weights, *momentum)])
+        finite = finite & totals.isfinite().all(0)
 
         def landed(new: Weights, old: Weights) -> Weights:
             return tuple(torch.where(finite[:, None, None, None], n, o) for n, o in zip(new, old, strict=True))
@@ -263,3 +263,8 @@ class MemoryAdapter(Pretrained):
                 digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
             self._fingerprint = version, digest.hexdigest()[:16]
         return self._fingerprint[1]
+
+
+def _total(values: Tensor, dims: int | tuple[int, ...]) -> Tensor:
+    """A sum that is finite unless a number is not, or they are so large that their sum is not: one pass, no copy."""
+    return values.detach().sum(dims, dtype=torch.promote_types(values.dtype, torch.float32))

@@ -43,22 +43,22 @@ def advance(
     """
     current = _current(initial, joint)
     pairs, curvature, kept = _surprise(current, keys, values)
-    steps = chunk.tokens[:, :2] * -_trust(chunk.tokens[:, 0], chunk.tokens[:, 2], curvature)[..., None]
+    steps = chunk.tokens[..., :2] * _trust(chunk.tokens, curvature)
     for layer, now, (x, e) in zip(joint, current, pairs, strict=True):
         w, s = layer.chunk(2, dim=side(now))
         w.mul_(chunk.decay).addcmul_(s, chunk.carry)
         s.mul_(chunk.persist)
-        # Σ −θ c x eᵀ and Σ −θ p x eᵀ with one GEMM
+        # Σ θ c x eᵀ and Σ θ p x eᵀ with one GEMM
         if side(now) == -2:
-            layer.baddbmm_(_twice(x, steps).mT, e)
+            layer.baddbmm_(_twice(x, steps).mT, e, alpha=-1)
         else:
-            layer.baddbmm_(x.mT, _twice(e, steps))
+            layer.baddbmm_(x.mT, _twice(e, steps), alpha=-1)
     return kept
 
 
 def _twice(x: Tensor, steps: Tensor) -> Tensor:
     """`x` (rows · heads, tokens, d) in both weightings, side by side."""
-    return (x[:, :, None] * steps.mT[..., None]).flatten(2)
+    return (x[:, :, None] * steps[..., None]).flatten(2)
 
 
 def _current(initial: Sequence[Tensor], joint: Sequence[Tensor]) -> list[Tensor]:
@@ -99,17 +99,20 @@ def _stretch(w2: Tensor) -> Tensor:
     return norm[:, None] * MAX_SILU_SLOPE
 
 
-def _trust(w_c: Tensor, w_later: Tensor, curvature: Tensor) -> Tensor:
-    """The factor ≤ 1 on a chunk's step sizes that keeps the write stable, (rows · heads, 1).
+def _trust(tokens: Tensor, curvature: Tensor) -> Tensor:
+    """The factor ≤ 1 on a chunk's step sizes that keeps the write stable, (rows · heads, 1, 1).
 
     A chunk is one large step of gradient descent with momentum. Along the stiffest direction, error x and momentum s
     go to (1 − γ) x + q s and P s − β x, with γ = Σ θ c J, β = Σ θ p J, q = `carry` and P = `persist`. γ ≤ 1 keeps the
     step itself from overshooting; q β − γ P ≤ 1 − P (Jury's criterion: the determinant stays below 1) keeps the
     momentum carried into later chunks from building up.
     """
-    gamma = (w_c * curvature).sum(-1, keepdim=True)
-    built_up = (w_later * curvature).sum(-1, keepdim=True)
-    return torch.maximum(gamma, built_up).clamp_min(1.0).reciprocal()
+    return _bounds(tokens, curvature).amax(-1, keepdim=True).clamp_min(1.0).reciprocal()
+
+
+def _bounds(tokens: Tensor, curvature: Tensor) -> Tensor:
+    """γ and (q β − γ P) / (1 − P), (rows · heads, 1, 2)."""
+    return torch.bmm(curvature[:, None], tokens)[..., ::2]
 
 
 class WriteChunk(torch.autograd.Function):
@@ -138,8 +141,8 @@ def _write_chunk_backward(saved: Sequence[Tensor], d_joint: Sequence[Tensor]) ->
     kept = rest[4 + 2 * depth :]
     current = _current(initial, joint)
     pairs, curvature, _ = _surprise(current, keys, keys, kept)
-    trust = _trust(chunk.tokens[:, 0], chunk.tokens[:, 2], curvature)[..., None]
-    steps = chunk.tokens[:, :2] * -trust
+    trust = _trust(chunk.tokens, curvature)
+    steps = chunk.tokens[..., :2] * -trust  # with the sign that they have in the sums
 
     d_pairs, d_steps = [], torch.zeros_like(steps)
     for now, (x, e), d_layer in zip(current, pairs, d_joint, strict=True):
@@ -170,19 +173,20 @@ def _sums_backward(
     narrow, wide, d_sums = (x, e, d_layer) if x_is_narrow else (e, x, d_layer.mT)
     d_wide = torch.bmm(_twice(narrow, steps), d_sums)
     d_twice = torch.unflatten(torch.bmm(wide, d_sums.mT), -1, (2, -1))
-    d_steps = (d_twice * narrow[:, :, None]).sum(-1).mT
-    d_narrow = (d_twice * steps.mT[..., None]).sum(-2)
+    d_steps = (d_twice * narrow[:, :, None]).sum(-1)
+    d_narrow = (d_twice * steps[..., None]).sum(-2)
     return (d_narrow, d_wide, d_steps) if x_is_narrow else (d_wide, d_narrow, d_steps)
 
 
 def _steps_backward(tokens: Tensor, curvature: Tensor, trust: Tensor, d_steps: Tensor) -> tuple[Tensor, Tensor]:
+    """The derivative of −trust · tokens towards tokens and curvature."""
     # trust = 1 / bound while the larger of the two bounds is over 1
-    bounds = (tokens[:, ::2] * curvature[:, None]).sum(-1, keepdim=True)
-    acts = (bounds == bounds.amax(-2, keepdim=True)) & (trust < 1)
-    d_bounds = acts * (d_steps * tokens[:, :2]).sum((-2, -1), keepdim=True) * trust.square()
-    d_tokens = torch.cat((d_steps * -trust, torch.zeros_like(tokens[:, :1])), dim=1)
-    d_tokens[:, ::2].addcmul_(d_bounds, curvature[:, None])
-    return d_tokens, (d_bounds * tokens[:, ::2]).sum(1)
+    bounds = _bounds(tokens, curvature)
+    acts = (bounds == bounds.amax(-1, keepdim=True)) & (trust < 1)
+    d_bounds = acts * (d_steps * tokens[..., :2]).sum((-2, -1), keepdim=True) * trust.square()
+    d_tokens = F.pad(d_steps * -trust, (0, 1))
+    d_tokens[..., ::2].addcmul_(d_bounds, curvature[..., None])
+    return d_tokens, (d_bounds * tokens[..., ::2]).sum(-1)
 
 
 def _surprise_backward(

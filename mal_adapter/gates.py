@@ -29,7 +29,7 @@ class ChunkScalars(NamedTuple):
     """What the gates of one chunk or, with chunks in front of the last two dimensions, of all chunks come to."""
 
     tokens: Tensor
-    """θ_t c_t, θ_t p_t and θ_t (q p_t − P c_t) / (1 − P), per token: (…, 3, chunk_size)"""
+    """θ_t c_t, θ_t p_t and θ_t (q p_t − P c_t) / (1 − P), per token: (…, chunk_size, 3)"""
     decay: Tensor
     """(1 − α_1) a_1, (…, 1, 1)"""
     carry: Tensor
@@ -53,7 +53,7 @@ def chunk_scalars(gates: Gates, mask: Tensor, chunk_size: int, dtype: torch.dtyp
     Example:
         >>> half = Gates(*torch.zeros(3, 1, 1, 2))
         >>> scalars = chunk_scalars(half, torch.ones(1, 2, dtype=torch.bool), 2, torch.float32)
-        >>> scalars.tokens[0, 0, 0, 0]          # θ_1 c_1 = ½ (a_1 + η_2 c_2), θ_2 c_2 = ½
+        >>> scalars.tokens[0, 0, 0, :, 0]          # θ_1 c_1 = ½ (a_1 + η_2 c_2), θ_2 c_2 = ½
         tensor([0.5000, 0.5000])
         >>> scalars.decay.item(), scalars.carry.item(), scalars.persist.item()
         (0.25, 0.5, 0.25)
@@ -77,7 +77,7 @@ def chunk_scalars(gates: Gates, mask: Tensor, chunk_size: int, dtype: torch.dtyp
     log_not_persist = torch.log(-torch.expm1(log_persist).clamp_max(-torch.finfo(torch.float64).tiny))
 
     log_c, log_p = from_t - since_start, log_persist - since_start
-    log_tokens = torch.stack((log_c, log_p, log_p + before_t - log_not_persist), dim=-2) + log_theta.unsqueeze(-2)
-    tokens = (log_tokens.exp() * valid.unsqueeze(-2)).to(dtype)
+    log_tokens = torch.stack((log_c, log_p, log_p + before_t - log_not_persist), dim=-1) + log_theta.unsqueeze(-1)
+    tokens = (log_tokens.exp() * valid.unsqueeze(-1)).to(dtype)
     decay, carry, persist = torch.stack((total_keep, from_t[..., :1], log_persist)).exp().to(dtype).unsqueeze(-1)
     return ChunkScalars(tokens, decay, carry, persist)

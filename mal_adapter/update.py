@@ -132,7 +132,7 @@ def _write_slab(initial: Weights, slab: tuple[Tensor, ...], chunk_size: int) -> 
     per_chunk = zip(*(s.flatten(0, 1).unbind(1) for s in scalars), strict=True)
     for k, v, chunk in zip(*(torch.split(t, chunk_size, dim=1) for t in (keys, values)), per_chunk, strict=True):
         tokens, *whole = chunk
-        tokens = tokens[..., : k.shape[1]]
+        tokens = tokens[:, : k.shape[1]]
         if torch.is_grad_enabled():
             joint = list(WriteChunk.apply(k, v, tokens, *whole, *initial, *joint))  # type: ignore[no-untyped-call]
         else:

@@ -229,8 +229,8 @@ def _hold_at_zero(parameter: torch.nn.Parameter, part: Any) -> None:
     parameter.register_hook(lambda gradient: gradient * keep)
 
 
-def _all_of_it(w_c: Tensor, w_later: Tensor, curvature: Tensor) -> Tensor:
-    return torch.ones_like(w_c[..., :1])
+def _all_of_it(tokens: Tensor, curvature: Tensor) -> Tensor:
+    return torch.ones_like(tokens[:, :1, :1])
 
 
 def main() -> None:

@@ -1,0 +1,160 @@
+"""The memory in its place: what an utterance and a decode step of a host cost more with it."""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding
+
+from mal_adapter import HostSpec, MemoryAdapter, MemoryConfig, MemoryState, attach_memory
+from tests.benchmarks.rows import Row
+from tests.benchmarks.timing import interleaved, kernels
+from tests.hosts.tiny import WIDTH, PlainHost
+from tests.test_operations import operations_of_write
+
+TOKENS = 250  # ten seconds of audio in Qwen2-Audio
+SHAPES = {
+    "7B": Qwen2Config(
+        hidden_size=3584, intermediate_size=18944, num_attention_heads=28, num_key_value_heads=4, num_hidden_layers=28
+    ),
+    "3B": Qwen2Config(
+        hidden_size=2048, intermediate_size=11008, num_attention_heads=16, num_key_value_heads=2, num_hidden_layers=36
+    ),
+}
+
+
+def _layer(config: Qwen2Config, seq_len: int, dtype: torch.dtype, device: str) -> Callable[[], Tensor]:
+    """A forward of one decoder layer over random hidden states, causal attention by SDPA."""
+    config._attn_implementation = "sdpa"
+    layer = Qwen2DecoderLayer(config, 0).to(device, dtype).eval()
+    hidden_states = torch.randn(1, seq_len, config.hidden_size, device=device, dtype=dtype)
+    positions = torch.arange(seq_len, device=device)[None]
+    rotary = Qwen2RotaryEmbedding(config).to(device)(hidden_states, positions)
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return layer(hidden_states, position_embeddings=rotary)
+
+    return run
+
+
+def _adapter(hidden_size: int, dtype: torch.dtype, device: str) -> Callable[[], MemoryState]:
+    adapter = MemoryAdapter(MemoryConfig(hidden_size=hidden_size)).to(device, dtype).eval()
+    state = adapter.initial_state()
+    utterance = torch.randn(1, TOKENS, hidden_size, device=device, dtype=dtype)
+
+    def run() -> MemoryState:
+        with torch.inference_mode():
+            return adapter.write(state, utterance + adapter.read(state, utterance))
+
+    return run
+
+
+def overhead(device: str, seconds: float) -> Iterator[Row]:
+    """Norm, projections, read and write of ten seconds of audio, against the host's layer."""
+    for (name, config), dtype in itertools.product(SHAPES.items(), (torch.float32, torch.bfloat16)):
+        adapter, layer = _adapter(config.hidden_size, dtype, device), _layer(config, TOKENS, dtype, device)
+        mine, theirs = interleaved(adapter, layer, seconds=seconds, device=device)
+        share, size = mine.median / theirs.median, f"Qwen2.5-{name}, T{TOKENS}, {str(dtype)[6:]}"
+        target = 0.03 if name == "7B" else None
+        yield Row("adapter (d256) / one decoder layer", size, share, "≤", target, (mine, theirs))
+        prefill = share / config.num_hidden_layers
+        target = 0.0011 if name == "7B" else None
+        yield Row("adapter / the prefill of all layers", size, prefill, "≤", target, note="the line above / layers")
+
+
+def history(device: str, seconds: float) -> Iterator[Row]:
+    """Instead of a memory, the last utterances' audio again in the prompt."""
+    config = SHAPES["7B"]
+    alone = _layer(config, TOKENS + 50, torch.float32, device)
+    adapter = _adapter(config.hidden_size, torch.float32, device)
+    for utterances in (5,):
+        longer = _layer(config, (utterances + 1) * TOKENS + 50, torch.float32, device)
+        own, mine, theirs = interleaved(alone, adapter, longer, seconds=2 * seconds, device=device)
+        layers = config.num_hidden_layers
+        ratio = theirs.median * layers / (own.median * layers + mine.median)
+        name = f"prefill with {utterances} utterances of history / with a memory"
+        yield Row(name, f"7B, T{TOKENS} each, 50 of text, float32", ratio, times=(own, mine, theirs))
+
+
+def inactive_hooks(device: str, seconds: float) -> Iterator[Row]:
+    """What the hooks of one memory cost a forward outside of a session, torch's own calls of them included."""
+    host = PlainHost(num_layers=3, returns_tuple=True)
+    memory = attach_memory(host, layer_idx=1, host=HostSpec(layers="blocks", hidden_size=WIDTH))
+    x = torch.zeros(1, 1, WIDTH)
+    modules = [module for module in host.modules() if module._forward_hooks or module._forward_pre_hooks]
+    hooked, bare = [], []
+    for module in modules:
+        idle = nn.Identity()
+        for name in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs"):
+            getattr(idle, name).update(getattr(module, name))
+        for name in ("_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called"):
+            getattr(idle, name).update(getattr(module, name))
+        hooked.append(idle)
+        bare.append(nn.Identity())
+
+    def run(modules: list[nn.Module]) -> Callable[[], None]:
+        def loop() -> None:
+            for _ in range(1000):
+                for module in modules:
+                    module(x)
+
+        return loop
+
+    with torch.inference_mode(), memory.disabled():
+        mine, theirs = interleaved(run(hooked), run(bare), seconds=seconds)
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in hooked)
+    name = f"inactive hooks ({hooks} on {len(hooked)} modules), µs per forward"
+    yield Row(name, "decode step", mine.median - theirs.median, "≤", 2, (mine, theirs), "ms per 1000")
+
+
+def dialogue_length(device: str, seconds: float) -> Iterator[Row]:
+    """The 500th utterance against the first."""
+    adapter = MemoryAdapter(MemoryConfig(hidden_size=1024)).to(device).eval()
+    utterance = torch.randn(1, TOKENS, 1024, device=device)
+    with torch.inference_mode():
+        first = late = adapter.initial_state()
+        for _ in range(500):
+            late = adapter.write(late, utterance)
+        early, last = interleaved(
+            lambda: adapter.write(first, utterance),
+            lambda: adapter.write(late, utterance),
+            seconds=seconds,
+            device=device,
+        )
+    yield Row("write 500 / write 1", f"T{TOKENS}, d256", last.median / early.median, "≤", 1.1, (last, early))
+    yield Row("bytes of the state after 500 / 1", f"{first.nbytes} bytes", late.nbytes / first.nbytes, "≤", 1)
+
+
+def saving(device: str, seconds: float) -> Iterator[Row]:
+    """A state to bytes and back, against the write that made it."""
+    adapter = MemoryAdapter(MemoryConfig(hidden_size=3584)).to(device).eval()
+    utterance = torch.randn(1, TOKENS, 3584, device=device)
+    with torch.inference_mode():
+        state = adapter.write(adapter.initial_state(), utterance)
+        data = state.to_bytes()
+        write, save, load = interleaved(
+            lambda: adapter.write(state, utterance),
+            state.to_bytes,
+            lambda: MemoryState.from_bytes(data),
+            seconds=seconds,
+        )
+    yield Row("state to bytes / write", "d256", save.median / write.median, times=(save, write))
+    yield Row("state from bytes / write", "d256", load.median / write.median, times=(load, write))
+
+
+def operations(device: str, seconds: float) -> Iterator[Row]:
+    """Tensor operations that compute or copy; tests/test_operations.py holds them where they are."""
+    for depth in (1, 2):
+        one, two = operations_of_write(depth, 1), operations_of_write(depth, 2)
+        yield Row("tensor operations, whole-utterance write", f"depth {depth}", one, "≤", 35)
+        yield Row("tensor operations, each further chunk", f"depth {depth}", two - one, "≤", 12)
+    adapter = MemoryAdapter(MemoryConfig(hidden_size=16, memory_dim=8, num_heads=2)).eval()
+    with torch.no_grad():
+        state, hidden_states = adapter.initial_state(), torch.randn(1, 4, 16)
+        for name, run in (("read", adapter.read), ("write", adapter.write)):
+            with kernels() as count:
+                run(state, hidden_states)
+            yield Row(f"tensor operations, adapter.{name}", "one chunk", len(count.names))
