@@ -48,10 +48,11 @@ class MemoryAdapter(Pretrained):
         readout = config.readout_dim or width
 
         self.norm = nn.LayerNorm(config.hidden_size)
-        # One GEMM for query, key, value and the read-out's view of the token, and the three gates of each head.
-        self._split = [width] * 4 + [heads] * 3
-        self.in_proj = nn.Linear(config.hidden_size, sum(self._split))
-        self.pool_proj = nn.Linear(config.hidden_size, sum(self._split), bias=False) if config.pool_utterance else None
+        # The rows of a read, then those of a write, so that each is one GEMM: the query and the read-out's view of the
+        # token; key, value and the three gates of each head.
+        rows = 4 * width + 3 * heads
+        self.in_proj = nn.Linear(config.hidden_size, rows)
+        self.pool_proj = nn.Linear(config.hidden_size, rows, bias=False) if config.pool_utterance else None
         self.initial = nn.ParameterList(
             torch.randn(heads, *shape) / math.sqrt(shape[0]) for shape in config.layer_shapes
         )
@@ -67,7 +68,7 @@ class MemoryAdapter(Pretrained):
     def _reset(self, heads: int, d: int) -> None:
         width = heads * d
         for proj in filter(None, (self.in_proj, self.pool_proj)):
-            proj.weight[width : 2 * width] = proj.weight[:width]  # a query finds what an equal key wrote
+            proj.weight[2 * width : 3 * width] = proj.weight[:width]  # a query finds what an equal key wrote
             proj.weight[4 * width :] = 0  # gates start equal for every token
         # The constant component: one direction per head, as long as a typical projection (LayerNorm has rows of length
         # √hidden_size, nn.Linear's weights variance 1/(3 hidden_size)). A query made of it alone reads the running
@@ -75,7 +76,7 @@ class MemoryAdapter(Pretrained):
         direction = F.normalize(torch.randn(heads, d), dim=-1) * math.sqrt(d / 3)
         self.in_proj.bias.zero_()
         self.in_proj.bias[:width] = direction.flatten()
-        self.in_proj.bias[width : 2 * width] = direction.flatten()
+        self.in_proj.bias[2 * width : 3 * width] = direction.flatten()
         gates = (self.config.step_bias, self.config.momentum_bias, self.config.forget_bias)
         self.in_proj.bias[4 * width :] = torch.tensor(gates).repeat_interleave(heads)
         self.initial[-1].zero_()  # an empty memory answers zero
@@ -121,9 +122,10 @@ class MemoryAdapter(Pretrained):
             StateMismatchError: `state` has another batch size or other layers.
         """
         mask = self._checked_mask(state, hidden_states, mask)
-        query, _, _, token, _ = self._project(hidden_states, mask, causal)
+        width = self.config.memory_dim
+        query, token = self._project(hidden_states, mask, causal, slice(0, 2 * width)).chunk(2, dim=-1)
+        query = F.normalize(self._by_head(query), dim=-1).to(self.state_dtype)
         weights = tuple(w0 + w for w0, w in zip(self.initial, state.weights, strict=True))
-        query = query.to(self.state_dtype)
         answer = read(weights, query) if self.recurrence is None else weights[0].expand_as(query)
         answer = answer.transpose(1, 2).flatten(2)
         evidence = self.readout_norm(torch.cat((answer.to(token.dtype), token), dim=-1))
@@ -154,8 +156,12 @@ class MemoryAdapter(Pretrained):
         mask = self._checked_mask(state, hidden_states, mask)
         finite = (_total(hidden_states, -1).isfinite() | ~mask).all(-1)
         written = mask & finite[:, None]
-        _, key, value, _, gates = self._project(hidden_states, written, causal)
-        key, value = key.to(self.state_dtype), value.to(self.state_dtype)
+        width, heads = self.config.memory_dim, self.config.num_heads
+        projected = self._project(hidden_states, written, causal, slice(2 * width, None))
+        key, value, *logits = torch.split(projected, [width] * 2 + [heads] * 3, dim=-1)
+        key = F.normalize(self._by_head(key), dim=-1).to(self.state_dtype)
+        value = self._by_head(value).to(self.state_dtype)
+        gates = Gates(*(logit.mT for logit in logits))
         if self.recurrence is None:
             weights, momentum = write(
                 tuple(self.initial),
@@ -195,25 +201,25 @@ class MemoryAdapter(Pretrained):
         memory = self.recurrence(initial + deviation, utterance, state.utterances)
         return (torch.where(heard.any(-2, keepdim=True), memory - initial, deviation),)
 
-    def _project(
-        self, hidden_states: Tensor, mask: Tensor, causal: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Gates]:
-        """Query, key, value (batch, heads, seq_len, head_dim); the read-out's token (batch, seq_len, memory_dim)."""
+    def _project(self, hidden_states: Tensor, mask: Tensor, causal: bool, rows: slice) -> Tensor:
+        """These rows of the projections of each token and of the utterance's mean, (batch, seq_len, rows)."""
         # Whatever stands at other positions, NaN included, must reach neither the result nor a gradient.
         hidden_states = torch.where(mask[..., None], hidden_states, 0)
         x = self.norm(hidden_states.to(self.norm.weight.dtype))
-        projected = self.in_proj(x)
-        if self.pool_proj is not None:
-            total, count = torch.where(mask[..., None], x, 0), mask[..., None]
-            if causal:
-                total, count = total.cumsum(-2), count.cumsum(-2)
-            else:
-                total, count = total.sum(-2, keepdim=True), count.sum(-2, keepdim=True)
-            projected = projected + self.pool_proj((total / count.clamp_min(1)).to(x.dtype))
-        query, key, value, token, step, momentum, forget = projected.split(self._split, dim=-1)
-        query, key, value = (t.unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
-        gates = Gates(*(logit.transpose(1, 2) for logit in (step, momentum, forget)))
-        return F.normalize(query, dim=-1), F.normalize(key, dim=-1), value, token, gates
+        projected = F.linear(x, self.in_proj.weight[rows], self.in_proj.bias[rows])
+        if self.pool_proj is None:
+            return projected
+        total, count = torch.where(mask[..., None], x, 0), mask[..., None]
+        if causal:
+            total, count = total.cumsum(-2), count.cumsum(-2)
+        else:
+            total, count = total.sum(-2, keepdim=True), count.sum(-2, keepdim=True)
+        mean = (total / count.clamp_min(1)).to(x.dtype)
+        return projected + F.linear(mean, self.pool_proj.weight[rows])
+
+    def _by_head(self, projected: Tensor) -> Tensor:
+        """(batch, seq_len, memory_dim) as (batch, heads, seq_len, head_dim)."""
+        return torch.unflatten(projected, -1, (self.config.num_heads, -1)).transpose(1, 2)
 
     def _checked_mask(self, state: MemoryState, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
         if hidden_states.dim() != 3 or hidden_states.shape[-1] != self.config.hidden_size:

@@ -34,7 +34,7 @@ def test_a_slow_running_mean_is_the_mean_of_the_utterances(utterances, seed):
     state = adapter.initial_state()
     for utterance in heard:
         state = adapter.write(state, utterance)
-    value = adapter.in_proj(adapter.norm(heard))[..., 16:24].mean((0, 2))
+    value = adapter.in_proj(adapter.norm(heard))[..., 24:32].mean((0, 2))
     memory = (adapter.initial[0] + state.weights[0]).flatten(1)
     assert torch.allclose(memory, value, rtol=1e-12, atol=1e-12)
     assert state.utterances.item() == utterances
@@ -45,7 +45,7 @@ def test_a_gru_is_torchs():
     heard = torch.randn(2, 5, 12, dtype=torch.float64)
     mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
     state = adapter.write(adapter.initial_state(2), heard, mask)
-    value = adapter.in_proj(adapter.norm(heard))[..., 16:24]
+    value = adapter.in_proj(adapter.norm(heard))[..., 24:32]
     means = torch.stack([value[0].mean(0), value[1, :2].mean(0)])
     expected = adapter.recurrence.cell(means, adapter.initial[0].flatten()[None].expand(2, -1))
     assert torch.allclose((adapter.initial[0] + state.weights[0]).flatten(1), expected, atol=1e-12)

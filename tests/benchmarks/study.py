@@ -60,7 +60,8 @@ class Variant(NamedTuple):
 
 def no_constant(adapter: MemoryAdapter, _: Activations) -> None:
     """Keys and queries without the learned constant component."""
-    _hold_at_zero(adapter.in_proj.bias, slice(0, 2 * adapter.config.memory_dim))
+    for rows in _keys_and_queries(adapter):
+        _hold_at_zero(adapter.in_proj.bias, rows)
 
 
 def frozen_start(adapter: MemoryAdapter, _: Activations) -> None:
@@ -75,7 +76,8 @@ def answer_alone(adapter: MemoryAdapter, _: Activations) -> None:
 
 def pooled_keys(adapter: MemoryAdapter, _: Activations) -> None:
     """Keys and queries see the mean of the utterance alone."""
-    _hold_at_zero(adapter.in_proj.weight, slice(0, 2 * adapter.config.memory_dim))
+    for rows in _keys_and_queries(adapter):
+        _hold_at_zero(adapter.in_proj.weight, rows)
 
 
 @torch.no_grad()
@@ -92,7 +94,7 @@ def stable_keys(adapter: MemoryAdapter, activations: Activations) -> None:
     directions = torch.linalg.eigh(whitening @ alike @ whitening.T).eigenvectors.flip(-1)[:, :width].T @ whitening
     directions *= 0.1 * adapter.in_proj.weight[:width].norm() / directions.norm()
     assert adapter.pool_proj is not None
-    for rows in (slice(0, width), slice(width, 2 * width)):
+    for rows in _keys_and_queries(adapter):
         adapter.pool_proj.weight[rows] = 10 * directions
         adapter.in_proj.weight[rows] = directions
 
@@ -220,6 +222,11 @@ def table(results: list[dict[str, Any]], setting: str) -> Iterator[str]:
 
 def _spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def _keys_and_queries(adapter: MemoryAdapter) -> tuple[slice, slice]:
+    width = adapter.config.memory_dim
+    return slice(0, width), slice(2 * width, 3 * width)
 
 
 def _hold_at_zero(parameter: torch.nn.Parameter, part: Any) -> None:
