@@ -54,7 +54,7 @@ def test_the_cached_path_answers_as_the_hooked_host_does(host, dialogues, activa
             # the cache is float16; the memory must not make more of that than it is
             torch.testing.assert_close(logits, cached[:, turn], rtol=0.02, atol=0.1)
     bare = HostTail(model, processor)(hidden.flatten(0, 1)).view_as(cached)
-    assert (cached - bare).abs().max() > 1  # the memory was at work
+    assert (cached - bare).abs().max() > 0.5  # the memory was at work
 
 
 def test_a_few_steps_lower_the_loss_and_touch_only_the_adapter(host, activations, adapter):
