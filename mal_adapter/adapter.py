@@ -179,7 +179,8 @@ class MemoryAdapter(Pretrained):
         finite = finite & totals.isfinite().all(0)
 
         def landed(new: Weights, old: Weights) -> Weights:
-            return tuple(torch.where(finite[:, None, None, None], n, o) for n, o in zip(new, old, strict=True))
+            # the old first, whose memory layout torch.where keeps
+            return tuple(torch.where(~finite[:, None, None, None], o, n) for n, o in zip(new, old, strict=True))
 
         attempted = mask.any(-1)
         return MemoryState(

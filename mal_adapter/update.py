@@ -19,13 +19,13 @@ needed:
 same token by token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mal_adapter.chunk import WriteChunk, advance, full_precision, side
+from mal_adapter.chunk import WriteChunk, advance, full_precision
 from mal_adapter.gates import ChunkScalars, Gates, chunk_scalars
 
 __all__ = ["Weights", "read", "write"]
@@ -110,31 +110,43 @@ def _write(
     chunk_size: int,
 ) -> tuple[Weights, Weights]:
     scalars = chunk_scalars(gates, mask, chunk_size, keys.dtype)
-    joint = [torch.cat((w, s), dim=side(w)) for w, s in zip(weights, momentum, strict=True)]
+    learned = torch.stack(_alike(initial))
+    both = zip(_alike(weights), _alike(momentum), strict=True)
+    memory = torch.stack([torch.stack(layer, dim=2) for layer in both])  # (layers, batch, heads, 2, d, h)
+
+    # Padding meets weights of zero, but zero times an overflow would still be NaN.
+    keys, values = (t * mask[:, None, :, None] for t in (keys, values))
 
     # Rows do not meet, so a few at a time go through all of their chunks.
-    rows = max(1, _SLAB // (keys.shape[1] * chunk_size * initial[0].shape[-1]))
-    slabs = zip(*(torch.split(t, rows) for t in (keys, values, mask[:, None, :, None], *scalars, *joint)), strict=True)
-    written = [_write_slab(initial, slab, chunk_size) for slab in slabs]
+    batch, heads = keys.shape[:2]
+    rows = heads * max(1, _SLAB // (heads * chunk_size * learned.shape[-1]))
+    whole = [memory.flatten(1, 2), *(t.flatten(0, 1) for t in (keys, values, *scalars))]
+    slabs: Iterable[Sequence[Tensor]] = [whole]
+    if rows < batch * heads:
+        slabs = zip(*(torch.split(t, rows, dim=int(t is whole[0])) for t in whole), strict=True)
+    written = [_write_slab(learned, slab, chunk_size) for slab in slabs]
     if torch.is_grad_enabled():
-        joint = [torch.cat(parts) for parts in zip(*written, strict=True)] if len(written) > 1 else written[0]
-    apart = [t.chunk(2, dim=side(w)) for t, w in zip(joint, weights, strict=True)]
-    return tuple(w for w, _ in apart), tuple(s for _, s in apart)
+        memory = torch.cat(written, dim=1) if len(written) > 1 else written[0]
+        memory = torch.unflatten(memory, 1, (batch, heads))
+    new_weights, new_momentum = memory.unbind(3)
+    return _alike(new_weights.unbind()), _alike(new_momentum.unbind())
 
 
-def _write_slab(initial: Weights, slab: tuple[Tensor, ...], chunk_size: int) -> list[Tensor]:
-    """Weights and momentum of some rows after all of their chunks; in place where no gradient is recorded."""
-    heads = len(initial[0])
-    keys, values, mask, *scalars = slab[:7]
-    # Padding meets weights of zero, but zero times an overflow would still be NaN.
-    keys, values = ((t * mask).flatten(0, 1) for t in (keys, values))
-    joint = [t.flatten(0, 1) for t in slab[7:]]
-    per_chunk = zip(*(s.flatten(0, 1).unbind(1) for s in scalars), strict=True)
-    for k, v, chunk in zip(*(torch.split(t, chunk_size, dim=1) for t in (keys, values)), per_chunk, strict=True):
-        tokens, *whole = chunk
-        tokens = tokens[:, : k.shape[1]]
+def _alike(layers: Sequence[Tensor]) -> Weights:
+    """A memory's second layer is worked on transposed, so that layers have one shape; the same takes it back."""
+    return (layers[0], *(layer.mT for layer in layers[1:]))
+
+
+def _write_slab(initial: Tensor, slab: Sequence[Tensor], chunk_size: int) -> Tensor:
+    """The memory of some rows after all of their chunks; in place where no gradient is recorded."""
+    memory, keys, values, *scalars = slab
+    key_norms = torch.linalg.vector_norm(keys.detach(), dim=-1)
+    per_token = zip(*(torch.split(t, chunk_size, dim=1) for t in (keys, values, key_norms)), strict=True)
+    per_chunk = zip(*(s.unbind(1) for s in scalars), strict=True)
+    for (k, v, norms), (tokens, *whole) in zip(per_token, per_chunk, strict=True):
+        chunk = ChunkScalars(tokens[:, : k.shape[1]], *whole)
         if torch.is_grad_enabled():
-            joint = list(WriteChunk.apply(k, v, tokens, *whole, *initial, *joint))  # type: ignore[no-untyped-call]
+            memory = WriteChunk.apply(initial, memory, k, v, norms, *chunk)  # type: ignore[no-untyped-call]
         else:
-            advance(initial, joint, k, v, ChunkScalars(tokens, *whole))
-    return [torch.unflatten(t, 0, (-1, heads)) for t in joint]
+            advance(initial, memory, k, v, norms, chunk)
+    return memory

@@ -156,7 +156,7 @@ def run(setting: str, name: str, seed: int, cache: Path) -> dict[str, Any]:
     config = MemoryConfig(hidden_size=train.hidden.shape[-1], **{**BASE, **variant.changes})
     adapter = MemoryAdapter(config)
     variant.tweak(adapter, train)
-    with contextlib.nullcontext() if variant.trusted else mock.patch.object(mal_adapter.chunk, "_trust", _all_of_it):
+    with contextlib.nullcontext() if variant.trusted else mock.patch.object(mal_adapter.chunk, "_bound", _all_of_it):
         fit(adapter, train, tail, steps=steps, seed=seed)
         by_turn = audit(adapter, dev, tail)
     parameters = sum(parameter.numel() for parameter in adapter.parameters())
