@@ -42,14 +42,20 @@ _CHECKPOINTED = (
 
 _HOOK_OPTIONS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 
-_Hook = TypeVar("_Hook", bound=Callable[..., Any])
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _untraced(hook: _Hook) -> _Hook:
-    """Inside of what torch.compile traces, a hook runs as it is; traced, it would be compiled again for each session,
-    mode and number of audio tokens."""
-    untraced: _Hook = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+def _untraced(function: _Function, *, recursive: bool = True) -> _Function:
+    """Inside of what torch.compile traces, `function` runs as it is, and so does what it calls if `recursive`; traced,
+    it would be compiled again for each session, mode and number of audio tokens."""
+    untraced: _Function = torch.compiler.disable(function, recursive=recursive)  # type: ignore[no-untyped-call]
     return untraced
+
+
+def _hook(function: _Function) -> _Function:
+    """A hook looks whether a session is open. What it does then is `_untraced` with all that it calls, for half a
+    microsecond; the look itself costs nothing this way."""
+    return _untraced(function, recursive=False)
 
 
 class MemoryHooks:
@@ -122,20 +128,28 @@ class MemoryHooks:
         for module in (self._layer, self._parent):
             step_outside(module, self._layer, self)
 
-    @_untraced
+    @_hook
     def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        session = self.session
+        session = _ACTIVE.get().get(self.token)
         if session is not None:
-            session.begin(module)
-            self._stay_outermost()
+            self._begin(session, module)
 
     @_untraced
+    def _begin(self, session: Session, module: nn.Module) -> None:
+        session.begin(module)
+        self._stay_outermost()
+
+    @_hook
     def prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        session = self.session
-        if session is None:
-            if self.token not in _ACTIVE.get() and AudioOutsideSessionWarning not in self._warned:
-                self._warn_outside(bind_call(module, args, kwargs))
-            return
+        active = _ACTIVE.get()
+        session = active.get(self.token)
+        if session is not None:
+            self._prompt(session, module, args, kwargs)
+        elif AudioOutsideSessionWarning not in self._warned and self.token not in active:
+            self._warn_outside(module, args, kwargs)
+
+    @_untraced
+    def _prompt(self, session: Session, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if session.call is None:
             return
         call = bind_call(module, args, kwargs)
@@ -165,9 +179,15 @@ class MemoryHooks:
         changed = self.layer(layer, (), output)
         return output if changed is None else changed
 
-    @_untraced
+    @_hook
     def layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        session = self.session
+        session = _ACTIVE.get().get(self.token)
+        if session is not None or self._unrecorded:
+            return self._heard_layer(session, output)
+        return None
+
+    @_untraced
+    def _heard_layer(self, session: Session | None, output: Any) -> Any:
         call = None if session is None else session.call
         if torch._C._current_graph_task_id() != -1:  # run again by a backward
             if self._unrecorded:
@@ -232,11 +252,14 @@ class MemoryHooks:
             call.pending = self.adapter.write(state, heard[::copies], valid[::copies], causal=streaming)
         return heard[:, -new:][valid[:, -new:]]
 
-    @_untraced
+    @_hook
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        session = self.session
-        if session is None:
-            return
+        session = _ACTIVE.get().get(self.token)
+        if session is not None:
+            self._end(session, module, output)
+
+    @_untraced
+    def _end(self, session: Session, module: nn.Module, output: Any) -> None:
         # always_call: after an exception this runs with output None, so that the failed call commits nothing
         skipped = session.end(module, succeeded=output is not None, keep_graph=self.adapter.training)
         if skipped and SkippedWriteWarning not in self._warned:
@@ -248,7 +271,8 @@ class MemoryHooks:
                 stacklevel=2,
             )
 
-    def _warn_outside(self, call: dict[str, Any]) -> None:
+    def _warn_outside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = bind_call(module, args, kwargs) if args else kwargs
         if find_features(self.host, call) is not None:
             self._warned.add(AudioOutsideSessionWarning)
             warnings.warn(

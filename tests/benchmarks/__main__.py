@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import in_a_host, write_and_read
+from tests.benchmarks import exactness, in_a_host, training, write_and_read
 from tests.benchmarks.rows import Row
 from tests.benchmarks.timing import settle
 
@@ -27,6 +27,8 @@ MEASURES: dict[str, Callable[[str, float], Iterator[Row]]] = {
     "inactive_hooks": in_a_host.inactive_hooks,
     "dialogue_length": in_a_host.dialogue_length,
     "operations": in_a_host.operations,
+    "exactness": exactness.exactness,
+    "training": training.training_throughput,
     "saving": in_a_host.saving,
 }
 
