@@ -272,8 +272,7 @@ class MemoryHooks:
             )
 
     def _warn_outside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = bind_call(module, args, kwargs) if args else kwargs
-        if find_features(self.host, call) is not None:
+        if find_features(self.host, bind_call(module, args, kwargs)) is not None:
             self._warned.add(AudioOutsideSessionWarning)
             warnings.warn(
                 "audio passed outside a session, so the memory neither reads nor writes; use "

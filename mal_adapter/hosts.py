@@ -59,6 +59,8 @@ class HostSpec:
 
 def bind_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call of `module` by name, those in `**kwargs` included."""
+    if not args:
+        return kwargs
     signature = inspect.signature(module.forward)
     try:
         bound = signature.bind_partial(*args, **kwargs)

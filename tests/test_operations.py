@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from mal_adapter import MemoryAdapter, MemoryConfig
 from mal_adapter.gates import Gates
@@ -55,3 +56,16 @@ def test_an_adapter_adds_a_fixed_number_to_them():
     with kernels() as count:
         adapter.write(state, hidden_states)
     assert len(count.names) <= 112
+
+
+def test_a_read_and_a_write_never_wait_for_a_number_on_the_device():
+    """So that a CUDA graph can hold them: fake tensors have no numbers, and raise when asked for one."""
+    with FakeTensorMode():
+        adapter = MemoryAdapter(MemoryConfig(hidden_size=16, memory_dim=8, num_heads=2))
+        state, hidden_states = adapter.initial_state(batch_size=2), torch.randn(2, 4, 16)
+        mask = torch.ones(2, 4, dtype=torch.bool)
+        assert adapter.read(state, hidden_states, mask).shape == (2, 4, 16)
+        with torch.no_grad():
+            assert adapter.write(state, hidden_states, mask).weights[0].shape == state.weights[0].shape
+        with pytest.raises(DataDependentOutputException):
+            mask.any().item()
