@@ -1,0 +1,50 @@
+"""What the pictures have in common: colours, fonts, and files that are the same whenever they are made."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#2b2b2b"
+GREY = "#9a9a9a"
+PALE = "#e9ecef"
+MEMORY = "#0b6e99"
+SPEAKERS = {"A": "#c8553d", "B": "#4c8c5c"}
+
+matplotlib.rcParams.update(
+    {
+        "font.family": "DejaVu Sans",  # comes with matplotlib
+        "font.size": 9,
+        "text.color": INK,
+        "axes.edgecolor": INK,
+        "axes.labelcolor": INK,
+        "axes.titlesize": 9.5,
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "legend.frameon": False,
+        "svg.hashsalt": "mal_adapter",
+        "mathtext.fontset": "dejavusans",
+    }
+)
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """A figure of `width` by `height` inches, and its axes."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def note(axes: Axes, text: str, at: tuple[float, float], **options: Any) -> None:
+    """A remark in the plot, in data coordinates."""
+    axes.annotate(text, at, **{"fontsize": 8.5, "color": INK, **options})
+
+
+def save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"Date": None} if path.suffix == ".svg" else {}
+    figure.savefig(path, dpi=150, metadata=metadata)

@@ -1,0 +1,57 @@
+"""Keys that hardly change, as a held vowel gives: the error after each chunk, with the trust region and without it."""
+
+from typing import Any
+from unittest import mock
+
+import style
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+
+import mal_adapter.chunk
+from mal_adapter.gates import Gates
+from mal_adapter.update import read, write
+
+WIDTH, CHUNK, CHUNKS = 32, 64, 12
+NOISE = 0.3  # length of what varies from key to key, all of length 1
+STEPS = {"small": -6.0, "default": -4.0, "large": -2.0}  # logits of θ
+
+
+def measure() -> dict[str, Any]:
+    figures: dict[str, Any] = {"theta": {name: round(float(torch.tensor(b).sigmoid()), 4) for name, b in STEPS.items()}}
+    for name, step_bias in STEPS.items():
+        figures[name] = {"with": _errors(step_bias)}
+        with mock.patch.object(mal_adapter.chunk, "_trust", lambda tokens, _: torch.ones_like(tokens[:, :1, :1])):
+            figures[name]["without"] = _errors(step_bias)
+    return figures
+
+
+def _errors(step_bias: float) -> list[float]:
+    torch.manual_seed(0)
+    key, value = (F.normalize(torch.randn(WIDTH, dtype=torch.float64), dim=0) for _ in range(2))
+    values = value.expand(1, 1, CHUNK, -1)
+    initial = (torch.zeros(1, WIDTH, WIDTH, dtype=torch.float64),)
+    weights = momentum = (torch.zeros(1, 1, WIDTH, WIDTH, dtype=torch.float64),)
+    gates = Gates(*(torch.full((1, 1, CHUNK), logit) for logit in (step_bias, 0.0, -8.0)))
+    errors = [1.0]
+    for _ in range(CHUNKS):
+        varied = key + NOISE * F.normalize(torch.randn(CHUNK, WIDTH, dtype=torch.float64), dim=-1)
+        keys = F.normalize(varied, dim=-1)[None, None]
+        weights, momentum = write(initial, weights, momentum, keys, values, gates, torch.ones(1, CHUNK).bool(), CHUNK)
+        answer = read(weights, key.view(1, 1, 1, -1)).flatten()
+        errors.append(float(f"{(answer - value).norm() / value.norm():.4g}"))
+    return errors
+
+
+def draw(figures: dict[str, Any]) -> Figure:
+    figure, panels = style.new_figure(9, 3.0, 1, 3, sharey=True)
+    for axes, name in zip(panels, STEPS, strict=True):
+        axes.axhline(1, color=style.PALE, linewidth=1, zorder=0)
+        axes.plot(figures[name]["without"], color=style.GREY, marker="o", markersize=3.5, label="without")
+        axes.plot(figures[name]["with"], color=style.MEMORY, marker="s", markersize=3.5, label="with trust region")
+        axes.set(yscale="log", ylim=(3e-3, 3e4), xlabel=f"chunks of {CHUNK} tokens", xticks=range(0, CHUNKS + 1, 2))
+        axes.set_title(f"θ = {figures['theta'][name]:.3f}{' (default)' if name == 'default' else ''}")
+    style.note(panels[0], "with and without alike", (3.2, 0.55))
+    panels[0].set_ylabel("relative error of what is read")
+    panels[0].legend(loc="upper left")
+    return figure
