@@ -9,6 +9,9 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.domains.python import PyObject
 from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
 
 project = "mal_adapter"
 author = "The mal_adapter authors"
@@ -48,8 +51,10 @@ pygments_dark_style = "monokai"
 
 def visit_math(self: Any, node: nodes.math | nodes.math_block) -> None:
     """Equations as MathML, which browsers draw by themselves: no script, no network."""
-    block = isinstance(node, nodes.math_block)
-    self.body.append(latex2mathml.tex2mathml(node.astext(), as_block=block))
+    try:
+        self.body.append(latex2mathml.tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    except latex2mathml.MathError as error:
+        logger.warning("%s in %s", error, node.astext(), location=node)
     raise nodes.SkipNode
 
 
