@@ -17,8 +17,11 @@ PROMPT = "How does the speaker feel?"
 #: Index of the decoder layer the shipped adapter reads and writes at (counted from 0).
 LAYER_IDX = 1
 
+#: Everything that was trained, as it lies in the package.
 FILES_FOLDER = Path(__file__).parent / "files"
+#: The tiny Qwen2-Audio, a checkpoint like any other.
 HOST_FOLDER = FILES_FOLDER / "host"
+#: Its memory, an adapter like any other.
 ADAPTER_FOLDER = FILES_FOLDER / "adapter"
 
 __all__ = ["ADAPTER_FOLDER", "EMOTIONS", "FILES_FOLDER", "HOST_FOLDER", "LAYER_IDX", "PROMPT"]

@@ -1,0 +1,49 @@
+"""The pictures show what the library does today: their figures are measured again, and drawn again."""
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docs.pages import DOCS
+
+PICTURES = DOCS / "pictures"
+FIGURES = json.loads((PICTURES / "figures.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch: pytest.MonkeyPatch):
+    """The pictures' scripts import one another by their bare names, which are no one else's afterwards."""
+    monkeypatch.syspath_prepend(str(PICTURES))
+    yield
+    for path in PICTURES.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+def same(kept: Any, found: Any) -> bool:
+    if isinstance(kept, dict):
+        return kept.keys() == found.keys() and all(same(kept[key], found[key]) for key in kept)
+    if isinstance(kept, list):
+        return len(kept) == len(found) and all(map(same, kept, found))
+    return kept == (pytest.approx(found, rel=0.02, abs=0.01) if isinstance(kept, float) else found)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_figures_are_measured_alike(name: str):
+    assert same(FIGURES[name], importlib.import_module(name).measure())
+
+
+def test_the_files_are_what_the_scripts_draw(tmp_path: Path):
+    style = importlib.import_module("style")
+    drawn = {"hooks": importlib.import_module("hooks").draw()}
+    drawn |= {name: importlib.import_module(name).draw(figures) for name, figures in FIGURES.items()}
+    assert {path.stem for path in PICTURES.glob("*.svg")} == drawn.keys()
+    for name, figure in drawn.items():
+        style.save(figure, tmp_path / f"{name}.svg")
+        kept, found = ((folder / f"{name}.svg").read_text() for folder in (PICTURES, tmp_path))
+        # not byte by byte: another processor may round a coordinate otherwise
+        assert re.findall(r"<(\w+)", kept) == re.findall(r"<(\w+)", found), f"run python docs/pictures: {name}"

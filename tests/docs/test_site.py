@@ -1,0 +1,73 @@
+"""The site builds without a warning, its pages are linked with each other, and every public name is in it."""
+
+import importlib
+import subprocess
+import sys
+import zlib
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from tests.docs.pages import DOCS
+
+pytest.importorskip("sphinx", reason="the site needs the extra docs")
+
+PUBLIC = ["mal_adapter", *(f"mal_adapter.{part}" for part in ("errors", "stores", "demo"))]
+PUBLIC += [f"mal_adapter.ser.{part}" for part in ("recognizer", "dialogue", "training", "loading")]
+
+
+class Page(HTMLParser):
+    """The ids of a page, and where it leads to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.targets: list[str] = []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.ids |= {found[name] or "" for name in ("id", "name") if name in found}
+        self.targets += [found[name] or "" for name in ("href", "src") if name in found]
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_leads_nowhere_else(tmp_path: Path):
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-E", "-d", tmp_path / "doctrees"]
+    done = subprocess.run([*command, "-b", "html", DOCS, site], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+    pages = {path: Page(path) for path in site.rglob("*.html")}
+    broken, fetched = [], []
+    for path, page in pages.items():
+        for target in page.targets:
+            address = urlsplit(target)
+            if address.scheme or address.netloc:
+                continue
+            file = (path.parent / unquote(address.path)).resolve() if address.path else path
+            there = file.exists() and (not address.fragment or file not in pages or _has(pages[file], address.fragment))
+            if not there:
+                broken.append(f"{path.relative_to(site)}: {target}")
+        text = path.read_text()
+        fetched += [path.name for mark in ('src="http', "@import", "cdn.") if mark in text]
+    assert not broken
+    assert not fetched  # nothing is loaded from elsewhere, neither scripts nor fonts
+
+    documented = _inventory(site / "objects.inv")
+    for module in PUBLIC:
+        names = {f"{module}.{name}" for name in importlib.import_module(module).__all__}
+        assert names <= documented, f"docs/api lacks {sorted(names - documented)}"
+    assert str(Path.home()) not in (site / "api" / "demo.html").read_text()
+
+
+def _has(page: Page, fragment: str) -> bool:
+    return unquote(fragment) in page.ids or fragment in ("", "top")
+
+
+def _inventory(path: Path) -> set[str]:
+    """The names in Sphinx's objects.inv: four lines of text, then compressed lines that begin with a name."""
+    compressed = path.read_bytes().split(b"\n", 4)[4]
+    return {line.split(" ")[0] for line in zlib.decompress(compressed).decode().splitlines()}
