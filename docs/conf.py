@@ -27,7 +27,8 @@ myst_heading_anchors = 3
 default_role = "py:obj"  # `name` in a docstring is code, and a link where the name is documented
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-autodoc_mock_imports = ["accelerate", "peft"]  # signatures need them no more than the rest of the library does
+# The reference is made from signatures and docstrings, for which these need not be imported, nor installed.
+autodoc_mock_imports = ["accelerate", "peft", "scipy", "sklearn", "transformers"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
