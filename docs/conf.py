@@ -65,7 +65,7 @@ def link_to_public_name(
     """A link for a name without its module, or with the module that defines it instead of the one to import it from."""
     domain: Any = env.get_domain("py")
     name = node["reftarget"].rpartition(".")[2]
-    kinds = ("class", "exception", "function", "data", *(("method",) if "." not in node["reftarget"] else ()))
+    kinds = ("class", "exception", "function")  # not methods: an argument may have the name of one
     found = [
         full
         for full, entry in domain.objects.items()

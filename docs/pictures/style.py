@@ -46,5 +46,10 @@ def note(axes: Axes, text: str, at: tuple[float, float], **options: Any) -> None
 
 def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    # The solver of the layout leaves a last digit to chance, and the names in an SVG file are made of such digits.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position([round(edge, 6) for edge in axes.get_position().bounds])
     metadata = {"Date": None} if path.suffix == ".svg" else {}
     figure.savefig(path, dpi=150, metadata=metadata)

@@ -1,16 +1,16 @@
 """Keys that hardly change, as a held vowel gives: the error after each chunk, with the trust region and without it."""
 
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import style
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from torch import Tensor
 
-import mal_adapter.chunk
 from mal_adapter.gates import Gates
-from mal_adapter.update import read, write
+from mal_adapter.update import Weights, read, write
 
 WIDTH, CHUNK, CHUNKS = 32, 64, 12
 NOISE = 0.3  # length of what varies from key to key, all of length 1
@@ -20,27 +20,39 @@ STEPS = {"small": -6.0, "default": -4.0, "large": -2.0}  # logits of θ
 def measure() -> dict[str, Any]:
     figures: dict[str, Any] = {"theta": {name: round(float(torch.tensor(b).sigmoid()), 4) for name, b in STEPS.items()}}
     for name, step_bias in STEPS.items():
-        figures[name] = {"with": _errors(step_bias)}
-        with mock.patch.object(mal_adapter.chunk, "_trust", lambda tokens, _: torch.ones_like(tokens[:, :1, :1])):
-            figures[name]["without"] = _errors(step_bias)
+        figures[name] = {"with": _errors(step_bias, write), "without": _errors(step_bias, _write_without)}
     return figures
 
 
-def _errors(step_bias: float) -> list[float]:
+def _errors(step_bias: float, written: Callable[..., tuple[Weights, Weights]]) -> list[float]:
     torch.manual_seed(0)
     key, value = (F.normalize(torch.randn(WIDTH, dtype=torch.float64), dim=0) for _ in range(2))
     values = value.expand(1, 1, CHUNK, -1)
     initial = (torch.zeros(1, WIDTH, WIDTH, dtype=torch.float64),)
     weights = momentum = (torch.zeros(1, 1, WIDTH, WIDTH, dtype=torch.float64),)
     gates = Gates(*(torch.full((1, 1, CHUNK), logit) for logit in (step_bias, 0.0, -8.0)))
+    mask = torch.ones(1, CHUNK, dtype=torch.bool)
     errors = [1.0]
     for _ in range(CHUNKS):
         varied = key + NOISE * F.normalize(torch.randn(CHUNK, WIDTH, dtype=torch.float64), dim=-1)
         keys = F.normalize(varied, dim=-1)[None, None]
-        weights, momentum = write(initial, weights, momentum, keys, values, gates, torch.ones(1, CHUNK).bool(), CHUNK)
+        weights, momentum = written(initial, weights, momentum, keys, values, gates, mask, CHUNK)
         answer = read(weights, key.view(1, 1, 1, -1)).flatten()
         errors.append(float(f"{(answer - value).norm() / value.norm():.4g}"))
     return errors
+
+
+def _write_without(
+    initial: Weights, weights: Weights, momentum: Weights, keys: Tensor, values: Tensor, gates: Gates, *_: object
+) -> tuple[Weights, Weights]:
+    """One chunk of the three equations as they stand, for a memory of one matrix."""
+    (m,), (s,) = weights, momentum
+    theta, eta, alpha = (gate.sigmoid().flatten() for gate in gates)
+    error = read(weights, keys) - values  # all at the chunk's first weights
+    for t in range(CHUNK):
+        s = eta[t] * s - theta[t] * keys[..., t, :, None] * error[..., t, None, :]
+        m = (1 - alpha[t]) * m + s
+    return (m,), (s,)
 
 
 def draw(figures: dict[str, Any]) -> Figure:
