@@ -16,7 +16,7 @@ from mal_adapter.cli.hosts import (
     load_recognizer,
     start_process,
 )
-from mal_adapter.cli.output import header, load_libraries, note, print_json, print_line, row, width, working
+from mal_adapter.cli.output import header, load_libraries, note, print_json, print_line, row, width
 from mal_adapter.cli.usage import json_option, shown
 
 if TYPE_CHECKING:
@@ -115,18 +115,19 @@ def evaluate(
     Each dialogue is heard with its own memory, without, and with wrong ones. The last line says whether it is this
     dialogue's past that helps. Stopped? Run it again: what was heard is kept.
     """
-    load_libraries()
     from mal_adapter.errors import ConfigError, EvaluationError
+
+    if card and (adapter is None or not Path(adapter).is_dir()):
+        raise ConfigError("--card writes into the adapter's folder; give one with --adapter, or leave out --card")
+    if model is None and adapter is None:
+        raise ConfigError("nothing to evaluate; give --adapter, --model or both")
+    load_libraries()
 
     try:
         from mal_adapter.ser import evaluation
     except ImportError as error:
         raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
 
-    if card and (adapter is None or not Path(adapter).is_dir()):
-        raise ConfigError("--card writes into the adapter's folder; give one with --adapter, or leave out --card")
-    if model is None and adapter is None:
-        raise ConfigError("nothing to evaluate; give --adapter, --model or both")
     data = read_data(corpus, root, split, ("test",))
     state, place = start_process(device)
     rivals = [evaluation.read_evaluation(folder) for folder in against or ()]
@@ -192,6 +193,7 @@ def _report(
 ) -> dict[str, Any]:
     """Writes the report and prints its table."""
     from mal_adapter.errors import EvaluationError
+    from mal_adapter.ser.progress import working
 
     try:
         from mal_adapter.ser.report import write_report

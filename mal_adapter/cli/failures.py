@@ -11,14 +11,22 @@ from typing import Any
 import typer
 
 from mal_adapter.cli.output import complain, note, print_json
-from mal_adapter.errors import AudioError, CorpusError, MalAdapterError, MalAdapterWarning, ManifestError
-from mal_adapter.errors import StateFormatError as StateError
+from mal_adapter.errors import (
+    AudioError,
+    ConfigError,
+    CorpusError,
+    LabelError,
+    MalAdapterError,
+    MalAdapterWarning,
+    ManifestError,
+    StateFormatError,
+)
 
-__all__ = ["BROKEN_PIPE", "DONE", "FAILED", "INTERRUPTED", "UNREADABLE", "guarded", "plain_warnings", "usage_error_of"]
+__all__ = ["BROKEN_PIPE", "FAILED", "INTERRUPTED", "WRONG_INPUT", "guarded", "plain_warnings"]
 
-DONE, FAILED = 0, 1
-#: Wrong usage, as typer has it; also an input file that can't be read, even where the others were answered.
-UNREADABLE = 2
+FAILED = 1
+#: Wrong usage, as typer has it; also an input file that can't be read, even where others were answered.
+WRONG_INPUT = 2
 #: What a shell reports for a program that SIGINT or SIGPIPE has ended.
 INTERRUPTED, BROKEN_PIPE = 130, 141
 
@@ -40,7 +48,7 @@ def guarded(*, as_json: bool, debug: bool) -> Iterator[None]:
             note("interrupted")
         elif _is_broken_pipe(stop.__context__):
             _leave_pipe()
-        elif as_json and (message := usage_error_of(stop)) is not None:
+        elif as_json and (message := _usage_error_of(stop)) is not None:
             _print_error("UsageError", message)
         raise
     except KeyboardInterrupt:
@@ -55,14 +63,14 @@ def guarded(*, as_json: bool, debug: bool) -> Iterator[None]:
         complain(message if isinstance(error, MalAdapterError) or debug else f"{message} ({_HINT})")
         if as_json:
             _print_error(type(error).__name__, message)
-        unreadable = isinstance(error, ManifestError | CorpusError | AudioError | StateError)
-        sys.exit(UNREADABLE if unreadable else FAILED)
+        sys.exit(WRONG_INPUT if isinstance(error, _WRONG_INPUT) else FAILED)
 
 
+_WRONG_INPUT = (ConfigError, LabelError, ManifestError, CorpusError, AudioError, StateFormatError)
 _HINT = "run again with --debug to see where"
 
 
-def usage_error_of(stop: SystemExit) -> str | None:
+def _usage_error_of(stop: SystemExit) -> str | None:
     """What typer has just told the user about wrong usage; None where that is not why it stopped."""
     error = stop.__context__
     return str(error.format_message()) if isinstance(error, UsageError) else None

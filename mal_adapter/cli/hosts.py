@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.output import working
-
 if TYPE_CHECKING:
     import torch
 
@@ -109,13 +107,23 @@ def load_model(name: str, device: "torch.device | None", dtype: Dtype, *, spread
     """
     from mal_adapter.errors import HostError
     from mal_adapter.ser.loading import load_host
+    from mal_adapter.ser.progress import working
 
     options = {"device_map": "auto"} if spread else {}
     try:
         with working(f"loading {name}"):
             return load_host(name, device=device, dtype=dtype.value, **options)
     except (OSError, ValueError) as error:
-        raise HostError(f"the model {name} can not be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise HostError(f"the model {name} can not be loaded: {_reason(name, error)}") from error
+
+
+def _reason(name: str, error: Exception) -> str:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        return "there is no such folder, and this is no Hub id such as Qwen/Qwen2-Audio-7B-Instruct"
+    offline = "; HF_HUB_OFFLINE is set, so the Hub was not asked" if HF_HUB_OFFLINE and not Path(name).exists() else ""
+    return f"{str(error).strip().splitlines()[0]}{offline}"
 
 
 def load_recognizer(

@@ -4,8 +4,7 @@ import json
 import os
 import sys
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from typing import Any, TextIO
 
 import typer
@@ -20,7 +19,6 @@ __all__ = [
     "right_or_wrong",
     "row",
     "width",
-    "working",
 ]
 
 
@@ -100,25 +98,11 @@ def right_or_wrong(cell: str, right: bool) -> str:
 # ------------------------------------------------------------------------------------------------ what takes time
 
 
-@contextmanager
-def working(what: str) -> Iterator[None]:
-    """While the block runs, `what` stands on stderr if that is a terminal; afterwards it is gone."""
-    first = os.environ.get("LOCAL_RANK", "0") == "0"  # of the processes that accelerate launch starts
-    shown = first and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-    if shown:
-        sys.stderr.write(f"{what} ...")
-        sys.stderr.flush()
-    try:
-        yield
-    finally:
-        if shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-
-
 def load_libraries() -> None:
     """Imports what takes seconds, before a command needs it, and keeps it quiet: no progress bars or notes of
     transformers about reading files from disk; downloads keep their bars."""
+    from mal_adapter.ser.progress import working
+
     with working("loading torch and transformers"):
         import torch  # noqa: F401
         from transformers.utils import logging

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mal_adapter import demo
-from mal_adapter.cli.failures import UNREADABLE
+from mal_adapter.cli.failures import WRONG_INPUT
 from mal_adapter.cli.hosts import MODEL_PANEL, Device, Dtype, DtypeOption, Labels, Prompt, device_of, load_recognizer
 from mal_adapter.cli.output import (
     complain,
@@ -91,10 +91,10 @@ def predict(
     synthetic voices only.
     """
     dialogues, unread = _dialogues(inputs)
+    for error in unread if dialogues else unread[:-1]:
+        complain(error)
     if not dialogues:
         raise unread[-1]
-    for error in unread:
-        complain(error)
     load_libraries()
     from mal_adapter.ser.progress import progress_bar
 
@@ -120,7 +120,7 @@ def predict(
     else:
         failures = _print_tables(recognizer, dialogues, results)
     if unread or failures:
-        raise typer.Exit(UNREADABLE)
+        raise typer.Exit(WRONG_INPUT)
 
 
 def _dialogues(inputs: Sequence[Path]) -> "tuple[list[Dialogue], list[ManifestError]]":

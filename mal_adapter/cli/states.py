@@ -1,12 +1,13 @@
 """`mal-adapter states`: the sessions in a folder or a Redis."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote
 
 import typer
 
-from mal_adapter.cli.failures import UNREADABLE
+from mal_adapter.cli.failures import WRONG_INPUT
 from mal_adapter.cli.output import complain, header, load_libraries, print_json, print_line, row, width
 from mal_adapter.cli.usage import Group, add, examples, json_option, shown
 
@@ -95,7 +96,7 @@ def list_states(
     elif not damaged:
         print_line("no sessions")
     if damaged:
-        raise typer.Exit(UNREADABLE)
+        raise typer.Exit(WRONG_INPUT)
 
 
 @shown(
@@ -120,7 +121,7 @@ def export_state(
 
     stored = opened.get(session_id)
     if stored is None:
-        raise SessionError(f"there is no session {session_id!r} in {opened}")
+        raise SessionError(f"there is no session {session_id!r} in {_shown(store)}")
     stored.state.save(file)
     _tell(session_id, file, stored.state, "is in", as_json=as_json)
 
@@ -153,7 +154,7 @@ def import_state(
     try:
         opened.put(session_id, state)
     except SessionConflictError as error:
-        message = f"there is a session {session_id!r} in {opened} already; drop it first, or choose another id"
+        message = f"there is a session {session_id!r} in {_shown(store)} already; drop it first, or choose another id"
         raise SessionConflictError(message) from error
     _tell(session_id, file, state, "goes on from", as_json=as_json)
 
@@ -175,7 +176,7 @@ def drop_states(
     missing = [session_id for session_id in session_ids if not opened.drop(session_id)]
     if missing:
         others = "; the others are dropped" if len(missing) < len(session_ids) else ""
-        raise SessionError(f"there is no session {', '.join(map(repr, missing))} in {opened}{others}")
+        raise SessionError(f"there is no session {', '.join(map(repr, missing))} in {_shown(store)}{others}")
     if as_json:
         print_json({"dropped": session_ids})
     else:
@@ -206,9 +207,16 @@ def _tell(session_id: str, file: Path, state: "MemoryState", verb: str, *, as_js
         print_line(f"{session_id} {verb} {file}: {utterances} utterances, {state.nbytes} bytes")
 
 
+def _shown(store: str) -> str:
+    """Without a password, for messages."""
+    return re.sub("//[^/]*@", "//", store)
+
+
 def _open(store: str, prefix: str | None) -> "SessionStore":
     if "://" not in store and not Path(store).is_dir():
         raise typer.BadParameter(f"there is no folder {store}", param_hint="--store")
+    if "://" not in store and prefix is not None:
+        raise typer.BadParameter(f"{store} is a folder, whose sessions have no prefix", param_hint="--prefix")
     load_libraries()
     from mal_adapter.stores import RedisStore, open_store
 

@@ -15,7 +15,7 @@ from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.loading import load_host
-from mal_adapter.ser.progress import progress_bar
+from mal_adapter.ser.progress import progress_bar, working
 from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
 
 __all__ = ["DemoReport", "describe_report", "load_demo", "plot_report", "run_demo"]
@@ -75,7 +75,8 @@ def run_demo(dialogues: int, seed: int, folder: Path, *, progress: bool = True) 
     made = make_dialogues("test", seed, dialogues)
     bar = progress_bar(made, desc="speaking", total=dialogues, unit="dialogue", shown=progress, leave=False)
     spoken = write_wavs(list(bar), folder)
-    model, processor, memory = load_demo()
+    with working("loading the model", shown=progress):
+        model, processor, memory = load_demo()
     recognizer = EmotionRecognizer(model, processor, memory, EMOTIONS, PROMPT)
     with memory:
         without = _hear(recognizer.without_memory(), spoken, "without memory", progress)
