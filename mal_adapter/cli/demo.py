@@ -9,7 +9,7 @@ import typer
 from mal_adapter.cli.output import header, load_libraries, print_json, print_line, right_or_wrong
 from mal_adapter.cli.usage import json_option, shown
 
-__all__ = ["demo"]
+__all__ = ["demo", "painted"]
 
 
 @shown(
@@ -55,15 +55,15 @@ def demo(
     if as_json:
         print_json(report.to_dict())
     else:
-        print_line(_painted(describe_report(report)))
+        print_line(painted(describe_report(report)))
     if plot is not None:
         plot_report(report, plot)
         if not as_json:
             print_line(f"plot: {plot}")
 
 
-def _painted(text: str) -> str:
-    """Bold headers, right answers in green and wrong ones in red."""
+def painted(text: str) -> str:
+    """What `describe_report` says, with bold headers, right answers in green and wrong ones in red."""
     title, columns, *lines = text.splitlines()
     painted = [header([title]), header([columns])]
     for line in lines:

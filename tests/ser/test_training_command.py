@@ -49,6 +49,7 @@ def test_a_trained_folder_is_what_predict_takes(folder, tmp_path):
     assert (report["config"]["epochs"], report["config"]["batch_size"]) == (1, 3)
     assert report["memory"]["memory_dim"] == 16
     assert report["labels"] == ["angry", "happy", "neutral"]  # what these dialogues have
+    assert report["dtype"] == "float32"
     wavs = sorted(str(path) for path in (folder / "dev").glob("*.wav"))[:2]
     found = CliRunner().invoke(
         app, ["predict", *wavs, "--model", str(HOST_FOLDER), "--adapter", str(tmp_path / "adapter"), "--json"]
@@ -81,8 +82,12 @@ def test_what_is_wrong_is_told_in_one_typed_error(folder, tmp_path, change, erro
 
 
 def test_emotions_that_are_no_labels_are_told(folder, tmp_path):
-    done = invoke(arguments(folder, tmp_path / "adapter", "--labels", "neutral, angry"))
+    half = ["--dtype", "bfloat16", "--device", "cpu", "--json"]
+    done = invoke(arguments(folder, tmp_path / "adapter", "--labels", "neutral, angry", *half))
     assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "adapter" / "training.json").read_text())
+    assert json.loads(done.stdout) == {"output": str(tmp_path / "adapter"), **report}
+    assert report["dtype"] == "bfloat16"
     assert re.search(r"note: \d+ utterances are 'happy', no label", done.stderr)
     assert json.loads((tmp_path / "adapter" / "training.json").read_text())["train"]["not_judged"].keys() == {"happy"}
 
