@@ -3,11 +3,13 @@
 import fcntl
 import io
 import os
+import signal
 import struct
+import subprocess
 import sys
 import termios
 import threading
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,3 +68,23 @@ def _exit_code(arguments: tuple[object, ...]) -> int:
         return int(stop.code or 0)
     finally:
         sys.stdout.flush()
+
+
+def interrupted(*arguments: object, at: bytes) -> Done:
+    """Runs a command in a process of its own on a pseudo-terminal, and presses Ctrl-C once it has shown `at`."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 80, 0, 0))
+    command = [sys.executable, "-m", "mal_adapter.cli", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+        os.close(theirs)
+        shown, sent = b"", False
+        with suppress(OSError):  # the terminal of a process that has ended
+            while part := os.read(ours, 65536):
+                shown += part
+                if not sent and at in shown:
+                    process.send_signal(signal.SIGINT)
+                    sent = True
+        assert process.stdout is not None
+        stdout = process.stdout.read()
+    os.close(ours)
+    return Done(process.returncode, stdout, shown.decode())

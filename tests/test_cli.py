@@ -5,10 +5,9 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, suppress
+from contextlib import redirect_stderr
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from mal_adapter.ser.dialogue import Dialogue, Utterance, write_manifest
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
 from mal_adapter.stores import FolderStore
-from tests.commands import mal_adapter, on_a_terminal
+from tests.commands import interrupted, mal_adapter, on_a_terminal
 from tests.ser.conftest import make_dialogue, model, processor, write_audio  # noqa: F401  fixtures
 from tests.stores.states import state_of
 
@@ -264,21 +263,10 @@ def test_wide_letters_keep_the_table_in_line(run, write_audio, tmp_path):  # noq
 
 
 def test_control_c_is_quiet_and_130():
-    ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "mal_adapter.cli", "demo"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs) as process:
-        os.close(theirs)
-        shown = b""
-        while b"loading" not in shown:
-            shown += os.read(ours, 1000)
-        process.send_signal(signal.SIGINT)
-        with suppress(OSError):  # the terminal of a process that has ended
-            while part := os.read(ours, 1000):
-                shown += part
-    os.close(ours)
-    assert process.returncode == 130
-    assert b"interrupted" in shown
-    assert b"Traceback" not in shown
+    done = interrupted("demo", at=b"loading")
+    assert (done.exit_code, done.stdout) == (130, "")
+    assert "interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_pipe_that_is_closed_is_quiet_and_141():

@@ -134,15 +134,19 @@ def evaluate(
     recognizer = load_recognizer(
         model, adapter, labels, prompt, place, dtype, spread=device == "auto", usual_labels=data.labels
     )
-    heard = evaluation.evaluate(
-        recognizer,
-        data.dialogues,
-        output=output,
-        arms=[arm.strip() for arm in arms.split(",")] if arms is not None else None,
-        history=history,
-        batch_size=batch_size,
-        seed=seed,
-    )
+    try:
+        heard = evaluation.evaluate(
+            recognizer,
+            data.dialogues,
+            output=output,
+            arms=[arm.strip() for arm in arms.split(",")] if arms is not None else None,
+            history=history,
+            batch_size=batch_size,
+            seed=seed,
+        )
+    except KeyboardInterrupt:
+        note("the same command goes on; what was heard is kept")
+        raise
     if state.is_main_process:
         figures = _report(output, [heard], rivals, as_json=as_json)
         if card and recognizer.memory is not None:

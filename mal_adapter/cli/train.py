@@ -168,9 +168,13 @@ def train(
     torch.manual_seed(settings.seed)
     memory = _attach(host, layer, memory_fields)
     recognizer = EmotionRecognizer(host, processor, memory, label_set, prompt)
-    report = train_memory(
-        recognizer, dialogues, dev_dialogues, output=output, config=settings, resume=resume, log_with=log_with
-    )
+    try:
+        report = train_memory(
+            recognizer, dialogues, dev_dialogues, output=output, config=settings, resume=resume, log_with=log_with
+        )
+    except KeyboardInterrupt:
+        note("the same command with --resume goes on from the last checkpoint")
+        raise
     if state.is_main_process and as_json:
         print_json({"output": str(output), **report})
     elif state.is_main_process:

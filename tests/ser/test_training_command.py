@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from mal_adapter.cli import app
 from mal_adapter.demo import HOST_FOLDER
 from mal_adapter.errors import ConfigError, HostError, LabelError, ManifestError, TrainingError
+from tests.commands import interrupted
 from tests.ser.training_world import make_dialogues
 
 SETTINGS = {"epochs": 9, "batch_size": 3, "memory": {"memory_dim": 16, "num_heads": 2, "dropout": 0.1}}
@@ -79,6 +80,16 @@ def test_a_trained_folder_is_what_predict_takes(folder, tmp_path):
 def test_what_is_wrong_is_told_in_one_typed_error(folder, tmp_path, change, error):
     done = invoke(arguments(folder, tmp_path, *(part for pair in change.items() for part in pair)))
     assert isinstance(done.exception, error)
+
+
+def test_a_training_that_control_c_stops_says_how_it_goes_on(folder, tmp_path):
+    wish = arguments(folder, tmp_path / "adapter")
+    done = interrupted(*wish, at=b"epoch 1/1:")
+    assert done.exit_code == 130
+    assert "--resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    assert invoke([*wish, "--resume"]).exit_code == 0
 
 
 def test_emotions_that_are_no_labels_are_told(folder, tmp_path):
