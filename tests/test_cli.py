@@ -1,21 +1,28 @@
 """The command line: real files in, tables or JSON out, one line per bad file, exit codes."""
 
 import dataclasses
+import io
 import json
+import os
+import re
 import subprocess
 import sys
+from contextlib import redirect_stderr
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from typer.testing import CliRunner
 
-from mal_adapter import MemoryConfig, attach_memory, cli, demo
+from mal_adapter import MemoryConfig, attach_memory, demo
+from mal_adapter.cli.failures import guarded
 from mal_adapter.ser.dialogue import Dialogue, Utterance, write_manifest
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
+from mal_adapter.stores import FolderStore
+from tests.commands import interrupted, mal_adapter, on_a_terminal
 from tests.ser.conftest import make_dialogue, model, processor, write_audio  # noqa: F401  fixtures
+from tests.stores.states import state_of
 
 LABELS, PROMPT = ["neutral", "sad", "happy"], "How do they feel?"
 
@@ -46,7 +53,7 @@ def run(saved, monkeypatch):
     """run(*arguments) -> the result of the command, with the tiny host in the place of the demo's."""
     monkeypatch.setattr(demo, "HOST_FOLDER", saved / "host")
     monkeypatch.setattr(demo, "ADAPTER_FOLDER", saved / "adapter")
-    return lambda *arguments: CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    return mal_adapter
 
 
 def test_sound_files_in_order_are_one_dialogue(run, saved, write_audio, tmp_path):  # noqa: F811
@@ -138,31 +145,133 @@ def test_the_same_file_twice(run, write_audio):  # noqa: F811
     assert [entry["utterance_id"] for entry in entries] == ["0-a.wav", "1-a.wav"]
 
 
+def test_the_device_and_the_dtype_of_the_weights(run, write_audio):  # noqa: F811
+    path = write_audio("a.wav")
+    answers = {
+        options: json.loads(run("predict", path, *options, "--json").stdout)
+        for options in ((), ("--dtype", "float32"), ("--dtype", "bfloat16", "--device", "cpu"), ("--device", "auto"))
+    }
+    usual, single, half, spread = answers.values()
+    assert [answer["dtype"] for answer in answers.values()] == ["float32", "float32", "bfloat16", "float32"]
+    assert {answer["device"] for answer in answers.values()} == {"cpu"}
+    probabilities = [list(answer["utterances"][0]["probabilities"].values()) for answer in (single, half, spread)]
+    assert probabilities[0] == pytest.approx(list(usual["utterances"][0]["probabilities"].values()), abs=1e-6)
+    assert probabilities[1] != probabilities[0]
+    assert probabilities[1] == pytest.approx(probabilities[0], abs=0.05)
+    assert probabilities[2] == pytest.approx(probabilities[0], abs=1e-6)
+    for device, words in (("gpu", "'gpu' is no device"), ("cuda:99", "there is no cuda:99 here")):
+        done = run("predict", path, "--device", device, "--json")
+        assert done.exit_code == 2
+        assert words in json.loads(done.stdout)["error"]["message"]
+    assert run("predict", path, "--dtype", "int8").exit_code == 2
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "exit_code", "kind", "message"),
     [
-        (["--model", "/no/where"], "error: the model /no/where can not be loaded: "),
-        (["--adapter", "/no/where"], "error: "),
-        (["--labels", "one"], "error: a label set needs at least two names"),
+        (["--model", "/no/where"], 1, "HostError", "the model /no/where can not be loaded: there is no such folder"),
+        (["--model", "no/where"], 1, "HostError", "the model no/where can not be loaded: "),
+        (["--adapter", "/no/where"], 1, "AdapterNotFoundError", ""),
+        (["--labels", "one"], 2, "LabelError", "a label set needs at least two names"),
+        (["missing.jsonl"], 2, "ManifestError", "missing.jsonl: the manifest can not be read"),
     ],
 )
-def test_our_errors_are_one_line_without_a_traceback(arguments, message, run, write_audio, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.setattr(sys, "argv", ["mal-adapter", "predict", str(write_audio("a.wav")), *arguments])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 1
-    complaint = capsys.readouterr().err
-    assert complaint.startswith(message)
-    assert complaint.count("\n") == 1
+def test_our_errors_are_one_line_without_a_traceback(arguments, exit_code, kind, message, run, write_audio):  # noqa: F811
+    sounds = [] if kind == "ManifestError" else [write_audio("a.wav")]
+    plain, as_json = (run("predict", *sounds, *arguments, *more) for more in ([], ["--json"]))
+    assert plain.stderr.startswith(f"error: {message}")
+    assert plain.stderr.count("\n") == 1
+    assert (plain.exit_code, plain.stdout) == (exit_code, "")
+    assert (as_json.exit_code, as_json.stderr) == (exit_code, plain.stderr)
+    error = json.loads(as_json.stdout)["error"]
+    assert error == {"type": kind, "message": plain.stderr.removeprefix("error: ").rstrip()}
 
 
-def test_the_version_and_a_light_import(run):
-    assert run("--version").stdout[0].isdigit()
-    # The package itself may import torch; the command line must add nothing heavy to it.
-    code = (
-        "import sys, mal_adapter; before = set(sys.modules); import mal_adapter.cli; print(set(sys.modules) - before)"
-    )
-    added = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "typer" in added
-    assert "'mal_adapter.ser'" not in added
-    assert "transformers" not in added
+def test_what_nobody_foresaw_is_one_line_and_debug_shows_where(run, tmp_path):
+    (tmp_path / "sessions").mkdir()
+    FolderStore(tmp_path / "sessions").put("a", state_of(1))
+    wish = ["states", "export", "a", tmp_path / "absent" / "a.safetensors", "--store", tmp_path / "sessions"]
+    done = run(*wish)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.endswith(" (run again with --debug to see where)\n")
+    assert done.stderr.count("\n") == 1
+    shown = run(*wish, "--debug", "--json")
+    assert shown.exit_code == 1
+    assert shown.stderr.startswith("Traceback (most recent call last):\n")
+    assert "--debug" not in shown.stderr.splitlines()[-1]
+    assert json.loads(shown.stdout)["error"]["type"] == "FileNotFoundError"
+
+
+def test_a_full_device_is_told_what_helps():
+    with (
+        pytest.raises(SystemExit) as stop,
+        redirect_stderr(io.StringIO()) as stderr,
+        guarded(as_json=False, debug=False),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
+    assert stop.value.code == 1
+    assert "try --dtype bfloat16" in stderr.getvalue()
+    assert stderr.getvalue().count("\n") == 1
+
+
+def test_wrong_usage_is_an_object_too_where_json_is_asked_for(run):
+    for wish, words in ((["predict"], "FILE"), (["predict", "a.wav", "--modle", "x"], "--modle")):
+        done = run(*wish, "--json")
+        assert done.exit_code == 2
+        assert json.loads(done.stdout)["error"]["type"] == "UsageError"
+        assert words in json.loads(done.stdout)["error"]["message"]
+        assert "--help" in done.stderr
+        assert run(*wish).stdout == ""
+    assert run("--", "--json").stdout == ""
+    assert run("pedict").exit_code == 2
+
+
+def test_colours_and_a_bar_on_a_terminal_alone(run, make_dialogue, tmp_path, monkeypatch):  # noqa: F811
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    turns = [dataclasses.replace(turn, emotion="sad") for turn in make_dialogue("first", [0.5, 0.6]).utterances]
+    write_manifest([Dialogue("first", tuple(turns))], tmp_path / "calls.jsonl")
+    wish = ["predict", tmp_path / "calls.jsonl", tmp_path / "missing.wav"]
+    piped = run(*wish)
+    assert "\x1b" not in piped.stdout + piped.stderr
+    shown = on_a_terminal(*wish)
+    assert shown.exit_code == piped.exit_code == 2
+    assert re.search("\x1b\\[3[12]m(sad|neutral|happy) *\x1b\\[0m", shown.stderr)  # green or red
+    assert "\x1b[31m\x1b[1merror:\x1b[0m" in shown.stderr
+    assert "hearing: " in shown.stderr
+    bare = re.sub("\x1b\\[[0-9]*[mK]", "", shown.stderr)
+    assert set(piped.stdout.splitlines()[1:]) <= {line.split("\r")[-1] for line in bare.split("\r\n")}
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in on_a_terminal(*wish).stderr
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[1m" in run(*wish).stdout
+    monkeypatch.delenv("FORCE_COLOR")
+    split = on_a_terminal(*wish, "--json", stdout_too=False)
+    assert len(json.loads(split.stdout)["utterances"]) == 3
+    assert "hearing: " in split.stderr
+
+
+def test_wide_letters_keep_the_table_in_line(run, write_audio, tmp_path):  # noqa: F811
+    turns = (Utterance("d", "一", "悲伤", write_audio("a.wav")), Utterance("d", "b", "B", write_audio("b.wav")))
+    write_manifest([Dialogue("d", turns)], tmp_path / "calls.jsonl")
+    lines = run("predict", tmp_path / "calls.jsonl").stdout.splitlines()[2:]
+    assert lines[0].startswith("一         悲伤     ")
+    assert lines[1].startswith("b          B        ")
+
+
+def test_control_c_is_quiet_and_130():
+    done = interrupted("demo", at=b"loading")
+    assert (done.exit_code, done.stdout) == (130, "")
+    assert "interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_pipe_that_is_closed_is_quiet_and_141():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "mal_adapter.cli", "--version"], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")

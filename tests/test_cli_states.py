@@ -4,19 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from mal_adapter import MemoryState
-from mal_adapter.cli import app
 from mal_adapter.stores import FolderStore, RedisStore, SessionStore
+from tests.commands import mal_adapter as run
 from tests.hosts.probes import random_adapter
 from tests.stores.conftest import server  # noqa: F401
-from tests.stores.servers import RedisServer
+from tests.stores.servers import PASSWORD, RedisServer
 from tests.stores.states import state_of
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(params=["folder", "redis"])
@@ -53,14 +48,16 @@ def test_sessions_are_listed(place: tuple[SessionStore, list[str]]):
 def test_a_session_goes_out_and_comes_in_again(place: tuple[SessionStore, list[str]], tmp_path: Path):
     store, options = place
     file = tmp_path / "a.safetensors"
-    assert run("states", "export", "a/1", file, *options).exit_code == 0
+    out = json.loads(run("states", "export", "a/1", file, *options, "--json").stdout)
+    assert out == {"session": "a/1", "file": str(file), "utterances": 3, "bytes": state_of(3).nbytes}
     assert MemoryState.load(file).equals(state_of(3))
     refused = run("states", "import", "a/1", file, *options)
     assert refused.exit_code == 1
     assert "drop it first" in refused.stderr
-    assert run("states", "drop", "a/1", *options).exit_code == 0
+    assert json.loads(run("states", "drop", "a/1", *options, "--json").stdout) == {"dropped": ["a/1"]}
     assert list(store) == ["b"]
-    assert run("states", "import", "a/1", file, *options).exit_code == 0
+    back = run("states", "import", "a/1", file, *options)
+    assert (back.exit_code, back.stdout.split(":")[0]) == (0, f"a/1 goes on from {file}")
     assert store.get("a/1").state.equals(state_of(3))
 
 
@@ -80,6 +77,17 @@ def test_a_mistyped_folder_is_not_made(tmp_path: Path):
     result = run("states", "list", "--store", tmp_path / "sesions")
     assert result.exit_code == 2
     assert not (tmp_path / "sesions").exists()
+    (tmp_path / "sessions").mkdir()
+    assert run("states", "list", "--store", tmp_path / "sessions").stdout == "no sessions\n"
+
+
+def test_no_message_shows_a_password(server: RedisServer, tmp_path: Path):  # noqa: F811
+    RedisStore(server.url, f"cli {tmp_path.name}:").put("a", state_of(1))
+    for words in (["export", "x", tmp_path / "x"], ["drop", "x"], ["import", "a", tmp_path / "a"]):
+        state_of(1).save(tmp_path / "a")
+        result = run("states", *words, "--store", server.url, "--prefix", f"cli {tmp_path.name}:", "--json")
+        assert result.exit_code == 1
+        assert PASSWORD not in result.stdout + result.stderr
 
 
 def test_a_damaged_session_does_not_hide_the_others(tmp_path: Path):
@@ -87,8 +95,9 @@ def test_a_damaged_session_does_not_hide_the_others(tmp_path: Path):
     store.put("good", state_of(1))
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     result = run("states", "list", "--store", tmp_path, "--json")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "bad.safetensors" in result.stderr
+    assert "bad.safetensors" in json.loads(result.stdout)["not_read"][0]
     assert [entry["session"] for entry in json.loads(result.stdout)["sessions"]] == ["good"]
 
 

@@ -1,12 +1,12 @@
 """`mal-adapter push`, `pull` and `inspect`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.output import quiet_transformers
+from mal_adapter.cli.output import load_libraries, print_json, print_line
+from mal_adapter.cli.usage import json_option, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,23 +16,65 @@ if TYPE_CHECKING:
 
 __all__ = ["inspect", "pull", "push"]
 
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit (default: the main branch).")]
+HUB, KEEP = "Hub", "Keep and share"
+Revision = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Branch, tag or commit (default: the main branch).", rich_help_panel=HUB),
+]
 Token = Annotated[
-    str | None, typer.Option(help="Of the Hub (default: that of `hf auth login`).", envvar="HF_TOKEN", show_envvar=True)
+    str | None,
+    typer.Option(
+        metavar="TOKEN",
+        help="Of your account (default: that of `hf auth login`).",
+        envvar="HF_TOKEN",
+        show_envvar=True,
+        rich_help_panel=HUB,
+    ),
 ]
 
 
+@shown(
+    KEEP,
+    ("A trained adapter, for everyone", "mal-adapter push my-memory user/mal-qwen2-audio"),
+    (
+        "For yourself alone, and with a message",
+        'mal-adapter push my-memory user/mal-qwen2-audio \\\n--private --message "Trained on MELD"',
+    ),
+)
 def push(
-    folder: Annotated[Path, typer.Argument(help="A folder that save_pretrained wrote.", exists=True, file_okay=False)],
-    repo_id: Annotated[str, typer.Argument(help="Where to on the Hub, such as user/mal-qwen2-audio.")],
-    private: Annotated[bool, typer.Option("--private", help="Where the repository is new, only you see it.")] = False,
-    message: Annotated[str, typer.Option(help="Of the commit.")] = "Push a memory adapter",
-    revision: Annotated[str | None, typer.Option(help="The branch (default: main); new ones are made.")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose it instead of committing it.")] = False,
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="What `mal-adapter train` or save_pretrained wrote.", exists=True, file_okay=False
+        ),
+    ],
+    repo_id: Annotated[
+        str, typer.Argument(metavar="REPO_ID", help="Where to on the Hub, such as user/mal-qwen2-audio.")
+    ],
+    private: Annotated[
+        bool,
+        typer.Option("--private", help="Where the repository is new, only you see it.", rich_help_panel=HUB),
+    ] = False,
+    message: Annotated[
+        str, typer.Option(metavar="TEXT", help="Of the commit.", rich_help_panel=HUB)
+    ] = "Push a memory adapter",
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The branch (default: main); new ones are made.", rich_help_panel=HUB),
+    ] = None,
+    create_pr: Annotated[
+        bool,
+        typer.Option("--create-pr", help="Propose it instead of committing it.", rich_help_panel=HUB),
+    ] = False,
     token: Token = None,
+    as_json: Annotated[bool, json_option("repo_id, commit, url, pr_url")] = False,
 ) -> None:
-    """Push a trained adapter to the Hugging Face Hub, with a model card. Text of your own in its README stays."""
-    quiet_transformers()
+    """Push a trained adapter to the Hugging Face Hub, with a model card.
+
+    Prints where it is. The repository is made if need be; text of your own in its README stays. Needs a token that
+    may write: --token, HF_TOKEN or `hf auth login`.
+    """
+    load_libraries()
     from mal_adapter import MemoryAdapter
 
     done = MemoryAdapter.from_pretrained(folder).push_to_hub(
@@ -43,33 +85,71 @@ def push(
         create_pr=create_pr,
         token=token,
     )
-    typer.echo(done.pr_url or done.commit_url)
+    if as_json:
+        print_json({"repo_id": repo_id, "commit": done.oid, "url": done.commit_url, "pr_url": done.pr_url})
+    else:
+        print_line(done.pr_url or done.commit_url)
 
 
+@shown(
+    KEEP,
+    ("Someone's adapter into a folder", "mal-adapter pull user/mal-qwen2-audio my-memory"),
+    ("A certain version of it", "mal-adapter pull user/mal-qwen2-audio my-memory --revision v1"),
+)
 def pull(
-    repo_id: Annotated[str, typer.Argument(help="An adapter on the Hub, such as user/mal-qwen2-audio.")],
-    folder: Annotated[Path, typer.Argument(help="Is made if need be.", file_okay=False)],
+    repo_id: Annotated[
+        str, typer.Argument(metavar="REPO_ID", help="An adapter on the Hub, such as user/mal-qwen2-audio.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Is made if need be.", file_okay=False)],
     revision: Revision = None,
-    subfolder: Annotated[str | None, typer.Option(help="Of the repository.")] = None,
+    subfolder: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Of the repository.", rich_help_panel=HUB)
+    ] = None,
     token: Token = None,
+    as_json: Annotated[bool, json_option("repo_id, folder")] = False,
 ) -> None:
-    """Pull an adapter from the Hugging Face Hub into a folder, as it is, once its files have been checked."""
+    """Pull an adapter from the Hugging Face Hub into a folder, once its files have been checked.
+
+    Prints the folder. To use an adapter you need not pull it: --adapter of the other commands takes its Hub id.
+    """
+    load_libraries()
     from mal_adapter import MemoryAdapter
     from mal_adapter.hub import HubOptions, pull_adapter
 
     pull_adapter(repo_id, folder, MemoryAdapter.shapes_of, HubOptions(revision, subfolder, token))
-    typer.echo(folder)
+    if as_json:
+        print_json({"repo_id": repo_id, "folder": str(folder)})
+    else:
+        print_line(folder)
 
 
+@shown(
+    KEEP,
+    ("What an adapter is for, and how large", "mal-adapter inspect user/mal-qwen2-audio"),
+    ("What a session has heard", "mal-adapter inspect sessions/call-42.safetensors --json"),
+)
 def inspect(
-    target: Annotated[str, typer.Argument(help="An adapter's folder or Hub id, or a state file.")],
+    target: Annotated[
+        str, typer.Argument(metavar="ADAPTER_OR_FILE", help="An adapter's folder or Hub id, or a state file.")
+    ],
     revision: Revision = None,
-    subfolder: Annotated[str | None, typer.Option(help="Of the folder or repository.")] = None,
+    subfolder: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Of the folder or repository.", rich_help_panel=HUB)
+    ] = None,
     token: Token = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a list.")] = False,
+    as_json: Annotated[
+        bool,
+        json_option(
+            "kind, tensors and bytes; of an adapter fingerprint, parameters, host and memory; of a state adapter, "
+            "utterances, tokens and skipped_writes"
+        ),
+    ] = False,
 ) -> None:
-    """What an adapter or a session's state holds: sizes, host, counters, and the norm of each tensor."""
-    quiet_transformers()
+    """Tell what an adapter or a session's state holds: sizes, host, counters, and the norm of each tensor.
+
+    Two adapters with the same fingerprint are the same; a state belongs to the adapter whose fingerprint it names.
+    """
+    load_libraries()
     from mal_adapter import MemoryAdapter, MemoryState
 
     if Path(target).is_file():
@@ -77,7 +157,10 @@ def inspect(
     else:
         adapter = MemoryAdapter.from_pretrained(target, revision=revision, subfolder=subfolder, token=token)
         content = _describe_adapter(adapter)
-    typer.echo(json.dumps(content, indent=2) if as_json else "\n".join(_lines(content)))
+    if as_json:
+        print_json(content)
+    else:
+        print_line("\n".join(_lines(content)))
 
 
 def _describe_adapter(adapter: "MemoryAdapter") -> dict[str, Any]:
@@ -103,7 +186,7 @@ def _describe_state(state: "MemoryState") -> dict[str, Any]:
         "adapter": state.fingerprint,
         "bytes": state.nbytes,
         "utterances": state.utterances.tolist(),
-        "audio tokens": state.tokens.tolist(),
+        "tokens": state.tokens.tolist(),
         "skipped_writes": state.skipped_writes.tolist(),
         "tensors": _describe_tensors(tensors),
     }

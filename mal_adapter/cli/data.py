@@ -13,14 +13,31 @@ if TYPE_CHECKING:
 
 __all__ = ["Corpus", "Data", "Root", "Split", "read_data"]
 
+PANEL = "Corpus"
+
+
+def _corpora(incomplete: str) -> list[str]:
+    """For completion in a shell, which completes paths itself where this gives nothing."""
+    names = ("meld", "iemocap", "emorynlp", "m3ed")
+    return [name for name in names if incomplete and name.startswith(incomplete)]
+
+
 Corpus = Annotated[
     str,
     typer.Argument(
-        metavar="CORPUS", help="A manifest, a folder of manifests, or meld, iemocap, emorynlp or m3ed with --root."
+        metavar="CORPUS",
+        help="A .jsonl manifest, a folder of manifests, or meld, iemocap, emorynlp or m3ed with --root.",
+        autocompletion=_corpora,
     ),
 ]
-Root = Annotated[Path | None, typer.Option(help="The folder into which that corpus was unpacked.")]
-Split = Annotated[list[str] | None, typer.Option(help="A part of the corpus, by its name; may be repeated.")]
+Root = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Into which that corpus was unpacked.", rich_help_panel=PANEL),
+]
+Split = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="A part of the corpus; may be repeated.", rich_help_panel=PANEL),
+]
 
 
 @dataclass(frozen=True)

@@ -1,43 +1,75 @@
 """`mal-adapter demo`."""
 
-import json
-import sys
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mal_adapter.cli.output import quiet_transformers
+from mal_adapter.cli.output import header, load_libraries, print_json, print_line, right_or_wrong
+from mal_adapter.cli.usage import json_option, shown
 
-__all__ = ["demo"]
+__all__ = ["demo", "painted"]
 
 
+@shown(
+    "Try",
+    ("See it, in half a minute", "mal-adapter demo"),
+    ("Other dialogues, and a picture (needs matplotlib)", "mal-adapter demo --seed 1 --plot demo.png"),
+)
 def demo(
-    dialogues: Annotated[int, typer.Option(min=1, help="How many held-out dialogues of ten utterances.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Which dialogues; every seed is another set.")] = 0,
-    plot: Annotated[Path | None, typer.Option(help="Draw accuracy by turn and one dialogue into this image.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    dialogues: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How many held-out dialogues of ten utterances.")
+    ] = 50,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Which dialogues; every seed is another set.")] = 0,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw accuracy by turn and one dialogue: a .png, .svg or .pdf file.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        json_option(
+            "accuracy_without_memory, accuracy_with_memory, by_turn_without_memory, by_turn_with_memory, intervals, "
+            "dialogues, seed"
+        ),
+    ] = False,
 ) -> None:
-    """Hear spoken two-person dialogues with a tiny Qwen2-Audio, without memory and with it.
+    """Hear spoken dialogues with a tiny Qwen2-Audio, without its memory and with it.
 
-    An emotion is a shift from how a speaker usually sounds: one utterance alone is ambiguous, and the past resolves it.
+    Everything comes with the package; nothing is downloaded. Voices and emotions are synthetic: an emotion is a shift
+    from how a speaker usually sounds, so that one utterance alone is ambiguous, and the past resolves it.
     """
     import tempfile
 
     if plot is not None:
         _check_plot(plot)
-    quiet_transformers()
+    load_libraries()
     from mal_adapter.demo.run import describe_report, plot_report, run_demo
 
     with tempfile.TemporaryDirectory(prefix="mal-adapter-demo-") as folder:
-        report = run_demo(dialogues, seed, Path(folder), progress=not as_json and sys.stderr.isatty())
+        report = run_demo(dialogues, seed, Path(folder))
     if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2))
+        print_json(report.to_dict())
     else:
-        typer.echo(describe_report(report))
+        print_line(painted(describe_report(report)))
     if plot is not None:
         plot_report(report, plot)
-        typer.echo(f"plot: {plot}", err=as_json)
+        if not as_json:
+            print_line(f"plot: {plot}")
+
+
+def painted(text: str) -> str:
+    """What `describe_report` says, with bold headers, right answers in green and wrong ones in red."""
+    title, columns, *lines = text.splitlines()
+    painted = [header([title]), header([columns])]
+    for line in lines:
+        line = re.sub(r"\w+ [01]\.\d\d \+(?!\S)", lambda answer: right_or_wrong(answer[0], True), line)
+        painted.append(re.sub(r"\w+ [01]\.\d\d -(?!\S)", lambda answer: right_or_wrong(answer[0], False), line))
+    return "\n".join(painted)
 
 
 def _check_plot(plot: Path) -> None:

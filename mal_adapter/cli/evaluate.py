@@ -6,95 +6,181 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mal_adapter.cli.data import Corpus, Root, Split, read_data
-from mal_adapter.cli.hosts import Labels, Prompt, load_recognizer
+from mal_adapter.cli.hosts import (
+    MODEL_PANEL,
+    Device,
+    Dtype,
+    DtypeOption,
+    Labels,
+    Prompt,
+    load_recognizer,
+    start_process,
+)
+from mal_adapter.cli.output import header, load_libraries, note, print_json, print_line, row, width
+from mal_adapter.cli.usage import json_option, shown
 
 if TYPE_CHECKING:
     from mal_adapter.ser.evaluation import Evaluation
 
 __all__ = ["evaluate", "report"]
 
+PANEL = "Measuring"
 Against = Annotated[
     list[Path] | None,
-    typer.Option(help="Folder of another evaluation of the same utterances, to compare with; may be repeated."),
+    typer.Option(
+        metavar="FOLDER",
+        help="Another evaluation of the same utterances, to compare with; may be repeated.",
+        exists=True,
+        file_okay=False,
+        rich_help_panel="Output",
+    ),
 ]
+FIELDS = "output, page, and those of report.json: run, arms, against, compared, audit, verdict, gain_by_turn, left_out"
 
 
+@shown(
+    "Train and measure",
+    (
+        "A trained memory, on dialogues with known emotions",
+        "mal-adapter evaluate test.jsonl --adapter my-memory --output my-evaluation",
+    ),
+    (
+        "MELD's test split, against a GRU that was evaluated before",
+        "mal-adapter evaluate meld --root MELD.Raw --adapter my-memory \\\n"
+        "--output my-evaluation --against gru-evaluation",
+    ),
+    (
+        "On all GPUs",
+        "accelerate launch -m mal_adapter.cli evaluate test.jsonl \\\n--adapter my-memory --output my-evaluation",
+    ),
+)
 def evaluate(
     corpus: Corpus,
-    output: Annotated[Path, typer.Option(help="Folder for the answers and the report.")],
+    *,
     root: Root = None,
     split: Split = None,
     model: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of an audio language model (default: the adapter's).")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Folder or Hub id of an audio language model (default: the adapter's).",
+            rich_help_panel=MODEL_PANEL,
+        ),
     ] = None,
     adapter: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of a trained memory; without, the model is heard alone.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Folder or Hub id of a trained memory; without, the model is heard alone.",
+            rich_help_panel=MODEL_PANEL,
+        ),
     ] = None,
     labels: Labels = None,
     prompt: Prompt = None,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
     arms: Annotated[
         str | None,
         typer.Option(
-            help="What to hear, with commas: bare, right, reset, swapped, mixed, shuffled, told (a memory per true "
-            "speaker), history (utterances before it in the prompt). Default: all but the last two."
+            metavar="A,B,...",
+            help="What to hear: bare, right, reset, swapped, mixed, shuffled, told (a memory per true speaker), "
+            "history (utterances before it in the prompt). Default: all but the last two.",
+            rich_help_panel=PANEL,
         ),
     ] = None,
-    history: Annotated[int, typer.Option(min=1, help="How many utterances the arm history joins.")] = 3,
-    batch_size: Annotated[int, typer.Option(min=1, help="Utterances in one forward.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the random orders.")] = 0,
+    history: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="How many utterances the arm history joins.", rich_help_panel=PANEL),
+    ] = 3,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Utterances in one forward.", rich_help_panel=PANEL)
+    ] = 8,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the random orders.", rich_help_panel=PANEL)] = 0,
+    output: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="For the answers and the report.", rich_help_panel="Output")
+    ],
     against: Against = None,
     card: Annotated[
-        bool, typer.Option("--card", help="Also write the figures into the adapter's model card; needs a folder.")
+        bool,
+        typer.Option(
+            "--card",
+            help="Also write the figures into the adapter's model card; needs a folder.",
+            rich_help_panel="Output",
+        ),
     ] = False,
+    as_json: Annotated[bool, json_option(FIELDS)] = False,
 ) -> None:
     """Measure a memory on dialogues with known emotions, and whether it is the memory that helps.
 
-    Stopped? Run it again: what was heard is kept. On several devices: accelerate launch -m mal_adapter.cli evaluate ...
+    Each dialogue is heard with its own memory, without, and with wrong ones. The last line says whether it is this
+    dialogue's past that helps. Stopped? Run it again: what was heard is kept.
     """
     from mal_adapter.errors import ConfigError, EvaluationError
-
-    try:
-        from accelerate import PartialState
-        from accelerate.utils import parse_flag_from_env
-
-        from mal_adapter.ser import evaluation
-    except ImportError as error:
-        raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
 
     if card and (adapter is None or not Path(adapter).is_dir()):
         raise ConfigError("--card writes into the adapter's folder; give one with --adapter, or leave out --card")
     if model is None and adapter is None:
         raise ConfigError("nothing to evaluate; give --adapter, --model or both")
+    load_libraries()
+
+    try:
+        from mal_adapter.ser import evaluation
+    except ImportError as error:
+        raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
+
     data = read_data(corpus, root, split, ("test",))
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state, place = start_process(device)
     rivals = [evaluation.read_evaluation(folder) for folder in against or ()]
-    recognizer = load_recognizer(model, adapter, labels, prompt, usual_labels=data.labels)
-    recognizer.model.to(state.device)
-    if recognizer.memory is not None:
-        recognizer.memory.adapter.to(state.device)
-    heard = evaluation.evaluate(
-        recognizer,
-        data.dialogues,
-        output=output,
-        arms=[arm.strip() for arm in arms.split(",")] if arms is not None else None,
-        history=history,
-        batch_size=batch_size,
-        seed=seed,
+    recognizer = load_recognizer(
+        model, adapter, labels, prompt, place, dtype, spread=device == "auto", usual_labels=data.labels
     )
+    try:
+        heard = evaluation.evaluate(
+            recognizer,
+            data.dialogues,
+            output=output,
+            arms=[arm.strip() for arm in arms.split(",")] if arms is not None else None,
+            history=history,
+            batch_size=batch_size,
+            seed=seed,
+        )
+    except KeyboardInterrupt:
+        note("the same command goes on; what was heard is kept")
+        raise
     if state.is_main_process:
-        figures = _report(output, [heard], rivals)
+        figures = _report(output, [heard], rivals, as_json=as_json)
         if card and recognizer.memory is not None:
             _write_card(recognizer.memory.adapter, Path(str(adapter)), figures, data.name, data.split)
 
 
+@shown(
+    "Train and measure",
+    (
+        "A cross-validation over sessions, each evaluated by its own memory",
+        "mal-adapter report eval-1 eval-2 eval-3 eval-4 eval-5 --output eval",
+    ),
+)
 def report(
     evaluations: Annotated[
-        list[Path], typer.Argument(metavar="FOLDER...", help="Evaluations of different dialogues, such as all folds.")
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER",
+            help="Evaluations of different dialogues, such as all folds.",
+            exists=True,
+            file_okay=False,
+        ),
     ],
-    output: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")],
+    output: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="For report.html and report.json.", rich_help_panel="Output")
+    ],
     against: Against = None,
+    as_json: Annotated[bool, json_option(FIELDS)] = False,
 ) -> None:
-    """Report several evaluations as one, such as the folds of a cross-validation."""
+    """Report several evaluations as one, such as the folds of a cross-validation.
+
+    Nothing is heard again: the report is made of the answers that `mal-adapter evaluate` has kept.
+    """
+    load_libraries()
     from mal_adapter.errors import EvaluationError
 
     try:
@@ -102,32 +188,42 @@ def report(
     except ImportError as error:
         raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
 
-    _report(output, [read_evaluation(folder) for folder in evaluations], [read_evaluation(f) for f in against or ()])
+    rivals = [read_evaluation(folder) for folder in against or ()]
+    _report(output, [read_evaluation(folder) for folder in evaluations], rivals, as_json=as_json)
 
 
-def _report(folder: Path, evaluations: "list[Evaluation]", against: "list[Evaluation]") -> dict[str, Any]:
+def _report(
+    folder: Path, evaluations: "list[Evaluation]", against: "list[Evaluation]", *, as_json: bool
+) -> dict[str, Any]:
     """Writes the report and prints its table."""
     from mal_adapter.errors import EvaluationError
+    from mal_adapter.ser.progress import working
 
     try:
         from mal_adapter.ser.report import write_report
 
-        figures = write_report(folder, evaluations, against)
+        with working("testing the differences"):
+            figures = write_report(folder, evaluations, against)
     except ImportError as error:
         raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
+    if figures["left_out"]:
+        note(f"{len(figures['left_out'])} utterances could not be heard")
+    page = folder / "report.html"
+    if as_json:
+        print_json({"output": str(folder), "page": str(page), **figures})
+        return figures
     systems = {**figures["arms"], **figures["against"]}
-    width = max(map(len, systems))
+    widest = max(map(width, systems))
     for name, scores in systems.items():
         low, high = scores["intervals"]["wa"]
-        typer.echo(
-            f"{name:<{width}}  WA {scores['wa']:.3f} ({low:.3f} to {high:.3f})  UA {scores['ua']:.3f}  "
+        [padded] = row([name], [widest])
+        print_line(
+            f"{padded}  WA {scores['wa']:.3f} ({low:.3f} to {high:.3f})  UA {scores['ua']:.3f}  "
             f"weighted F1 {scores['weighted_f1']:.3f}"
         )
     if figures["verdict"]:
-        typer.echo(figures["verdict"])
-    if figures["left_out"]:
-        typer.echo(f"note: {len(figures['left_out'])} utterances could not be heard", err=True)
-    typer.echo(f"report: {folder / 'report.html'}")
+        print_line(header([figures["verdict"]]))
+    print_line(f"report: {page}")
     return figures
 
 

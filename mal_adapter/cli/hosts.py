@@ -1,36 +1,129 @@
 """From the names of a model and an adapter to a recogniser, for the commands that hear."""
 
+from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.output import quiet_transformers
-
 if TYPE_CHECKING:
+    import torch
+
     from mal_adapter.ser.labels import LabelSet
     from mal_adapter.ser.recognizer import EmotionRecognizer
 
-__all__ = ["Labels", "Prompt", "load_model", "load_recognizer"]
+__all__ = [
+    "MODEL_PANEL",
+    "Device",
+    "Dtype",
+    "DtypeOption",
+    "Labels",
+    "Prompt",
+    "device_of",
+    "load_model",
+    "load_recognizer",
+    "start_process",
+]
 
-Labels = Annotated[str | None, typer.Option(help="The possible answers, with commas (default: those of the adapter).")]
-Prompt = Annotated[str | None, typer.Option(help="The question about each utterance (default: that of the adapter).")]
+MODEL_PANEL = "Model"
 
 
-def load_model(name: str) -> tuple[Any, Any]:
+class Dtype(str, Enum):
+    """Of a model's weights."""
+
+    auto = "auto"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,...", help="The possible answers (default: those of the adapter).", rich_help_panel=MODEL_PANEL
+    ),
+]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", help="The question about each utterance (default: the adapter's).", rich_help_panel=MODEL_PANEL
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEVICE",
+        help="cpu, cuda or cuda:1; or auto, which spreads the model over all GPUs and the main memory (default: the "
+        "first GPU if there is one).",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="Of the model's weights: bfloat16, float16, float32, or auto for the checkpoint's.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+
+
+def device_of(name: str | None) -> "torch.device | None":
+    """What --device names; None for what is chosen later: without that option, and for auto.
+
+    Raises:
+        typer.BadParameter: there is no such device here.
+    """
+    import torch
+
+    if name == "auto" and find_spec("accelerate") is None:
+        raise typer.BadParameter("auto needs accelerate: pip install accelerate", param_hint="--device")
+    if name is None or name == "auto":
+        return None
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        message = f"{name!r} is no device; give cpu, cuda, cuda:1 or auto"
+        raise typer.BadParameter(message, param_hint="--device") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        message = f"there is no {name} here: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
+        raise typer.BadParameter(message, param_hint="--device")
+    return device
+
+
+def load_model(name: str, device: "torch.device | None", dtype: Dtype, *, spread: bool = False) -> tuple[Any, Any]:
     """(model, processor) of a folder or Hub id.
+
+    Args:
+        name: folder or Hub id.
+        device: where to; None for the usual one.
+        dtype: of the weights.
+        spread: over all devices, by accelerate.
 
     Raises:
         HostError: it can't be loaded.
     """
     from mal_adapter.errors import HostError
     from mal_adapter.ser.loading import load_host
+    from mal_adapter.ser.progress import working
 
-    quiet_transformers()
+    options = {"device_map": "auto"} if spread else {}
     try:
-        return load_host(name)
+        with working(f"loading {name}"):
+            return load_host(name, device=device, dtype=dtype.value, **options)
     except (OSError, ValueError) as error:
-        raise HostError(f"the model {name} can not be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise HostError(f"the model {name} can not be loaded: {_reason(name, error)}") from error
+
+
+def _reason(name: str, error: Exception) -> str:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        return "there is no such folder, and this is no Hub id such as Qwen/Qwen2-Audio-7B-Instruct"
+    offline = "; HF_HUB_OFFLINE is set, so the Hub was not asked" if HF_HUB_OFFLINE and not Path(name).exists() else ""
+    return f"{str(error).strip().splitlines()[0]}{offline}"
 
 
 def load_recognizer(
@@ -38,7 +131,10 @@ def load_recognizer(
     adapter_name: str | None,
     labels: str | None,
     prompt: str | None,
+    device: "torch.device | None",
+    dtype: Dtype,
     *,
+    spread: bool = False,
     memory: bool = True,
     usual_labels: "LabelSet | None" = None,
 ) -> "EmotionRecognizer":
@@ -49,6 +145,7 @@ def load_recognizer(
         adapter_name: folder or Hub id; None is the model alone.
         labels: with commas; None are the adapter's, else `usual_labels`.
         prompt: None is the adapter's, else one that names the labels.
+        device: as for `load_model`, like `dtype` and `spread`.
         memory: False leaves the adapter's memory out, but not its labels and question.
         usual_labels: those of the corpus.
 
@@ -65,7 +162,7 @@ def load_recognizer(
         model_name = adapter.card.base_model_name_or_path
     if not model_name:
         raise HostError(f"{adapter_name} does not say which model it belongs to; add --model")
-    model, processor = load_model(model_name)
+    model, processor = load_model(model_name, device, dtype, spread=spread)
     attached = None
     if adapter is not None and memory:
         model = _with_lora(model, Path(str(adapter_name)))
@@ -81,6 +178,26 @@ def load_recognizer(
     # The adapter's question may name its own labels, so other labels bring the default question.
     question = prompt if prompt is not None or labels is not None else task.get("prompt")
     return EmotionRecognizer(model, processor, attached, label_set, question)
+
+
+def start_process(device_name: str | None) -> "tuple[Any, torch.device | None]":
+    """(accelerate's `PartialState`, the model's device), for the commands that `accelerate launch` may run.
+
+    Raises:
+        typer.BadParameter: there is no such device, or each of several processes has one of its own.
+    """
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    device = device_of(device_name)
+    if device is not None and device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # accelerate's one process takes the current one
+    on_cpu = device is not None and device.type == "cpu"
+    state = PartialState(cpu=on_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if device_name is not None and state.num_processes > 1:
+        raise typer.BadParameter("accelerate launch gives each process its own device", param_hint="--device")
+    return state, None if device_name == "auto" else device or state.device
 
 
 def _with_lora(model: Any, adapter_folder: Path) -> Any:

@@ -1,65 +1,130 @@
 """`mal-adapter predict`."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mal_adapter import demo
-from mal_adapter.cli.hosts import Labels, Prompt, load_recognizer
-from mal_adapter.cli.output import complain, row
+from mal_adapter.cli.failures import WRONG_INPUT
+from mal_adapter.cli.hosts import MODEL_PANEL, Device, Dtype, DtypeOption, Labels, Prompt, device_of, load_recognizer
+from mal_adapter.cli.output import (
+    complain,
+    header,
+    load_libraries,
+    note,
+    print_json,
+    print_line,
+    right_or_wrong,
+    row,
+    width,
+)
+from mal_adapter.cli.usage import json_option, shown
 
 if TYPE_CHECKING:
+    from mal_adapter.errors import ManifestError
     from mal_adapter.ser.dialogue import Dialogue
     from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
 
 __all__ = ["predict"]
 
-#: The exit code when some files could not be heard; also what typer exits with on wrong usage.
-BAD_FILES = 2
 
-
+@shown(
+    "Try",
+    ("One call, its sound files in the order spoken", "mal-adapter predict turn1.wav turn2.flac turn3.mp3"),
+    (
+        "Many calls, by a trained memory on its model, for a script",
+        "mal-adapter predict calls.jsonl --adapter my-memory --json > answers.json",
+    ),
+    (
+        "A model of your own without memory, other labels, on the CPU",
+        "mal-adapter predict calls.jsonl --model Qwen/Qwen2-Audio-7B-Instruct \\\n"
+        "--labels calm,upset --device cpu --dtype bfloat16",
+    ),
+)
 def predict(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="MANIFEST_OR_WAVS",
-            help="Sound files in the order in which they were spoken, which make one dialogue; or .jsonl manifests.",
+            metavar="FILE",
+            help="Sound files (WAV, FLAC, OGG, MP3) in the order in which they were spoken, which make one dialogue; "
+            "or .jsonl manifests, a line per utterance with dialogue_id, utterance_id, speaker and audio.",
         ),
     ],
     model: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of an audio language model (default: the demo's tiny one).")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Folder or Hub id of an audio language model (default: the adapter's, or the demo's tiny one).",
+            rich_help_panel=MODEL_PANEL,
+        ),
     ] = None,
     adapter: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of a trained memory for it (default: the demo's).")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Folder or Hub id of a trained memory for it (default: the demo's for the demo's model).",
+            rich_help_panel=MODEL_PANEL,
+        ),
     ] = None,
-    no_memory: Annotated[bool, typer.Option("--no-memory", help="Each utterance alone, by the plain model.")] = False,
+    no_memory: Annotated[
+        bool,
+        typer.Option(
+            "--no-memory",
+            help="Each utterance alone, by the plain model.",
+            rich_help_panel=MODEL_PANEL,
+        ),
+    ] = False,
     labels: Labels = None,
     prompt: Prompt = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    as_json: Annotated[
+        bool, json_option("model, adapter, memory, labels, prompt, device, dtype, utterances, not_read")
+    ] = False,
 ) -> None:
     """Name the emotion of each utterance of a dialogue, with the dialogue so far in memory.
 
-    Exit code 2 if a file could not be read; the others are answered all the same.
+    A file that is missing, unreadable, silent or longer than the model hears is one line on stderr and exit code 2;
+    the others are answered all the same. Without --model and --adapter the demo's tiny model answers, which knows
+    synthetic voices only.
     """
     dialogues, unread = _dialogues(inputs)
+    for error in unread if dialogues else unread[:-1]:
+        complain(error)
     if not dialogues:
-        raise typer.Exit(BAD_FILES)
+        raise unread[-1]
+    load_libraries()
+    from mal_adapter.ser.progress import progress_bar
+
     if model is None and adapter is None:
         model, adapter = str(demo.HOST_FOLDER), str(demo.ADAPTER_FOLDER)
-    recognizer = load_recognizer(model, adapter, labels, prompt, memory=not no_memory)
+    recognizer = load_recognizer(
+        model, adapter, labels, prompt, device_of(device), dtype, spread=device == "auto", memory=not no_memory
+    )
     if adapter is None and not no_memory:
-        typer.echo("note: no --adapter, so each utterance is heard alone", err=True)
-    results = (result for dialogue in dialogues for result in recognizer.recognize(dialogue))
-    failures = _print_json(recognizer, results) if as_json else _print_tables(recognizer, dialogues, results)
+        note("no --adapter, so each utterance is heard alone")
+    results = progress_bar(
+        (result for dialogue in dialogues for result in recognizer.recognize(dialogue)),
+        desc="hearing",
+        total=sum(len(dialogue.utterances) for dialogue in dialogues),
+        unit="utterance",
+        leave=False,
+    )
+    if as_json:
+        entries = [_entry(result) for result in results]
+        failures = sum("error" in entry for entry in entries)
+        told = {"utterances": entries, "not_read": [str(error) for error in unread]}
+        print_json({**_described(recognizer, adapter), **told})
+    else:
+        failures = _print_tables(recognizer, dialogues, results)
     if unread or failures:
-        raise typer.Exit(BAD_FILES)
+        raise typer.Exit(WRONG_INPUT)
 
 
-def _dialogues(inputs: Sequence[Path]) -> "tuple[list[Dialogue], int]":
-    """The dialogues of all inputs, and how many manifests could not be read."""
+def _dialogues(inputs: Sequence[Path]) -> "tuple[list[Dialogue], list[ManifestError]]":
+    """The dialogues of all inputs, and why manifests could not be read."""
     from mal_adapter.errors import ManifestError
     from mal_adapter.ser.dialogue import Dialogue, Utterance, read_manifest
 
@@ -72,80 +137,88 @@ def _dialogues(inputs: Sequence[Path]) -> "tuple[list[Dialogue], int]":
         ids = [file if names.count(file) == 1 else f"{n}-{file}" for n, file in enumerate(names)]
         turns = (Utterance(name, utterance_id, "?", path) for utterance_id, path in zip(ids, sounds, strict=True))
         dialogues.append(Dialogue(name, tuple(turns)))
-    unread = 0
+    unread = []
     for path in inputs:
         if path not in sounds:
             try:
                 dialogues.extend(read_manifest(path))
             except ManifestError as error:
-                complain(error)
-                unread += 1
+                unread.append(error)
     return dialogues, unread
 
 
 def _print_tables(
-    recognizer: "EmotionRecognizer", dialogues: "Sequence[Dialogue]", results: "Iterator[Prediction | Failure]"
+    recognizer: "EmotionRecognizer", dialogues: "Sequence[Dialogue]", results: "Iterable[Prediction | Failure]"
 ) -> int:
     """Prints a table per dialogue, a row as soon as it is known. Returns the number of failures."""
     from mal_adapter.ser.recognizer import Failure
 
     turns = [utterance for dialogue in dialogues for utterance in dialogue.utterances]
     truth = any(utterance.emotion is not None for utterance in turns)
-    widest = max(map(len, recognizer.labels))
-    widths = [
-        max(len("utterance"), *(len(utterance.utterance_id) for utterance in turns)),
-        max(len("speaker"), *(len(utterance.speaker) for utterance in turns)),
-        max(len("emotion"), widest),
-        *([max(len("truth"), *(len(utterance.emotion or "") for utterance in turns))] if truth else []),
-        len("seconds"),
-        *(max(4, len(name)) for name in recognizer.labels),
+    labels = recognizer.labels
+    columns = ["utterance", "speaker", "emotion", *(["truth"] if truth else []), "seconds", *labels]
+    longest = [
+        max(width(utterance.utterance_id) for utterance in turns),
+        max(width(utterance.speaker) for utterance in turns),
+        max(map(width, labels)),
+        *([max(width(utterance.emotion or "") for utterance in turns)] if truth else []),
+        *(len("0.00") for _ in ("seconds", *labels)),
     ]
-    header = ["utterance", "speaker", "emotion", *(["truth"] if truth else []), "seconds", *recognizer.labels]
-    shown, failures = None, 0
+    widths = [max(width(name), wide) for name, wide in zip(columns, longest, strict=True)]
+    numbers = range(columns.index("seconds"), len(columns))
+    shown_last, failures = None, 0
     for result in results:
         utterance = result.utterance
         if isinstance(result, Failure):
             complain(result.error)
             failures += 1
             continue
-        if utterance.dialogue_id != shown:
-            typer.echo(("" if shown is None else "\n") + f"dialogue {utterance.dialogue_id}")
-            typer.echo(row(header, widths))
-            shown = utterance.dialogue_id
+        if utterance.dialogue_id != shown_last:
+            print_line(header([("" if shown_last is None else "\n") + f"dialogue {utterance.dialogue_id}"]))
+            print_line(header(row(columns, widths, numbers)))
+            shown_last = utterance.dialogue_id
         cells = [utterance.utterance_id, utterance.speaker, result.label]
         cells += [utterance.emotion or ""] if truth else []
         cells += [f"{result.audio_s:.2f}", *(f"{value:.2f}" for value in result.probabilities.values())]
-        typer.echo(row(cells, widths))
+        padded = row(cells, widths, numbers)
+        if utterance.emotion is not None and utterance.emotion in labels:
+            padded[2] = right_or_wrong(padded[2], result.label == labels.lookup(utterance.emotion))
+        print_line("  ".join(padded).rstrip())
     return failures
 
 
-def _print_json(recognizer: "EmotionRecognizer", results: "Iterator[Prediction | Failure]") -> int:
-    """Prints one object when all is known. Returns the number of failures."""
-    from mal_adapter.ser.recognizer import Failure
-
-    utterances: list[dict[str, Any]] = []
-    for result in results:
-        utterance = result.utterance
-        entry: dict[str, Any] = {
-            "dialogue_id": utterance.dialogue_id,
-            "utterance_id": utterance.utterance_id,
-            "speaker": utterance.speaker,
-            "audio": str(utterance.audio),
-        }
-        if utterance.emotion is not None:
-            entry["truth"] = utterance.emotion
-        if isinstance(result, Failure):
-            complain(result.error)
-            entry["error"] = str(result.error)
-        else:
-            entry["emotion"], entry["probabilities"] = result.label, result.probabilities
-            entry["audio_s"], entry["elapsed_s"] = result.audio_s, result.elapsed_s
-        utterances.append(entry)
-    answer = {
+def _described(recognizer: "EmotionRecognizer", adapter: str | None) -> dict[str, Any]:
+    """Who answers what."""
+    return {
+        "model": recognizer.model.name_or_path,
+        "adapter": adapter,
         "memory": recognizer.memory is not None,
         "labels": list(recognizer.labels),
         "prompt": recognizer.prompt,
-        "utterances": utterances,
+        "device": str(recognizer.model.device),
+        "dtype": str(recognizer.model.dtype).removeprefix("torch."),
     }
-    typer.echo(json.dumps(answer, indent=2))
-    return sum("error" in entry for entry in utterances)
+
+
+def _entry(result: "Prediction | Failure") -> dict[str, Any]:
+    from mal_adapter.ser.recognizer import Failure
+
+    utterance = result.utterance
+    entry: dict[str, Any] = {
+        "dialogue_id": utterance.dialogue_id,
+        "utterance_id": utterance.utterance_id,
+        "speaker": utterance.speaker,
+        "audio": str(utterance.audio),
+    }
+    if utterance.emotion is not None:
+        entry["truth"] = utterance.emotion
+    if isinstance(result, Failure):
+        complain(result.error)
+        return {**entry, "error": str(result.error)}
+    return {
+        **entry,
+        "emotion": result.label,
+        "probabilities": result.probabilities,
+        "audio_s": result.audio_s,
+        "elapsed_s": result.elapsed_s,
+    }

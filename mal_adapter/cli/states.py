@@ -1,12 +1,15 @@
 """`mal-adapter states`: the sessions in a folder or a Redis."""
 
-import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import unquote
 
 import typer
 
-from mal_adapter.cli.output import complain, row
+from mal_adapter.cli.failures import WRONG_INPUT
+from mal_adapter.cli.output import complain, header, load_libraries, print_json, print_line, row, width
+from mal_adapter.cli.usage import Group, add, examples, json_option, shown
 
 if TYPE_CHECKING:
     from mal_adapter.state import MemoryState
@@ -14,89 +17,174 @@ if TYPE_CHECKING:
 
 __all__ = ["states"]
 
-states = typer.Typer(name="states", help="List, export, import and drop the sessions of a store.", no_args_is_help=True)
+states = typer.Typer(
+    name="states",
+    cls=Group,
+    help="List, export, import and drop the sessions of a store.\n\n"
+    "A store is where `attach_memory(..., store=...)` keeps the memories of dialogues: a folder, or a Redis.",
+    no_args_is_help=True,
+    epilog=examples(("Which sessions there are", "mal-adapter states list --store sessions")),
+)
 
+PANEL = "Commands"
 Store = Annotated[
-    str, typer.Option("--store", metavar="FOLDER_OR_URL", help="A folder of sessions, or redis://[:password@]host/db.")
+    str,
+    typer.Option(
+        "--store",
+        metavar="FOLDER_OR_URL",
+        help="A folder of sessions, or redis://host/0 with :password@ before the host if there is one; in the "
+        "variable other users of the machine can't see it.",
+        envvar="MAL_ADAPTER_STORE",
+        show_envvar=True,
+    ),
 ]
-Prefix = Annotated[str | None, typer.Option(help="What this application's keys in Redis begin with.")]
-SessionId = Annotated[str, typer.Argument(metavar="SESSION_ID")]
+Prefix = Annotated[str | None, typer.Option(metavar="TEXT", help="What this application's keys in Redis begin with.")]
 
 
-@states.command("list")
+def _session_ids(context: typer.Context, incomplete: str) -> list[str]:
+    """For completion in a shell: those in a folder, read from its files' names alone, since torch takes seconds."""
+    files = Path(context.params.get("store") or "").glob("*.safetensors")
+    names = sorted(unquote(file.name.removesuffix(".safetensors")) for file in files)
+    return [name for name in names if name.startswith(incomplete)]
+
+
+SessionId = Annotated[
+    str, typer.Argument(metavar="SESSION_ID", help="As the application named it.", autocompletion=_session_ids)
+]
+
+
+@shown(
+    PANEL,
+    ("Of a folder", "mal-adapter states list --store sessions"),
+    ("Of a Redis, for a script", "mal-adapter states list --store redis://localhost/0 --json"),
+)
 def list_states(
     store: Store,
     prefix: Prefix = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    as_json: Annotated[
+        bool,
+        json_option("sessions, each with session, utterances, tokens, skipped_writes, bytes, adapter; and not_read"),
+    ] = False,
 ) -> None:
-    """Each session with its counters. Exit code 1 if one is damaged; the others are listed all the same."""
+    """List the sessions with their counters.
+
+    Exit code 2 if one is damaged; the others are listed all the same.
+    """
+    opened = _open(store, prefix)
     from mal_adapter.errors import StateFormatError
 
-    opened, entries, damaged = _open(store, prefix), [], 0
+    entries, damaged = [], []
     for session_id in sorted(opened):
         try:
             stored = opened.get(session_id)
         except StateFormatError as error:
             complain(error)
-            damaged += 1
+            damaged.append(str(error))
             continue
         if stored is not None:  # dropped meanwhile
             entries.append(describe(session_id, stored.state))
     if as_json:
-        typer.echo(json.dumps({"sessions": entries}, indent=2))
+        print_json({"sessions": entries, "not_read": damaged})
     elif entries:
-        header = list(entries[0])
+        columns = list(entries[0])
         cells = [[str(value) for value in entry.values()] for entry in entries]
-        widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-        for line in (header, *cells):
-            typer.echo(row(line, widths))
+        widths = [max(map(width, column)) for column in zip(columns, *cells, strict=True)]
+        numbers = range(1, columns.index("adapter"))
+        print_line(header(row(columns, widths, numbers)))
+        for line in cells:
+            print_line("  ".join(row(line, widths, numbers)).rstrip())
+    elif not damaged:
+        print_line("no sessions")
     if damaged:
-        raise typer.Exit(1)
+        raise typer.Exit(WRONG_INPUT)
 
 
-@states.command("export")
+@shown(
+    PANEL,
+    (
+        "A session as a file, to look at or to take along",
+        "mal-adapter states export call-42 call-42.safetensors --store sessions",
+    ),
+)
 def export_state(
     session_id: SessionId,
-    file: Annotated[Path, typer.Argument(help="Is written anew: a safetensors file for MemoryState.load.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Is written anew: a safetensors file for MemoryState.load.")
+    ],
     store: Store,
     prefix: Prefix = None,
+    as_json: Annotated[bool, json_option("session, file, utterances, bytes")] = False,
 ) -> None:
-    """Write one session's state into a file."""
-    stored = _open(store, prefix).get(session_id)
+    """Write one session's state into a file; the session stays."""
+    opened = _open(store, prefix)
+    from mal_adapter.errors import SessionError
+
+    stored = opened.get(session_id)
     if stored is None:
-        _fail(f"there is no session {session_id!r} in {store}")
-    else:
-        stored.state.save(file)
+        raise SessionError(f"there is no session {session_id!r} in {_shown(store)}")
+    stored.state.save(file)
+    _tell(session_id, file, stored.state, "is in", as_json=as_json)
 
 
-@states.command("import")
+@shown(
+    PANEL,
+    ("A file as a new session", "mal-adapter states import call-43 call-42.safetensors --store sessions"),
+)
 def import_state(
     session_id: SessionId,
-    file: Annotated[Path, typer.Argument(help="What `export` or MemoryState.save wrote.", exists=True, dir_okay=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="What `export` or MemoryState.save wrote.", exists=True, dir_okay=False),
+    ],
     store: Store,
     prefix: Prefix = None,
+    as_json: Annotated[bool, json_option("session, file, utterances, bytes")] = False,
 ) -> None:
-    """Begin a new session with the state in a file."""
-    from mal_adapter.errors import SessionConflictError
+    """Begin a new session with the state in a file.
+
+    A session of that name is never overwritten; drop it first. Only the adapter that wrote the state can go on with it.
+    """
+    opened = _open(store, prefix)
+    from mal_adapter.errors import SessionConflictError, StateFormatError
     from mal_adapter.state import MemoryState
 
     state = MemoryState.load(file)
     if state.batch_size != 1:
-        _fail(f"{file} holds {state.batch_size} dialogues; split() it and save one")
+        raise StateFormatError(f"{file} holds {state.batch_size} dialogues; split() it and save one")
     try:
-        _open(store, prefix).put(session_id, state)
-    except SessionConflictError:
-        _fail(f"there is a session {session_id!r} in {store} already; drop it first, or choose another id")
+        opened.put(session_id, state)
+    except SessionConflictError as error:
+        message = f"there is a session {session_id!r} in {_shown(store)} already; drop it first, or choose another id"
+        raise SessionConflictError(message) from error
+    _tell(session_id, file, state, "goes on from", as_json=as_json)
 
 
-@states.command("drop")
+@shown(PANEL, ("Two calls that are over", "mal-adapter states drop call-42 call-43 --store sessions"))
 def drop_states(
-    session_ids: Annotated[list[str], typer.Argument(metavar="SESSION_ID...")], store: Store, prefix: Prefix = None
+    session_ids: Annotated[
+        list[str],
+        typer.Argument(metavar="SESSION_ID", help="As the application named them.", autocompletion=_session_ids),
+    ],
+    store: Store,
+    prefix: Prefix = None,
+    as_json: Annotated[bool, json_option("dropped")] = False,
 ) -> None:
-    """Forget sessions."""
+    """Forget sessions. Nothing brings them back."""
     opened = _open(store, prefix)
-    if missing := [session_id for session_id in session_ids if not opened.drop(session_id)]:
-        _fail(f"there is no session {', '.join(map(repr, missing))} in {store}; the others are dropped")
+    from mal_adapter.errors import SessionError
+
+    missing = [session_id for session_id in session_ids if not opened.drop(session_id)]
+    if missing:
+        others = "; the others are dropped" if len(missing) < len(session_ids) else ""
+        raise SessionError(f"there is no session {', '.join(map(repr, missing))} in {_shown(store)}{others}")
+    if as_json:
+        print_json({"dropped": session_ids})
+    else:
+        print_line(f"dropped {', '.join(session_ids)}")
+
+
+for command, name in ((list_states, "list"), (export_state, "export"), (import_state, "import"), (drop_states, "drop")):
+    add(states, command, name)
 
 
 def describe(session_id: str, state: "MemoryState") -> dict[str, Any]:
@@ -111,14 +199,25 @@ def describe(session_id: str, state: "MemoryState") -> dict[str, Any]:
     }
 
 
-def _open(store: str, prefix: str | None) -> "SessionStore":
-    from mal_adapter.stores import RedisStore, open_store
+def _tell(session_id: str, file: Path, state: "MemoryState", verb: str, *, as_json: bool) -> None:
+    utterances = int(state.utterances)
+    if as_json:
+        print_json({"session": session_id, "file": str(file), "utterances": utterances, "bytes": state.nbytes})
+    else:
+        print_line(f"{session_id} {verb} {file}: {utterances} utterances, {state.nbytes} bytes")
 
+
+def _shown(store: str) -> str:
+    """Without a password, for messages."""
+    return re.sub("//[^/]*@", "//", store)
+
+
+def _open(store: str, prefix: str | None) -> "SessionStore":
     if "://" not in store and not Path(store).is_dir():
         raise typer.BadParameter(f"there is no folder {store}", param_hint="--store")
+    if "://" not in store and prefix is not None:
+        raise typer.BadParameter(f"{store} is a folder, whose sessions have no prefix", param_hint="--prefix")
+    load_libraries()
+    from mal_adapter.stores import RedisStore, open_store
+
     return open_store(store) if prefix is None else RedisStore(store, prefix)
-
-
-def _fail(message: str) -> None:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(1)

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mal_adapter.cli.data import PANEL as CORPUS_PANEL
 from mal_adapter.cli.data import Corpus, Data, Root, Split, read_data
-from mal_adapter.cli.hosts import load_model
+from mal_adapter.cli.hosts import MODEL_PANEL, Device, Dtype, DtypeOption, load_model, start_process
+from mal_adapter.cli.output import load_libraries, note, print_json, print_line
+from mal_adapter.cli.usage import json_option, shown
 
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
@@ -16,52 +19,137 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
+PANEL = "Training"
 
+
+@shown(
+    "Train and measure",
+    (
+        "A memory for a model, with dev dialogues to choose the best epoch",
+        "mal-adapter train train.jsonl --dev dev.jsonl \\\n"
+        "--model Qwen/Qwen2-Audio-7B-Instruct --layer 16 --output my-memory",
+    ),
+    (
+        "On MELD, with a file of settings, going on where it was stopped",
+        "mal-adapter train meld --root MELD.Raw --dev dev --resume \\\n"
+        "--config settings.json --model Qwen/Qwen2-Audio-7B-Instruct --layer 16 \\\n"
+        "--output my-memory",
+    ),
+    (
+        "On all GPUs",
+        "accelerate launch -m mal_adapter.cli train train.jsonl --dev dev.jsonl \\\n"
+        "--model Qwen/Qwen2-Audio-7B-Instruct --layer 16 --output my-memory",
+    ),
+)
 def train(
     corpus: Corpus,
-    model: Annotated[str, typer.Option(help="Folder or Hub id of an audio language model.")],
-    layer: Annotated[int, typer.Option(help="The decoder layer after which the memory is read, from 0.")],
-    output: Annotated[Path, typer.Option(help="Folder for the trained adapter.")],
+    *,
     root: Root = None,
     split: Split = None,
     dev: Annotated[
         str | None,
-        typer.Option(help="A split of the corpus or a manifest, to choose the best epoch and to stop early."),
+        typer.Option(
+            metavar="NAME",
+            help="A split of the corpus or a manifest, to choose the best epoch and to stop early.",
+            rich_help_panel=CORPUS_PANEL,
+        ),
     ] = None,
+    model: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Folder or Hub id of an audio language model.", rich_help_panel=MODEL_PANEL),
+    ],
+    layer: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="The decoder layer after which the memory is read, from 0; try the middle one.",
+            rich_help_panel=MODEL_PANEL,
+        ),
+    ],
     labels: Annotated[
-        str | None, typer.Option(help="The possible answers, with commas (default: the corpus's).")
+        str | None,
+        typer.Option(
+            metavar="A,B,...", help="The possible answers (default: the corpus's).", rich_help_panel=MODEL_PANEL
+        ),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(help="The question about each utterance (default: one that names the labels).")
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="The question about each utterance (default: one that names the labels).",
+            rich_help_panel=MODEL_PANEL,
+        ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="How often all dialogues are heard, at most.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of AdamW, after warm-up.")] = None,
-    lora_rank: Annotated[int | None, typer.Option(help="Train a LoRA of this rank on the decoder, too.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of first weights, order and dropout.")] = None,
+    device: Device = None,
+    dtype: DtypeOption = Dtype.auto,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="How often all dialogues are heard, at most (default: 10).",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Of AdamW, after warm-up (default: 0.001).", rich_help_panel=PANEL),
+    ] = None,
+    lora_rank: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Train a LoRA of this rank on the decoder, too (default: none).", rich_help_panel=PANEL
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Of first weights, order and dropout (default: 0).", rich_help_panel=PANEL),
+    ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="JSON of all fields of TrainingConfig; under the key memory, those of MemoryConfig."),
-    ] = None,
-    log_with: Annotated[
-        str | None, typer.Option(help="A tracker of accelerate's, such as tensorboard, which writes to the folder.")
+        typer.Option(
+            metavar="FILE",
+            help="JSON of all fields of TrainingConfig; under the key memory, those of MemoryConfig. The options "
+            "above win.",
+            rich_help_panel=PANEL,
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the folder's checkpoint, or begin if there is none.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on from the folder's checkpoint, or begin if there is none.",
+            rich_help_panel=PANEL,
+        ),
+    ] = False,
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="For the trained adapter.", rich_help_panel="Output")],
+    log_with: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A tracker of accelerate's, such as tensorboard, which writes to the folder.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        json_option(
+            "output, and those of training.json: config, memory, labels, train, host_dev, epochs, best_epoch, left_out "
+            "and others"
+        ),
     ] = False,
 ) -> None:
     """Train a memory for a model on dialogues with known emotions; the model stays as it is.
 
-    On several devices: accelerate launch -m mal_adapter.cli train ...
+    The output folder is what --adapter of predict and evaluate takes. Stopped? Run the same command with --resume: it
+    ends as if nothing had happened.
     """
+    load_libraries()
     import torch
 
     from mal_adapter.errors import TrainingError
     from mal_adapter.ser.recognizer import EmotionRecognizer
 
     try:
-        from accelerate import PartialState
-        from accelerate.utils import parse_flag_from_env
-
         from mal_adapter.ser.training import train_memory
     except ImportError as error:
         raise TrainingError(f"{error}; pip install 'mal-adapter[train]'") from error
@@ -71,20 +159,25 @@ def train(
     data = read_data(corpus, root, split, ("train",))
     dialogues, dev_dialogues = data.dialogues, _dev(corpus, root, dev)
     label_set = _labels(labels, data)
+    state, place = start_process(device)
     emotions = Counter(u.emotion for dialogue in dialogues for u in dialogue.utterances if u.emotion is not None)
     for emotion, count in emotions.items():
-        if emotion not in label_set:
-            typer.echo(f"note: {count} utterances are {emotion!r}, no label: heard and not judged", err=True)
-    # Chooses this process's device, before a model is put on one.
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    host, processor = load_model(model)
+        if emotion not in label_set and state.is_main_process:
+            note(f"{count} utterances are {emotion!r}, no label: heard and not judged")
+    host, processor = load_model(model, place, dtype, spread=device == "auto")
     torch.manual_seed(settings.seed)
     memory = _attach(host, layer, memory_fields)
     recognizer = EmotionRecognizer(host, processor, memory, label_set, prompt)
-    report = train_memory(
-        recognizer, dialogues, dev_dialogues, output=output, config=settings, resume=resume, log_with=log_with
-    )
-    if state.is_main_process:
+    try:
+        report = train_memory(
+            recognizer, dialogues, dev_dialogues, output=output, config=settings, resume=resume, log_with=log_with
+        )
+    except KeyboardInterrupt:
+        note("the same command with --resume goes on from the last checkpoint")
+        raise
+    if state.is_main_process and as_json:
+        print_json({"output": str(output), **report})
+    elif state.is_main_process:
         _print(report, output)
 
 
@@ -144,8 +237,8 @@ def _print(report: dict[str, Any], output: Path) -> None:
         return f"dev loss {metrics['loss']:.3f}, dev weighted F1 {metrics['weighted_f1']:.3f}"
 
     if report["host_dev"]:
-        typer.echo(f"bare host: {told(report['host_dev'])}")
+        print_line(f"bare host: {told(report['host_dev'])}")
     for entry in report["epochs"]:
         dev = f", {told(entry['dev'])}" if "dev" in entry else ""
-        typer.echo(f"epoch {entry['epoch']}: loss {entry['loss']:.3f}{dev}")
-    typer.echo(f"saved in {output}: epoch {report['best_epoch']}")
+        print_line(f"epoch {entry['epoch']}: loss {entry['loss']:.3f}{dev}")
+    print_line(f"saved in {output}: epoch {report['best_epoch']}")

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from mal_adapter import AttachedMemory, attach_memory
 from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.loading import load_host
+from mal_adapter.ser.progress import progress_bar, working
 from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
 
 __all__ = ["DemoReport", "describe_report", "load_demo", "plot_report", "run_demo"]
@@ -70,10 +70,13 @@ def run_demo(dialogues: int, seed: int, folder: Path, *, progress: bool = True) 
         dialogues: How many, at least 1. Training used other seeds.
         seed: A non-negative integer; each is another set of dialogues.
         folder: For the WAV files and their manifest; made if need be.
-        progress: Whether to show progress bars.
+        progress: Whether to show progress bars, where stderr is a terminal.
     """
-    spoken = write_wavs(list(make_dialogues("test", seed, dialogues)), folder)
-    model, processor, memory = load_demo()
+    made = make_dialogues("test", seed, dialogues)
+    bar = progress_bar(made, desc="speaking", total=dialogues, unit="dialogue", shown=progress, leave=False)
+    spoken = write_wavs(list(bar), folder)
+    with working("loading the model", shown=progress):
+        model, processor, memory = load_demo()
     recognizer = EmotionRecognizer(model, processor, memory, EMOTIONS, PROMPT)
     with memory:
         without = _hear(recognizer.without_memory(), spoken, "without memory", progress)
@@ -160,7 +163,7 @@ def _hear(
     rows: dict[str, list[Prediction]] = {dialogue.dialogue_id: [] for dialogue in dialogues}
     total = sum(len(dialogue.utterances) for dialogue in dialogues)
     results = recognizer.recognize_many(dialogues, batch_size=16)
-    for result in tqdm(results, desc=name, total=total, unit="utterance", disable=not progress, leave=False):
+    for result in progress_bar(results, desc=name, total=total, unit="utterance", shown=progress, leave=False):
         if isinstance(result, Failure):
             raise result.error
         rows[result.utterance.dialogue_id].append(result)

@@ -54,6 +54,7 @@ def audit(
     batch_size: int,
     history: int,
     seed: int,
+    on_answers: Callable[[int], object] = lambda count: None,
 ) -> tuple[Heard, dict[Key, float]]:
     """Hears a group of dialogues once per arm.
 
@@ -66,6 +67,7 @@ def audit(
         batch_size: utterances in one forward.
         history: how many utterances before it the arm "history" joins; fewer where the host can't take them all.
         seed: of the random orders.
+        on_answers: called with the number of answers that have come, for a progress bar.
 
     Returns:
         The answers, and for each utterance the norm of the surprise that it left in the right memory, S in Titans.
@@ -77,15 +79,18 @@ def audit(
         if arm == "swapped":
             continue  # heard beside the right one, whose states it reads
         if arm == "right":
-            heard |= _right(recognizer, turns, batch_size, surprise, swapped="swapped" in arms)
+            heard |= _right(recognizer, turns, batch_size, surprise, on_answers, swapped="swapped" in arms)
         elif arm == "reset":
-            heard[arm] = _side_by_side(recognizer, [[u] for us in turns for u in us], batch_size)
+            heard[arm] = _side_by_side(recognizer, [[u] for us in turns for u in us], batch_size, on_answers)
         elif arm == "bare":
-            heard[arm] = _side_by_side(recognizer.without_memory(), turns, batch_size)
+            heard[arm] = _side_by_side(recognizer.without_memory(), turns, batch_size, on_answers)
         elif arm == "history":
-            heard[arm] = dict(_with_history(recognizer.without_memory(), turns, history))
+            heard[arm] = {}
+            for key, answer in _with_history(recognizer.without_memory(), turns, history):
+                heard[arm][key] = answer
+                on_answers(1)
         else:
-            heard[arm] = _side_by_side(recognizer, _LAYOUTS[arm](turns, seed), batch_size)
+            heard[arm] = _side_by_side(recognizer, _LAYOUTS[arm](turns, seed), batch_size, on_answers)
     return heard, surprise
 
 
@@ -125,6 +130,7 @@ def _right(
     turns: list[list[Utterance]],
     batch_size: int,
     surprise: dict[Key, float],
+    on_answers: Callable[[int], object],
     *,
     swapped: bool,
 ) -> Heard:
@@ -139,9 +145,11 @@ def _right(
             others = [ids[(n + 1) % len(ids)] for n in rows]
             answers = recognizer.answer([turns[n][turn] for n in rows], session_ids=others, write=False)
             heard["swapped"].update((_key(answer.utterance), answer) for answer in answers)
+            on_answers(len(answers))
         for rows in parts:
             answers = recognizer.answer([turns[n][turn] for n in rows], session_ids=[ids[n] for n in rows])
             heard["right"].update((_key(answer.utterance), answer) for answer in answers)
+            on_answers(len(answers))
             for n, answer in zip(rows, answers, strict=True):
                 if isinstance(answer, Prediction):
                     momentum = memory.states[ids[n]].momentum
@@ -151,7 +159,10 @@ def _right(
 
 
 def _side_by_side(
-    recognizer: EmotionRecognizer, sessions: Sequence[Sequence[Utterance]], batch_size: int
+    recognizer: EmotionRecognizer,
+    sessions: Sequence[Sequence[Utterance]],
+    batch_size: int,
+    on_answers: Callable[[int], object],
 ) -> dict[Key, Answer]:
     """The utterances of each session in their order, each session with a memory of its own."""
     heard: dict[Key, Answer] = {}
@@ -162,6 +173,7 @@ def _side_by_side(
             ids = [session_id for session_id, us in part.items() if turn < len(us)]
             answers = recognizer.answer([part[session_id][turn] for session_id in ids], session_ids=ids)
             heard.update((_key(answer.utterance), answer) for answer in answers)
+            on_answers(len(answers))
         _forget(recognizer.memory, list(part))
     return heard
 

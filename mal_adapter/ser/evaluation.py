@@ -10,13 +10,12 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from tqdm.auto import tqdm
 
 from mal_adapter.atomic import write_atomically
 from mal_adapter.errors import ConfigError, EvaluationError
@@ -24,6 +23,7 @@ from mal_adapter.files import parse_json
 from mal_adapter.ser.audit import ARMS, WRONG_PASTS, Answer, audit
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.labels import LabelSet
+from mal_adapter.ser.progress import progress_bar
 from mal_adapter.ser.recognizer import EmotionRecognizer, Prediction
 from mal_adapter.ser.training_report import digest_of, versions
 
@@ -106,23 +106,21 @@ def evaluate(
     if not (folder / ANSWERS_NAME).exists():
         groups = _groups(dialogues)
         numbers = range(state.process_index, len(groups), state.num_processes)
-        with tqdm(
+        parts = {number: folder / PARTS_NAME / f"{number:06d}.jsonl" for number in numbers}
+        missing = [number for number, part in parts.items() if not part.exists()]
+        with progress_bar(
             desc="evaluating",
-            total=sum(len(d.utterances) for n in numbers for d in groups[n]),
-            unit="utterance",
-            mininterval=1,
-            disable=not state.is_main_process,
+            total=len(chosen) * sum(len(dialogue.utterances) for n in missing for dialogue in groups[n]),
+            unit="answer",
+            shown=state.is_main_process,
         ) as bar:
-            for number in numbers:
-                part = folder / PARTS_NAME / f"{number:06d}.jsonl"
-                if not part.exists():
-                    lines = _hear(recognizer, groups[number], chosen, batch_size, history, seed)
-                    write_atomically(part, lines.encode())
-                bar.update(sum(len(dialogue.utterances) for dialogue in groups[number]))
+            for number in missing:
+                lines = _hear(recognizer, groups[number], chosen, batch_size, history, seed, bar.update)
+                write_atomically(parts[number], lines.encode())
         state.wait_for_everyone()
         if state.is_main_process:
-            parts = [folder / PARTS_NAME / f"{number:06d}.jsonl" for number in range(len(groups))]
-            write_atomically(folder / ANSWERS_NAME, b"".join(part.read_bytes() for part in parts))
+            all_parts = [folder / PARTS_NAME / f"{number:06d}.jsonl" for number in range(len(groups))]
+            write_atomically(folder / ANSWERS_NAME, b"".join(part.read_bytes() for part in all_parts))
     state.wait_for_everyone()
     if state.is_main_process:
         shutil.rmtree(folder / PARTS_NAME, ignore_errors=True)
@@ -177,6 +175,7 @@ def _identity(
         "format_version": FORMAT_VERSION,
         "host": getattr(config, "_name_or_path", "") or config.model_type,
         "model_type": config.model_type,
+        "dtype": str(recognizer.model.dtype).removeprefix("torch."),
         "memory": None if memory is None else memory.adapter.config.to_dict(),
         "layer_idx": None if memory is None else memory.layer_idx,
         "fingerprint": None if memory is None else memory.adapter.fingerprint(),
@@ -221,9 +220,12 @@ def _hear(
     batch_size: int,
     history: int,
     seed: int,
+    on_answers: Callable[[int], object],
 ) -> str:
     """The lines of `answers.jsonl` for these dialogues."""
-    heard, surprise = audit(recognizer, group, arms, batch_size=batch_size, history=history, seed=seed)
+    heard, surprise = audit(
+        recognizer, group, arms, batch_size=batch_size, history=history, seed=seed, on_answers=on_answers
+    )
     lines = []
     for dialogue in group:
         for turn, utterance in enumerate(dialogue.utterances, start=1):

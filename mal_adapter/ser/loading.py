@@ -7,15 +7,15 @@ import torch
 __all__ = ["load_host"]
 
 
-def load_host(name: str, **kwargs: Any) -> tuple[Any, Any]:
+def load_host(name: str, *, device: str | torch.device | None = None, **kwargs: Any) -> tuple[Any, Any]:
     """Loads an audio language model and its processor with transformers.
 
     The class is the one that the checkpoint's config names; of the Omni models, which also speak, only the thinker.
-    The dtype is the checkpoint's, the device the first CUDA device where there is one. Code in the checkpoint is never
-    run.
+    The dtype is the checkpoint's unless told. Code in the checkpoint is never run.
 
     Args:
         name: a folder or a Hub id.
+        device: where to; the first CUDA device where there is one, else the CPU.
         **kwargs: for the model's `from_pretrained`, such as `dtype="float32"` or `device_map="auto"`, which then
             decides about the device.
 
@@ -38,6 +38,8 @@ def load_host(name: str, **kwargs: Any) -> tuple[Any, Any]:
         model_class = auto if type(config) in auto._model_mapping else transformers.AutoModelForCausalLM
     processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=False)
     model = model_class.from_pretrained(name, **{"dtype": "auto", **kwargs}).eval()
-    if torch.cuda.is_available() and "device_map" not in kwargs:
-        model = model.to("cuda")
+    if device is None and torch.cuda.is_available():
+        device = "cuda"
+    if device is not None and "device_map" not in kwargs:
+        model = model.to(device)
     return model, processor

@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from sklearn.metrics import f1_score
-from tqdm.auto import tqdm
 
 from mal_adapter.atomic import TEMPORARY_PREFIX, write_atomically
 from mal_adapter.errors import ConfigError, LabelError, TrainingError
@@ -23,6 +22,7 @@ from mal_adapter.ser.backward import forget, target_of
 from mal_adapter.ser.batches import Unusable, batches_of_epoch, report_unusable
 from mal_adapter.ser.checkpoints import Progress, load_checkpoint, save_checkpoint
 from mal_adapter.ser.dialogue import Dialogue
+from mal_adapter.ser.progress import progress_bar
 from mal_adapter.ser.recognizer import EmotionRecognizer, Prediction
 from mal_adapter.ser.steps import Stepper
 from mal_adapter.ser.trainable import Trainable
@@ -133,6 +133,7 @@ class _Run:
             "config": self.config.to_dict(),
             "memory": self.memory.adapter.config.to_dict(),
             "layer_idx": self.memory.layer_idx,
+            "dtype": str(self.recognizer.model.dtype).removeprefix("torch."),
             "labels": list(self.recognizer.labels),
             "prompt": self.recognizer.prompt,
             "dialogues": digest_of(self.dialogues, self.dev),
@@ -184,7 +185,7 @@ class _Run:
         """Fills the cache, each process with a part of the dialogues."""
         here = self.accelerator
         own = [u for d in self.dialogues[here.process_index :: here.num_processes] for u in d.utterances]
-        for utterance in tqdm(own, desc="listening", unit="utterance", disable=not here.is_main_process, mininterval=1):
+        for utterance in progress_bar(own, desc="listening", unit="utterance", shown=here.is_main_process):
             key = utterance.dialogue_id, utterance.utterance_id
             if key not in self.unusable and (failure := cached.keep(utterance)) is not None:
                 report_unusable(failure, self.unusable)
@@ -201,13 +202,12 @@ class _Run:
     def _epoch(self) -> None:
         progress, config = self.progress, self.config
         batches = batches_of_epoch(self.dialogues, config.batch_size, config.seed, progress.epoch)
-        bar = tqdm(
+        bar = progress_bar(
             desc=f"epoch {progress.epoch + 1}/{config.epochs}",
             total=sum(len(dialogue.utterances) for dialogue in self.dialogues),
             initial=progress.heard,
             unit="utterance",
-            mininterval=1,
-            disable=not self.accelerator.is_main_process,
+            shown=self.accelerator.is_main_process,
         )
         with bar:
             for batch in batches[progress.step :]:
@@ -259,7 +259,10 @@ class _Run:
         here, labels = self.accelerator, recognizer.labels
         own = self.dev[here.process_index :: here.num_processes]
         answers: list[tuple[int, int, float]] = []
-        for result in recognizer.recognize_many(own, self.config.side_by_side):
+        results = recognizer.recognize_many(own, self.config.side_by_side)
+        total = sum(len(dialogue.utterances) for dialogue in own)
+        shown = here.is_main_process
+        for result in progress_bar(results, desc="dev", total=total, unit="utterance", shown=shown, leave=False):
             target = target_of(result.utterance, labels)
             if isinstance(result, Prediction) and target is not None:
                 probability = result.probabilities[labels.names[target]]

@@ -1,12 +1,14 @@
 """The demonstration: real WAV files, the shipped host and memory, and an honest report."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from mal_adapter.cli import app
+from mal_adapter.cli.demo import painted as painted_report
 from mal_adapter.demo.run import bootstrap_interval, describe_report, load_demo, plot_report, run_demo
 
 KEYS = {
@@ -43,6 +45,15 @@ def test_the_text_shows_every_turn_and_both_accuracies(report):
         assert f"{prediction.label} {prediction.probabilities[prediction.label]:.2f}" in text
     for accuracy in ("accuracy_without_memory", "accuracy_with_memory"):
         assert f"{report.to_dict()[accuracy]:.3f}" in text
+
+
+def test_colours_add_nothing_but_colours(report):
+    text = describe_report(report)
+    painted = painted_report(text)
+    assert re.sub("\x1b\\[[0-9]*m", "", painted) == text
+    predictions = [*report.without[0], *report.with_memory[0]]
+    right = sum(prediction.label == prediction.utterance.emotion for prediction in predictions)
+    assert (painted.count("\x1b[32m"), painted.count("\x1b[31m")) == (right, len(predictions) - right)
 
 
 def test_the_plot_is_an_image_of_these_figures(report, tmp_path):

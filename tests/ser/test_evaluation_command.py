@@ -1,7 +1,9 @@
 """From a folder in MELD's layout to a trained adapter, its evaluation, a report and a card; all by commands."""
 
 import json
+import re
 import shutil
+import warnings
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -11,6 +13,7 @@ from mal_adapter import MemoryAdapter
 from mal_adapter.cli import app
 from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER, PROMPT
 from mal_adapter.errors import ConfigError, EvaluationError
+from tests.commands import mal_adapter
 from tests.ser.made_corpora import make_meld
 from tests.ser.training_world import make_dialogues
 
@@ -90,6 +93,26 @@ def test_wrong_wishes_are_one_typed_error(meld, tmp_path):
         assert isinstance(done.exception, error), (wish, done.output, done.exception)
         assert words in str(done.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_json_and_the_dtype_of_an_evaluation(meld, tmp_path):
+    AcceleratorState._reset_state()
+    wish = ["evaluate", "meld", "--root", meld, "--model", HOST_FOLDER, "--output", tmp_path / "out", "--device", "cpu"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        done = mal_adapter(*wish, "--dtype", "bfloat16", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert re.search("^note: MELD", done.stderr, re.MULTILINE)  # not as Python shows it, with a line of code
+    answer = json.loads(done.stdout)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert answer == {"output": str(tmp_path / "out"), "page": str(tmp_path / "out" / "report.html"), **report}
+    assert answer["run"]["dtype"] == "bfloat16"
+    again = mal_adapter("report", tmp_path / "out", "--output", tmp_path / "again", "--json")
+    assert json.loads(again.stdout)["arms"] == answer["arms"]
+    other = mal_adapter(*wish, "--dtype", "float32", "--json")  # what was heard in another dtype is no answer
+    assert other.exit_code == 1
+    assert json.loads(other.stdout)["error"]["type"] == "EvaluationError"
+    assert "(dtype)" in other.stderr
 
 
 def test_a_lora_beside_the_memory_is_heard_by_predict(tmp_path):

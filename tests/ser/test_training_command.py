@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from mal_adapter.cli import app
 from mal_adapter.demo import HOST_FOLDER
 from mal_adapter.errors import ConfigError, HostError, LabelError, ManifestError, TrainingError
+from tests.commands import interrupted
 from tests.ser.training_world import make_dialogues
 
 SETTINGS = {"epochs": 9, "batch_size": 3, "memory": {"memory_dim": 16, "num_heads": 2, "dropout": 0.1}}
@@ -49,6 +50,7 @@ def test_a_trained_folder_is_what_predict_takes(folder, tmp_path):
     assert (report["config"]["epochs"], report["config"]["batch_size"]) == (1, 3)
     assert report["memory"]["memory_dim"] == 16
     assert report["labels"] == ["angry", "happy", "neutral"]  # what these dialogues have
+    assert report["dtype"] == "float32"
     wavs = sorted(str(path) for path in (folder / "dev").glob("*.wav"))[:2]
     found = CliRunner().invoke(
         app, ["predict", *wavs, "--model", str(HOST_FOLDER), "--adapter", str(tmp_path / "adapter"), "--json"]
@@ -80,9 +82,23 @@ def test_what_is_wrong_is_told_in_one_typed_error(folder, tmp_path, change, erro
     assert isinstance(done.exception, error)
 
 
+def test_a_training_that_control_c_stops_says_how_it_goes_on(folder, tmp_path):
+    wish = arguments(folder, tmp_path / "adapter")
+    done = interrupted(*wish, at=b"epoch 1/1:")
+    assert done.exit_code == 130
+    assert "--resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    assert invoke([*wish, "--resume"]).exit_code == 0
+
+
 def test_emotions_that_are_no_labels_are_told(folder, tmp_path):
-    done = invoke(arguments(folder, tmp_path / "adapter", "--labels", "neutral, angry"))
+    half = ["--dtype", "bfloat16", "--device", "cpu", "--json"]
+    done = invoke(arguments(folder, tmp_path / "adapter", "--labels", "neutral, angry", *half))
     assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "adapter" / "training.json").read_text())
+    assert json.loads(done.stdout) == {"output": str(tmp_path / "adapter"), **report}
+    assert report["dtype"] == "bfloat16"
     assert re.search(r"note: \d+ utterances are 'happy', no label", done.stderr)
     assert json.loads((tmp_path / "adapter" / "training.json").read_text())["train"]["not_judged"].keys() == {"happy"}
 

@@ -11,6 +11,7 @@ from mal_adapter.errors import CorpusError, IncompleteCorpusWarning
 from mal_adapter.ser.corpora.folder import problem_of_clip
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelSet
+from mal_adapter.ser.progress import progress_bar
 
 __all__ = ["Corpus", "CorpusReport", "Counts", "Row", "assemble"]
 
@@ -201,7 +202,10 @@ def assemble(
             )
         kept = []
         labelled = 0
-        for dialogue_id, turns in dialogues.items():
+        # Looking at thousands of files takes its time on a network's disk.
+        for dialogue_id, turns in progress_bar(
+            dialogues.items(), desc=f"checking {split}", unit="dialogue", leave=False
+        ):
             utterances = []
             for row in turns.values():
                 emotion = labels.lookup(row.emotion) if row.emotion in labels else None

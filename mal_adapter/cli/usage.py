@@ -1,0 +1,70 @@
+"""How `--help` looks: commands in panels, examples below the options, and no type where there is no value to give."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+__all__ = ["Group", "add", "examples", "json_option", "prose", "shown"]
+
+_Function = TypeVar("_Function", bound=Callable[..., None])
+_SHOWN: dict[Callable[..., None], tuple[str, str]] = {}
+
+
+def shown(panel: str, *pairs: tuple[str, str]) -> Callable[[_Function], _Function]:
+    """Decorates a command: in which panel of its group's help it stands, and the examples in its own help."""
+
+    def keep(command: _Function) -> _Function:
+        _SHOWN[command] = panel, examples(*pairs)
+        return command
+
+    return keep
+
+
+def add(app: typer.Typer, command: Callable[..., None], name: str | None = None) -> None:
+    """Gives an app a command that `shown` has decorated."""
+    panel, epilog = _SHOWN[command]
+    app.command(name, cls=_Command, help=prose(command.__doc__ or ""), epilog=epilog, rich_help_panel=panel)(command)
+
+
+def examples(*pairs: tuple[str, str]) -> str:
+    """The end of a command's help.
+
+    Args:
+        pairs: what is wanted, and the command that does it; lines of at most 76 columns.
+    """
+    blocks = ["{}:\n  {}".format(wanted, command.replace("\n", "\n    ")) for wanted, command in pairs]
+    return "\n\n".join(["Examples", *blocks])
+
+
+def prose(text: str) -> str:
+    """A docstring with a line per paragraph, which the terminal's width breaks."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
+
+
+def json_option(fields: str) -> Any:
+    """The option --json of a command whose answer has these fields."""
+    return typer.Option("--json", help=f"Print one JSON object: {fields}.", rich_help_panel="Output")
+
+
+class _PlainFlags:
+    def get_params(self, ctx: Any) -> Any:
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""  # typer 0.29 would tell a type
+            if getattr(param, "rich_help_panel", None) is None and self._last_panel and "--help" in param.opts:
+                param.rich_help_panel = self._last_panel
+        return params
+
+    _last_panel: str | None = None
+
+
+class _Command(_PlainFlags, TyperCommand):
+    _last_panel = "Output"
+
+
+class Group(_PlainFlags, TyperGroup):
+    """A group of commands."""
