@@ -1,20 +1,34 @@
-"""What README.md shows runs as it is pasted, and its set-up commands are where `.ci/run` looks for them."""
+"""What README.md shows runs, and its set-up commands are where `.ci/run` looks for them."""
 
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+import soundfile
+
+from mal_adapter import MemoryState
+from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER
+from mal_adapter.demo.dialogues import make_dialogue
+from tests.docs.pages import ROOT, blocks
+
 README = (ROOT / "README.md").read_text()
 
 
-def test_each_code_block_runs_as_pasted(tmp_path):
-    command = [sys.executable, ROOT / "tests" / "docs" / "pages.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+def test_the_code_for_a_7b_checkpoint_runs_on_the_tiny_host(tmp_path):
+    (block,) = blocks(ROOT / "README.md", "python")
+    code = block.code
+    for name, folder in (("Qwen/Qwen2-Audio-7B-Instruct", HOST_FOLDER), ("user/mal-qwen2-audio", ADAPTER_FOLDER)):
+        assert code.count(f'"{name}"') == 1
+        code = code.replace(f'"{name}"', repr(str(folder)))
+    turns = make_dialogue("test", seed=7, index=0).turns[:3]
+    for number, turn in enumerate(turns, start=1):
+        soundfile.write(tmp_path / f"turn{number}.wav", turn.audio, 16_000)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("->") == 10  # the first block's dialogue
-    assert done.stdout.splitlines()[-1].startswith("1 ['neutral'")  # the second's card
+    answers = [line.split(" -> ") for line in done.stdout.splitlines()]
+    assert [file for file, _ in answers] == ["turn1.wav", "turn2.wav", "turn3.wav"]
+    assert all(answer.startswith(EMOTIONS) for _, answer in answers), answers
+    assert MemoryState.load(tmp_path / "call-42.safetensors").utterances.item() == 3
 
 
 def test_the_set_up_is_two_commands():

@@ -46,15 +46,9 @@ def prose(page: Path) -> str:
     return _FENCE.sub("", page.read_text())
 
 
-def run(page: Path, *, together: bool = True) -> None:
-    """Run the page's Python in this process, but for what needs weights. The blocks of a page are one program, or
-    each is its own; a traceback names the page's lines."""
+def run(page: Path) -> None:
+    """Run the page's Python in this process, as one program, but for what needs weights. A traceback names its lines."""
     namespace: dict[str, Any] = {}
     for block in blocks(page, "python"):
         if not block.needs_weights:
-            code = compile("\n" * (block.line - 1) + block.code, name_of(page), "exec")
-            exec(code, namespace if together else {})
-
-
-if __name__ == "__main__":  # as the README's reader pastes it, in a process of its own
-    run(ROOT / "README.md", together=False)
+            exec(compile("\n" * (block.line - 1) + block.code, name_of(page), "exec"), namespace)

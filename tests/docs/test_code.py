@@ -1,4 +1,4 @@
-"""The code on every page runs, from the top of the page to its end; the README's has its test in test_readme.py."""
+"""The code on every page runs, from the top of the page to its end; the README's in test_readme.py."""
 
 import ast
 import builtins
@@ -57,6 +57,8 @@ def test_code_that_needs_weights_uses_names_that_exist(page: Path, block):
             module = importlib.import_module(str(node.module))
             for alias in node.names:
                 ours[alias.asname or alias.name] = getattr(module, alias.name)
+        if isinstance(node, ast.Import):
+            known |= {alias.asname or alias.name for alias in node.names}
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             known.add(node.id)
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
