@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+import mal_adapter
 from mal_adapter.cli.adapters import inspect, pull, push
 from mal_adapter.cli.demo import demo
 from mal_adapter.cli.evaluate import evaluate, report
@@ -43,12 +44,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            typer.echo(version("mal-adapter"))
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            typer.echo("unknown")
+        typer.echo(mal_adapter.__version__)
         raise typer.Exit()
 
 

@@ -24,6 +24,8 @@ from mal_adapter.demo.features import FRAMES, Features
 from mal_adapter.demo.host import audio_tokens
 from mal_adapter.demo.host_training import prompt_pieces
 
+__all__ = ["Activations", "HostTail", "cache_activations", "emotion_prompt", "head_hidden"]
+
 _FIELDS = ("hidden", "labels", "speakers", "truth", "baselines")
 
 

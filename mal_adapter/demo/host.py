@@ -28,6 +28,20 @@ from transformers.models.qwen2_audio.configuration_qwen2_audio import Qwen2Audio
 
 from mal_adapter.demo.questions import tokenizer_corpus
 
+__all__ = [
+    "CHUNK_LENGTH_S",
+    "HOP_LENGTH",
+    "MEL_BINS",
+    "audio_tokens",
+    "build_feature_extractor",
+    "build_model",
+    "build_processor",
+    "build_tokenizer",
+    "load_host",
+    "prompt_text",
+    "save_host",
+]
+
 HOP_LENGTH = 320  # samples (20 ms); after the encoder's two halvings one audio token is 80 ms
 CHUNK_LENGTH_S = 6  # the longest audio the host accepts, in seconds
 N_FFT = 1024  # samples (64 ms): Whisper's 25 ms window hardly resolves the harmonics of a low voice

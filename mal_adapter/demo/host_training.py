@@ -26,6 +26,8 @@ from mal_adapter.demo.host import audio_tokens, build_model, build_processor, pr
 from mal_adapter.demo.questions import QUESTIONS, answer
 from mal_adapter.demo.voices import Speech
 
+__all__ = ["PackedPrompts", "PackedRow", "layout", "packed_losses", "prompt_pieces", "tokenise", "train_host"]
+
 
 @dataclass(frozen=True)
 class PackedRow:

@@ -29,6 +29,8 @@ from mal_adapter.demo.activations import Activations, HostTail, cache_activation
 from mal_adapter.demo.features import load_features
 from mal_adapter.demo.host import load_host
 
+__all__ = ["CausalReader", "bare_answers", "main", "measure", "pooled", "train_reader", "voice_r2"]
+
 
 class CausalReader(nn.Module):
     """A small causal transformer over one vector per utterance: (batch, turns, inputs) -> (batch, turns, labels)."""

@@ -24,6 +24,8 @@ from mal_adapter.demo.activations import Activations, HostTail, cache_activation
 from mal_adapter.demo.features import load_features
 from mal_adapter.demo.host import load_host
 
+__all__ = ["STEPS", "answer_dialogues", "audit", "demo_config", "fit", "train_adapter"]
+
 DIALOGUES = 3000
 DEV_DIALOGUES = 300
 STEPS = 2000
