@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from mal_adapter.adapter import MemoryAdapter
@@ -143,7 +144,7 @@ class AttachedMemory:
         session_id: str | Sequence[str] | None = None,
         *,
         write: bool = True,
-        audio_mask: Tensor | None = None,
+        audio_mask: Bool[Tensor, "prompts seq_len"] | None = None,
     ) -> Iterator[Session]:
         """Within this block, the host's forwards read and write the memory of these dialogues.
 

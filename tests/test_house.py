@@ -93,7 +93,7 @@ def test_attaching_is_imported_in_no_time():
         "print(*{m.split('.')[0] for m in sys.modules.keys() - before} - sys.stdlib_module_names)"
     )
     # Nothing of torch either: torch._dynamo alone takes as long to import as all the rest of it.
-    assert set(fresh(code).split()) == {"mal_adapter", "safetensors"}
+    assert set(fresh(code).split()) <= {"jaxtyping", "mal_adapter", "numpy", "safetensors", "wadler_lindig"}
 
 
 def test_all_public_names_are_there():

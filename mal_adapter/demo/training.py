@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -111,15 +112,15 @@ def fit(
 
 def answer_dialogues(
     adapter: MemoryAdapter,
-    hidden: Tensor,
+    hidden: Float[Tensor, "batch turns seq_len hidden_size"],
     audio: slice,
     tail: HostTail,
     recall: Callable[[MemoryState], MemoryState] = lambda state: state,
-) -> Tensor:
-    """The host's label logits, (batch, turns, labels), for dialogues heard with the memory from their start.
+) -> Float[Tensor, "batch turns labels"]:
+    """The host's label logits for dialogues heard with the memory from their start.
 
     Args:
-        hidden: what leaves the hooked layer, (batch, turns, seq_len, hidden_size).
+        hidden: what leaves the hooked layer.
         audio: the audio positions in seq_len.
         recall: what is read instead of the right state, for the state audit.
     """
