@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from mal_adapter.hosts import HostSpec
     from mal_adapter.state import MemoryState
 
+    __version__: str
+
 __all__ = [
     "AttachedMemory",
     "HostSpec",
@@ -32,14 +34,29 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    # torch takes seconds to import; `mal-adapter --help` and tools that only look at the package need not wait for it.
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a checker that saw this function would take every misspelt name for an Any
+
+    def __getattr__(name: str) -> Any:
+        # torch takes seconds to import; `mal-adapter --help` and tools that only look at the package need not wait for
+        # it.
+        if name == "__version__":
+            value = _version()
+        elif name in _MODULES:
+            value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("mal-adapter")
+    except PackageNotFoundError:  # a source tree that is not installed
+        return "0+unknown"

@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from mal_adapter.adapter import MemoryAdapter
@@ -22,12 +23,14 @@ from mal_adapter.errors import (
     HostMismatchError,
     SessionError,
 )
-from mal_adapter.hooks import MemoryHooks, drop_copied_hooks, has_memory
 from mal_adapter.hosts import HostSpec
 from mal_adapter.sessions import Session, SessionStates
 from mal_adapter.state import MemoryState
 from mal_adapter.stores import InMemoryStore, SessionStore, open_store
 from mal_adapter.stores.checks import id_bytes
+
+if TYPE_CHECKING:
+    from mal_adapter.hooks import MemoryHooks
 
 __all__ = ["AttachedMemory", "attach_memory"]
 
@@ -79,6 +82,9 @@ def attach_memory(
         [7]
         >>> memory.detach()
     """
+    # The hooks need torch._dynamo, which takes as long to import as torch; a host of transformers has brought it along.
+    from mal_adapter.hooks import MemoryHooks, drop_copied_hooks, has_memory
+
     root = unwrap(model)
     spec = detect_host(root, host)
     layers = root.get_submodule(spec.layers or "")
@@ -109,7 +115,7 @@ def attach_memory(
         loaded.to(parameter.device)
     if isinstance(store, str | os.PathLike):
         store = open_store(store)
-    return AttachedMemory(root, loaded, layer_idx, spec, InMemoryStore() if store is None else store)
+    return AttachedMemory(root, MemoryHooks(loaded, spec), layer_idx, InMemoryStore() if store is None else store)
 
 
 class AttachedMemory:
@@ -123,16 +129,14 @@ class AttachedMemory:
         states: All sessions' states by id, a mapping.
     """
 
-    def __init__(
-        self, root: nn.Module, adapter: MemoryAdapter, layer_idx: int, host: HostSpec, store: SessionStore
-    ) -> None:
-        self.adapter = adapter
+    def __init__(self, root: nn.Module, hooks: "MemoryHooks", layer_idx: int, store: SessionStore) -> None:
+        self.adapter = hooks.adapter
         self.layer_idx = layer_idx
-        self.host = host
-        self.states = SessionStates(store, adapter.check_state)
-        self._hooks = MemoryHooks(adapter, host)
+        self.host = hooks.host
+        self.states = SessionStates(store, self.adapter.check_state)
+        self._hooks = hooks
         self._root: nn.Module | None = root
-        self._hooks.register(root, layer_idx)
+        hooks.register(root, layer_idx)
 
     @contextmanager
     def session(
@@ -140,7 +144,7 @@ class AttachedMemory:
         session_id: str | Sequence[str] | None = None,
         *,
         write: bool = True,
-        audio_mask: Tensor | None = None,
+        audio_mask: Bool[Tensor, "prompts seq_len"] | None = None,
     ) -> Iterator[Session]:
         """Within this block, the host's forwards read and write the memory of these dialogues.
 

@@ -8,6 +8,7 @@ alone. `MemoryConfig(update="running_mean")` or `"gru"` chooses one.
 import math
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mal_adapter.config import MemoryConfig
@@ -34,7 +35,12 @@ class RunningMean(nn.Module):
         super().__init__()
         self.rate = nn.Parameter(torch.full((config.num_heads, 1, 1), math.log(0.05 / 0.95)))
 
-    def forward(self, memory: Tensor, utterance: Tensor, heard: Tensor) -> Tensor:
+    def forward(
+        self,
+        memory: Float[Tensor, "batch heads 1 head_dim"],
+        utterance: Float[Tensor, "batch heads 1 head_dim"],
+        heard: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch heads 1 head_dim"]:
         """The memory after `utterance`, both (batch, heads, 1, head_dim); `heard` (batch,) counts those before it."""
         first = 1.0 / (1.0 + heard.to(memory.dtype)).view(-1, 1, 1, 1)
         rate = torch.maximum(first, self.rate.to(memory.dtype).sigmoid())
@@ -52,7 +58,12 @@ class GRU(nn.Module):
         super().__init__()
         self.cell = nn.GRUCell(config.memory_dim, config.memory_dim)
 
-    def forward(self, memory: Tensor, utterance: Tensor, heard: Tensor) -> Tensor:
+    def forward(
+        self,
+        memory: Float[Tensor, "batch heads 1 head_dim"],
+        utterance: Float[Tensor, "batch heads 1 head_dim"],
+        heard: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch heads 1 head_dim"]:
         """The memory after `utterance`, both (batch, heads, 1, head_dim)."""
         # nn.GRUCell itself would want the state in the parameters' dtype, which may be half precision.
         parameters = (p.to(memory.dtype) for p in self.cell.parameters())

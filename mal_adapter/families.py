@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jaxtyping import Int
 from torch import Tensor
 
 from mal_adapter.hosts import HostSpec
@@ -11,7 +12,7 @@ from mal_adapter.remote import REMOTE
 __all__ = ["REGISTRY", "register_host"]
 
 
-def gemma3n_clip_tokens(call: Mapping[str, Any]) -> Tensor | None:
+def gemma3n_clip_tokens(call: Mapping[str, Any]) -> Int[Tensor, " clips"] | None:
     """Gemma 3n: every clip takes 188 placeholders, 30 s. Audio makes a token of 16 frames, padding stands at the rest.
 
     Example:

@@ -28,6 +28,9 @@ from mal_adapter.errors import AdapterFormatError, ConfigError
 from mal_adapter.files import load_tensors, open_regular, parse_json, read_header, save_tensors
 
 __all__ = [
+    "CARD_NAME",
+    "CONFIG_NAME",
+    "WEIGHTS_NAME",
     "AdapterConfig",
     "check_ours",
     "copy_into",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
 from mal_adapter.errors import AudioMaskError
@@ -50,8 +51,8 @@ class HostSpec:
     audio_token_id: int | None = None
     mask_module: str | None = None
     feature_arguments: tuple[str, ...] | None = None
-    audio_mask: Callable[[Mapping[str, Any]], Tensor | None] | None = None
-    clip_tokens: Callable[[Mapping[str, Any]], Tensor | None] | None = None
+    audio_mask: Callable[[Mapping[str, Any]], Bool[Tensor, "batch seq_len"] | None] | None = None
+    clip_tokens: Callable[[Mapping[str, Any]], Int[Tensor, " clips"] | None] | None = None
     mode: Literal["placeholder", "all"] | None = None
     merges_embeds: bool | None = None
     stream_idx: int | None = None
@@ -73,7 +74,7 @@ def bind_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return call
 
 
-def find_features(host: HostSpec, call: Mapping[str, Any]) -> Tensor | None:
+def find_features(host: HostSpec, call: Mapping[str, Any]) -> Shaped[Tensor, "rows ..."] | None:
     """The audio features of a call, or None for a call without audio; a list of clips as one row."""
     features = next((call[name] for name in host.feature_arguments or () if call.get(name) is not None), None)
     if isinstance(features, list | tuple):
@@ -87,7 +88,7 @@ def is_cached(call: Mapping[str, Any]) -> bool:
     return cache is not None and bool(cache.get_seq_length() > 0)
 
 
-def find_audio_mask(host: HostSpec, module: nn.Module, call: Mapping[str, Any]) -> Tensor | None:
+def find_audio_mask(host: HostSpec, module: nn.Module, call: Mapping[str, Any]) -> Bool[Tensor, "batch seq_len"] | None:
     """Which positions of a call of `module` are audio: (batch, seq_len) bool, or None for a call without audio.
 
     Raises:
@@ -118,7 +119,9 @@ def find_audio_mask(host: HostSpec, module: nn.Module, call: Mapping[str, Any]) 
     return _heard(host, call, (embeds == embedding.to(embeds)).all(-1))
 
 
-def _heard(host: HostSpec, call: Mapping[str, Any], placeholders: Tensor) -> Tensor:
+def _heard(
+    host: HostSpec, call: Mapping[str, Any], placeholders: Bool[Tensor, "batch seq_len"]
+) -> Bool[Tensor, "batch seq_len"]:
     """Those placeholders, (batch, seq_len) bool, that audio is behind; a clip is an unbroken run of them."""
     counts = None if host.clip_tokens is None else host.clip_tokens(call)
     if counts is None:
@@ -132,7 +135,7 @@ def _heard(host: HostSpec, call: Mapping[str, Any], placeholders: Tensor) -> Ten
     return placeholders & (positions - begun < counts.to(clip.device)[clip.clamp_min(0)])
 
 
-def _no_padding(call: Mapping[str, Any]) -> Tensor:
+def _no_padding(call: Mapping[str, Any]) -> Bool[Tensor, "batch seq_len"]:
     """(batch, seq_len) bool, False at padding, as far as the attention mask tells; generate() drops one of ones."""
     tokens = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
     batch, seq_len = tokens.shape[:2]

@@ -5,6 +5,7 @@ Gradients come from autograd and every product of gates from a loop, so nothing 
 """
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mal_adapter.chunk import MAX_SILU_SLOPE
@@ -13,15 +14,21 @@ from mal_adapter.update import Weights, read
 
 __all__ = ["write_by_token"]
 
+Matrix = Float[Tensor, "_d_in _d_out"]
+"""Of one layer, row and head."""
+
+Scalar = Float[Tensor, ""]
+"""Of one token."""
+
 
 def write_by_token(
     initial: Weights,
     weights: Weights,
     momentum: Weights,
-    keys: Tensor,
-    values: Tensor,
+    keys: Float[Tensor, "batch heads seq_len head_dim"],
+    values: Float[Tensor, "batch heads seq_len head_dim"],
     gates: Gates,
-    mask: Tensor,
+    mask: Bool[Tensor, "batch seq_len"],
     chunk_size: int,
 ) -> tuple[Weights, Weights]:
     """The same arguments and result as `mal_adapter.update.write`, one row, head and token at a time.
@@ -62,15 +69,15 @@ def write_by_token(
 
 
 def _one_head(
-    initial: list[Tensor],
-    weights: list[Tensor],
-    momentum: list[Tensor],
-    keys: Tensor,
-    values: Tensor,
+    initial: list[Matrix],
+    weights: list[Matrix],
+    momentum: list[Matrix],
+    keys: Float[Tensor, "seq_len head_dim"],
+    values: Float[Tensor, "seq_len head_dim"],
     gates: Gates,
-    mask: Tensor,
+    mask: Bool[Tensor, " seq_len"],
     chunk_size: int,
-) -> tuple[list[Tensor], list[Tensor]]:
+) -> tuple[list[Matrix], list[Matrix]]:
     for start in range(0, len(keys), chunk_size):
         tokens = [t for t in range(start, min(start + chunk_size, len(keys))) if mask[t]]
         if not tokens:
@@ -88,7 +95,9 @@ def _one_head(
     return weights, momentum
 
 
-def _gradient(current: list[Tensor], key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+def _gradient(
+    current: list[Matrix], key: Float[Tensor, " head_dim"], value: Float[Tensor, " head_dim"]
+) -> tuple[Matrix, ...]:
     with torch.enable_grad():
         current = [w if w.requires_grad else w.detach().requires_grad_() for w in current]
         answer = read([w[None, None] for w in current], key.view(1, 1, 1, -1)).view(-1)
@@ -96,7 +105,7 @@ def _gradient(current: list[Tensor], key: Tensor, value: Tensor) -> tuple[Tensor
         return torch.autograd.grad(loss, current, create_graph=True)
 
 
-def _curvature(current: list[Tensor], key: Tensor) -> Tensor:
+def _curvature(current: list[Matrix], key: Float[Tensor, " head_dim"]) -> Scalar:
     if len(current) == 1:
         return key @ key
     activation = torch.nn.functional.silu(key @ current[0])
@@ -104,8 +113,8 @@ def _curvature(current: list[Tensor], key: Tensor) -> Tensor:
 
 
 def _trust(
-    theta: list[Tensor], eta: list[Tensor], friction: list[Tensor], keep: list[Tensor], curvature: list[Tensor]
-) -> Tensor:
+    theta: list[Scalar], eta: list[Scalar], friction: list[Scalar], keep: list[Scalar], curvature: list[Scalar]
+) -> Scalar:
     """1 / max(1, Σ θ c J, Σ θ d J / (1 − Π η)), d_t being what momentum from token t adds to chunks after this one."""
     n = len(theta)
     one = torch.ones_like(theta[0])

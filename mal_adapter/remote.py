@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mal_adapter.errors import AudioMaskError
@@ -25,7 +26,7 @@ DESTA_PROMPT_SIZE = 64
 """`config.prompt_size` of the released DeSTA2.5-Audio."""
 
 
-def ultravox_mask(call: Mapping[str, Any]) -> Tensor | None:
+def ultravox_mask(call: Mapping[str, Any]) -> Bool[Tensor, "batch seq_len"] | None:
     """Ultravox: clip i stands at `audio_token_len[i]` positions from `audio_token_start_idx[i]` on.
 
     Both are (clips,), and clips are told apart from rows by `audio_batch_size` (rows,) or (rows, 1), the clips of each
@@ -58,7 +59,7 @@ def ultravox_mask(call: Mapping[str, Any]) -> Tensor | None:
     return _spans(call, row, start, length)
 
 
-def kimi_audio_mask(call: Mapping[str, Any]) -> Tensor | None:
+def kimi_audio_mask(call: Mapping[str, Any]) -> Bool[Tensor, "batch seq_len"] | None:
     """Kimi-Audio: `is_continuous_mask` (1, seq_len) bool is the mask, None at decode steps.
 
     Example:
@@ -69,7 +70,7 @@ def kimi_audio_mask(call: Mapping[str, Any]) -> Tensor | None:
     return None if mask is None else mask.bool()
 
 
-def step_audio_2_mask(call: Mapping[str, Any]) -> Tensor | None:
+def step_audio_2_mask(call: Mapping[str, Any]) -> Bool[Tensor, "batch seq_len"] | None:
     """Step-Audio 2: the clips follow the `<audio_start>` ids in reading order, row by row.
 
     `wav_lens` (clips,) are mel frames, and about eight of them make a token. There is no KV cache: each step of
@@ -91,7 +92,7 @@ def step_audio_2_mask(call: Mapping[str, Any]) -> Tensor | None:
     return _spans(call, row, start + 1, length)
 
 
-def desta25_mask(call: Mapping[str, Any], prompt_size: int = DESTA_PROMPT_SIZE) -> Tensor | None:
+def desta25_mask(call: Mapping[str, Any], prompt_size: int = DESTA_PROMPT_SIZE) -> Bool[Tensor, "batch seq_len"] | None:
     """DeSTA2.5: `batch_start_positions`, a list of (row, start) per clip, each with `prompt_size` audio tokens.
 
     The clip's transcript follows them under the same placeholder id and is no audio. Positions count left padding.
@@ -118,7 +119,9 @@ def desta25_mask(call: Mapping[str, Any], prompt_size: int = DESTA_PROMPT_SIZE) 
     return _spans(call, row, start, torch.full_like(start, prompt_size))
 
 
-def _spans(call: Mapping[str, Any], row: Tensor, start: Tensor, length: Tensor) -> Tensor:
+def _spans(
+    call: Mapping[str, Any], row: Int[Tensor, " spans"], start: Int[Tensor, " spans"], length: Int[Tensor, " spans"]
+) -> Bool[Tensor, "batch seq_len"]:
     """(batch, seq_len) bool, True at `length[i]` positions of `row[i]` from `start[i]` on; each (spans,)."""
     tokens = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
     batch, seq_len = tokens.shape[:2]

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from mal_adapter.errors import AudioMaskError, SessionError
@@ -10,7 +11,9 @@ from mal_adapter.sessions import Call
 __all__ = ["audio_rows", "copies_per_prompt", "users_mask"]
 
 
-def users_mask(mask: Tensor, call: Call, hidden: Tensor) -> Tensor | None:
+def users_mask(
+    mask: Bool[Tensor, "prompts prompt_len"], call: Call, hidden: Float[Tensor, "batch seq_len hidden_size"]
+) -> Bool[Tensor, "batch seq_len"] | None:
     """The session's own mask for a forward it fits, or that repeats and extends one; None for text and decode steps."""
     copies, rest = divmod(hidden.shape[0], mask.shape[0])
     grown = hidden.shape[1] - mask.shape[1]
@@ -25,7 +28,9 @@ def users_mask(mask: Tensor, call: Call, hidden: Tensor) -> Tensor | None:
     )
 
 
-def audio_rows(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def audio_rows(
+    hidden: Float[Tensor, "batch seq_len hidden_size"], mask: Bool[Tensor, "batch seq_len"]
+) -> tuple[Float[Tensor, "batch tokens hidden_size"], Bool[Tensor, "batch tokens"]]:
     """The hidden states at audio positions, (batch, most audio tokens, hidden_size), and which are no padding."""
     counts = mask.sum(dim=1)
     longest = int(counts.max())
@@ -34,7 +39,9 @@ def audio_rows(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return rows, torch.arange(longest, device=hidden.device) < counts[:, None]
 
 
-def copies_per_prompt(rows: Tensor, valid: Tensor, call: Call, prompts: int) -> int:
+def copies_per_prompt(
+    rows: Float[Tensor, "batch tokens hidden_size"], valid: Bool[Tensor, "batch tokens"], call: Call, prompts: int
+) -> int:
     """How often generate() repeated each prompt, for beams or return sequences; 1 for a plain batch.
 
     Raises:
@@ -63,6 +70,6 @@ def copies_per_prompt(rows: Tensor, valid: Tensor, call: Call, prompts: int) -> 
     )
 
 
-def _are_copies(rows: Tensor, copies: int) -> bool:
+def _are_copies(rows: Shaped[Tensor, "batch ..."], copies: int) -> bool:
     """Whether each row equals the first of its group of `copies`."""
     return torch.equal(rows, rows[::copies].repeat_interleave(copies, dim=0))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from contextlib import contextmanager, suppress
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from mal_adapter.errors import SessionConflictError, SessionError, StoreError, UnsavedSessionWarning
@@ -201,11 +202,11 @@ class Prompt:
         valid: (batch, audio tokens) which of them are no padding; both None unless the utterance can go on.
     """
 
-    tokens: Tensor
-    features: Tensor
+    tokens: Shaped[Tensor, "batch seq_len ..."]
+    features: Shaped[Tensor, "..."]
     before: MemoryState
-    rows: Tensor | None = None
-    valid: Tensor | None = None
+    rows: Float[Tensor, "batch tokens hidden_size"] | None = None
+    valid: Bool[Tensor, "batch tokens"] | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -231,9 +232,9 @@ class Call:
     state: MemoryState
     entered: list[object] = dataclasses.field(default_factory=list)
     records_grad: bool = dataclasses.field(default_factory=torch.is_grad_enabled)
-    mask: Tensor | None = None
+    mask: Bool[Tensor, "batch seq_len"] | None = None
     text_only: bool = False
-    features: Tensor | None = None
+    features: Shaped[Tensor, "..."] | None = None
     repeated: bool = False
     prompt: Prompt | None = None
     earlier: Prompt | None = None
@@ -258,7 +259,7 @@ class Session:
         state: MemoryState,
         states: SessionStates,
         write: bool,
-        audio_mask: Tensor | None,
+        audio_mask: Bool[Tensor, "prompts seq_len"] | None,
     ) -> None:
         self.ids = ids
         self.state = state
@@ -286,7 +287,14 @@ class Session:
             self.call = Call(module, self.state)
         self.call.entered.append(module)
 
-    def feed(self, tokens: Tensor | None, features: Tensor | None, *, mode: str | None, cached: bool) -> None:
+    def feed(
+        self,
+        tokens: Shaped[Tensor, "batch seq_len ..."] | None,
+        features: Shaped[Tensor, "..."] | None,
+        *,
+        mode: str | None,
+        cached: bool,
+    ) -> None:
         """The running call carries audio. If it is the last prompt and what was generated since, fed again for want
         of a KV cache, it reads the state from before that prompt and writes nothing. In mode "all" what was generated
         since is audio too, whether fed alone or again: the utterance is read and written anew, as a whole."""
@@ -327,7 +335,9 @@ class Session:
         return skipped
 
 
-def _repeats(last: Prompt, tokens: Tensor, features: Tensor, *, grown: bool) -> bool:
+def _repeats(
+    last: Prompt, tokens: Shaped[Tensor, "batch seq_len ..."], features: Shaped[Tensor, "..."], *, grown: bool
+) -> bool:
     """Whether a longer prompt begins with the last one; its features are the same, or have `grown` too."""
     longer = tokens.shape[1] > last.tokens.shape[1]
     same_shape = features.shape == last.features.shape

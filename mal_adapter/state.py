@@ -2,10 +2,11 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mal_adapter.atomic import write_atomically
@@ -43,11 +44,11 @@ class MemoryState:
         True
     """
 
-    weights: tuple[Tensor, ...]
-    momentum: tuple[Tensor, ...]
-    utterances: Tensor
-    tokens: Tensor
-    skipped_writes: Tensor
+    weights: tuple[Float[Tensor, "batch heads _d_in _d_out"], ...]
+    momentum: tuple[Float[Tensor, "batch heads _d_in _d_out"], ...]
+    utterances: Int64[Tensor, " batch"]
+    tokens: Int64[Tensor, " batch"]
+    skipped_writes: Int64[Tensor, " batch"]
     fingerprint: str | None = None
 
     @property
@@ -77,7 +78,7 @@ class MemoryState:
         """The state on `device`; dtypes stay."""
         return self.map(lambda t: t.to(device))
 
-    def rows(self, index: Tensor) -> "MemoryState":
+    def rows(self, index: Int64[Tensor, " n"]) -> "MemoryState":
         """The dialogues at `index`, (n,) int64, in that order; a row may be asked for more than once."""
         return self.map(lambda t: t.index_select(0, index.to(t.device)))
 
@@ -135,9 +136,8 @@ class MemoryState:
         # An unknown key may be a damaged one: without its fingerprint a state would pass for any adapter's.
         if unknown := sorted(metadata.keys() - _METADATA):
             raise StateFormatError(f"unknown metadata {unknown[:4]} in a memory state of format {version}")
-        state = cls._from_tensors(tensors, metadata.get("fingerprint"))
-        state._check()
-        return state
+        _check(tensors)
+        return cls._from_tensors(tensors, metadata.get("fingerprint"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file: all of it or, if interrupted, nothing."""
@@ -163,29 +163,35 @@ class MemoryState:
 
     @classmethod
     def _from_tensors(cls, tensors: dict[str, Tensor], fingerprint: str | None) -> "MemoryState":
-        depth = sum(name.startswith("weights.") for name in tensors)
-        expected = {f"{kind}.{i}" for kind in ("weights", "momentum") for i in range(depth)} | set(_COUNTERS)
-        if depth == 0 or set(tensors) != expected:
-            raise StateFormatError(f"a memory state can't be made of the tensors {sorted(tensors)}")
+        layers = range(_depth(tensors))
         return cls(
-            weights=tuple(tensors[f"weights.{i}"] for i in range(depth)),
-            momentum=tuple(tensors[f"momentum.{i}"] for i in range(depth)),
+            weights=tuple(tensors[f"weights.{i}"] for i in layers),
+            momentum=tuple(tensors[f"momentum.{i}"] for i in layers),
             **{name: tensors[name] for name in _COUNTERS},
             fingerprint=fingerprint,
         )
 
-    def _check(self) -> None:
-        for weights, momentum in zip(self.weights, self.momentum, strict=True):
-            if weights.dim() != 4 or weights.shape != momentum.shape or weights.shape[:2] != self.weights[0].shape[:2]:
-                raise StateFormatError(
-                    f"weights {tuple(weights.shape)} and momentum {tuple(momentum.shape)} are not both "
-                    "(batch, heads, d_in, d_out)"
-                )
-            if not weights.dtype == momentum.dtype == self.weights[0].dtype or weights.dtype not in _FLOATS:
-                raise StateFormatError(
-                    f"weights are {weights.dtype}, momentum {momentum.dtype}; expected one of {_FLOATS}"
-                )
-        for name in _COUNTERS:
-            counter: Tensor = getattr(self, name)
-            if counter.dtype != torch.int64 or counter.shape != self.weights[0].shape[:1] or (counter < 0).any():
-                raise StateFormatError(f"{name} is {counter.dtype} {tuple(counter.shape)}, not (batch,) int64 counts")
+
+def _depth(tensors: Mapping[str, Tensor]) -> int:
+    return sum(name.startswith("weights.") for name in tensors)
+
+
+def _check(tensors: Mapping[str, Tensor]) -> None:
+    """Raise `StateFormatError` unless a state can be made of what a file holds."""
+    depth = _depth(tensors)
+    expected = {f"{kind}.{i}" for kind in ("weights", "momentum") for i in range(depth)} | set(_COUNTERS)
+    if depth == 0 or set(tensors) != expected:
+        raise StateFormatError(f"a memory state can't be made of the tensors {sorted(tensors)}")
+    first = tensors["weights.0"]
+    for weights, momentum in ((tensors[f"weights.{i}"], tensors[f"momentum.{i}"]) for i in range(depth)):
+        if weights.dim() != 4 or weights.shape != momentum.shape or weights.shape[:2] != first.shape[:2]:
+            raise StateFormatError(
+                f"weights {tuple(weights.shape)} and momentum {tuple(momentum.shape)} are not both "
+                "(batch, heads, d_in, d_out)"
+            )
+        if not weights.dtype == momentum.dtype == first.dtype or weights.dtype not in _FLOATS:
+            raise StateFormatError(f"weights are {weights.dtype}, momentum {momentum.dtype}; expected one of {_FLOATS}")
+    for name in _COUNTERS:
+        counter = tensors[name]
+        if counter.dtype != torch.int64 or counter.shape != first.shape[:1] or (counter < 0).any():
+            raise StateFormatError(f"{name} is {counter.dtype} {tuple(counter.shape)}, not (batch,) int64 counts")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -23,6 +24,8 @@ from mal_adapter.demo import EMOTIONS, LAYER_IDX, PROMPT
 from mal_adapter.demo.features import FRAMES, Features
 from mal_adapter.demo.host import audio_tokens
 from mal_adapter.demo.host_training import prompt_pieces
+
+__all__ = ["Activations", "HostTail", "cache_activations", "emotion_prompt", "head_hidden"]
 
 _FIELDS = ("hidden", "labels", "speakers", "truth", "baselines")
 
@@ -61,14 +64,16 @@ class Activations:
         return len(self.labels)
 
     @property
-    def audio_mask(self) -> Tensor:
-        """True at the audio positions, bool, (seq_len,)."""
+    def audio_mask(self) -> Bool[Tensor, " seq_len"]:
+        """True at the audio positions."""
         mask = torch.zeros(self.hidden.shape[2], dtype=torch.bool)
         mask[self.audio] = True
         return mask
 
-    def batch(self, dialogues: NDArray[np.int64] | list[int]) -> tuple[Tensor, Tensor]:
-        """Hidden states, float32 (batch, turns, seq_len, width), and labels (batch, turns) of some dialogues."""
+    def batch(
+        self, dialogues: NDArray[np.int64] | list[int]
+    ) -> tuple[Float[Tensor, "batch turns seq_len width"], Int[Tensor, "batch turns"]]:
+        """Hidden states, float32, and labels of some dialogues."""
         index = np.asarray(dialogues)
         return torch.from_numpy(self.hidden[index]).float(), torch.from_numpy(self.labels[index])
 
@@ -100,8 +105,8 @@ class HostTail:
         self.label_ids = torch.tensor(ids)[:, 0]
         self.answers = model.lm_head.weight[self.label_ids]
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Logits of the labels at the answer position, (rows, labels), from hidden states (rows, seq_len, width)."""
+    def __call__(self, hidden: Float[Tensor, "rows seq_len width"]) -> Float[Tensor, "rows labels"]:
+        """Logits of the labels at the answer position."""
         position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None]
         embeddings = self.rotary(hidden, position_ids)
         for layer in self.layers[:-1]:  # no mask: rows have no padding, and attention without one is causal
@@ -144,12 +149,16 @@ def cache_activations(
 
 @torch.no_grad()
 def head_hidden(
-    model: Qwen2AudioForConditionalGeneration, mels: Tensor, ids: Tensor, audio: slice, layer_idx: int = LAYER_IDX
-) -> Tensor:
-    """Hidden states that leave decoder layer `layer_idx`, (batch, seq_len, width), of utterances with one prompt.
+    model: Qwen2AudioForConditionalGeneration,
+    mels: Float[Tensor, "batch mel_bins frames"],
+    ids: Int[Tensor, " seq_len"],
+    audio: slice,
+    layer_idx: int = LAYER_IDX,
+) -> Float[Tensor, "batch seq_len width"]:
+    """Hidden states that leave decoder layer `layer_idx`, of utterances with one prompt.
 
     Args:
-        mels: (batch, mel_bins, FRAMES_KEPT), float32.
+        mels: FRAMES_KEPT frames, float32.
         ids, audio: from `emotion_prompt`.
     """
     decoder = model.model.language_model
@@ -162,16 +171,18 @@ def head_hidden(
     return hidden
 
 
-def emotion_prompt(processor: Qwen2AudioProcessor) -> tuple[Tensor, slice]:
-    """Token ids of the emotion prompt about one utterance, (seq_len,), and its audio positions."""
+def emotion_prompt(processor: Qwen2AudioProcessor) -> tuple[Int[Tensor, " seq_len"], slice]:
+    """Token ids of the emotion prompt about one utterance, and its audio positions."""
     start, end = prompt_pieces(processor)
     ids = torch.tensor(processor.tokenizer(start + PROMPT + end, add_special_tokens=False)["input_ids"])
     placeholders = torch.nonzero(ids == processor.tokenizer.convert_tokens_to_ids(processor.audio_token))[:, 0]
     return ids, slice(int(placeholders[0]), int(placeholders[-1]) + 1)
 
 
-def _last_position(layer: Any, hidden: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
-    """What a Qwen2 decoder layer makes of the last position alone, (rows, width): a third of the layer's time."""
+def _last_position(
+    layer: Any, hidden: Float[Tensor, "rows seq_len width"], embeddings: tuple[Tensor, Tensor]
+) -> Float[Tensor, "rows width"]:
+    """What a Qwen2 decoder layer makes of the last position alone: a third of the layer's time."""
     attention, normed = layer.self_attn, layer.input_layernorm(hidden)
     heads = (*normed.shape[:2], -1, attention.head_dim)
     key = attention.k_proj(normed).view(heads).transpose(1, 2)

@@ -19,6 +19,8 @@ from mal_adapter.demo.features import load_features
 from mal_adapter.demo.host import save_host
 from mal_adapter.demo.host_training import train_host
 
+__all__ = ["build_adapter", "build_host", "main"]
+
 HOST_DIALOGUES = 4000  # 40 000 utterances
 HOST_STEPS = 2500
 

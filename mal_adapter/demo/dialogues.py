@@ -20,6 +20,17 @@ from mal_adapter.demo.voices import SAMPLING_RATE, Speaker, Speech, draw_speaker
 if TYPE_CHECKING:
     from mal_adapter.ser.dialogue import Dialogue
 
+__all__ = [
+    "MIN_TRACT_RATIO",
+    "SPLITS",
+    "TURNS",
+    "SpokenDialogue",
+    "Turn",
+    "make_dialogue",
+    "make_dialogues",
+    "write_wavs",
+]
+
 #: The host's own training data, the adapter's and readers' training data, and two held-out splits.
 SPLITS: dict[str, int] = {"host": 0, "train": 1, "dev": 2, "test": 3}
 

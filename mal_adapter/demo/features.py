@@ -24,6 +24,8 @@ from mal_adapter.demo import voices
 from mal_adapter.demo.dialogues import TURNS, SpokenDialogue, make_dialogue
 from mal_adapter.demo.host import HOP_LENGTH, MEL_BINS, build_feature_extractor
 
+__all__ = ["FRAMES", "Features", "features_of", "load_features"]
+
 #: Valid feature frames of one utterance, and the frames kept (the first convolutions reach a little further).
 FRAMES = -(-round(voices.UTTERANCE_S * voices.SAMPLING_RATE) // HOP_LENGTH)
 FRAMES_KEPT = FRAMES + 3

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
@@ -27,6 +28,20 @@ from transformers import (
 from transformers.models.qwen2_audio.configuration_qwen2_audio import Qwen2AudioEncoderConfig
 
 from mal_adapter.demo.questions import tokenizer_corpus
+
+__all__ = [
+    "CHUNK_LENGTH_S",
+    "HOP_LENGTH",
+    "MEL_BINS",
+    "audio_tokens",
+    "build_feature_extractor",
+    "build_model",
+    "build_processor",
+    "build_tokenizer",
+    "load_host",
+    "prompt_text",
+    "save_host",
+]
 
 HOP_LENGTH = 320  # samples (20 ms); after the encoder's two halvings one audio token is 80 ms
 CHUNK_LENGTH_S = 6  # the longest audio the host accepts, in seconds
@@ -160,18 +175,20 @@ def load_host(folder: str | Path) -> tuple[Qwen2AudioForConditionalGeneration, Q
     return model, Qwen2AudioProcessor.from_pretrained(folder)
 
 
-def audio_tokens(model: Qwen2AudioForConditionalGeneration, mels: Tensor, frames: int) -> Tensor:
+def audio_tokens(
+    model: Qwen2AudioForConditionalGeneration, mels: Float[Tensor, "batch mel_bins frames"], frames: int
+) -> Float[Tensor, "batch audio_tokens width"]:
     """The audio embeddings that the model's own forward computes, without the work on padding.
 
     The encoder attends to valid frames only, so frames after the audio matter only through the first convolutions, two
     frames deep. Leaving the rest out is the same function at a fifth of the time.
 
     Args:
-        mels: log-mel features, (batch, mel_bins, at least frames + 2).
+        mels: log-mel features, with at least two frames more than are valid.
         frames: valid feature frames, the same for the whole batch.
 
     Returns:
-        Embeddings at the audio positions, (batch, audio_tokens, width).
+        Embeddings at the audio positions.
     """
     tower = model.model.audio_tower
     after_convolutions = (frames - 1) // 2 + 1
@@ -185,8 +202,8 @@ def audio_tokens(model: Qwen2AudioForConditionalGeneration, mels: Tensor, frames
     return embeddings
 
 
-def _sinusoids(length: int, width: int) -> Tensor:
-    """Whisper's positions: (length, width), sines then cosines of geometric frequencies."""
+def _sinusoids(length: int, width: int) -> Float[Tensor, "{length} {width}"]:
+    """Whisper's positions: sines then cosines of geometric frequencies."""
     rates = torch.exp(-math.log(10_000.0) / (width // 2 - 1) * torch.arange(width // 2))
     angles = torch.arange(length)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)

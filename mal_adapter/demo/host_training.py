@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
@@ -26,22 +27,24 @@ from mal_adapter.demo.host import audio_tokens, build_model, build_processor, pr
 from mal_adapter.demo.questions import QUESTIONS, answer
 from mal_adapter.demo.voices import Speech
 
+__all__ = ["PackedPrompts", "PackedRow", "layout", "packed_losses", "prompt_pieces", "tokenise", "train_host"]
+
 
 @dataclass(frozen=True)
 class PackedRow:
     """The token layout of one packed row; lengths are equal for all utterances.
 
     Attributes:
-        mask: additive attention mask, (1, 1, seq_len, seq_len).
-        position_ids: each question starts where the audio ends, (1, seq_len).
-        predicts: positions whose next token is part of an answer, (answers,).
-        weights: weight of each of those in the loss, (answers,); each task's sum to 1.
+        mask: additive attention mask.
+        position_ids: each question starts where the audio ends.
+        predicts: positions whose next token is part of an answer.
+        weights: weight of each of those in the loss; each task's sum to 1.
     """
 
-    mask: Tensor
-    position_ids: Tensor
-    predicts: Tensor
-    weights: Tensor
+    mask: Float[Tensor, "1 1 seq_len seq_len"]
+    position_ids: Int[Tensor, "1 seq_len"]
+    predicts: Int[Tensor, " answers"]
+    weights: Float[Tensor, " answers"]
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,15 @@ class PackedPrompts:
     """Token ids of all utterances in pieces that are put together to rows.
 
     Attributes:
-        start: the prompt up to the first question, audio placeholders included, (start_len,).
+        start: the prompt up to the first question, audio placeholders included.
         audio: positions of the audio placeholders in `start`.
-        tasks: task -> question, answer and end token of each utterance, (utterances, task_len).
+        tasks: task -> question, answer and end token of each utterance.
         answered: task -> how many of the last tokens are the answer and its end.
     """
 
-    start: Tensor
+    start: Int[Tensor, " start_len"]
     audio: slice
-    tasks: dict[str, Tensor]
+    tasks: dict[str, Int[Tensor, "utterances _task_len"]]
     answered: dict[str, int]
 
 
@@ -158,16 +161,20 @@ def layout(prompts: PackedPrompts, tasks: list[str]) -> PackedRow:
 
 
 def packed_losses(
-    model: Qwen2AudioForConditionalGeneration, row: PackedRow, audio: slice, mels: Tensor, ids: Tensor
-) -> tuple[Tensor, Tensor]:
+    model: Qwen2AudioForConditionalGeneration,
+    row: PackedRow,
+    audio: slice,
+    mels: Float[Tensor, "batch mel_bins frames"],
+    ids: Int[Tensor, "batch seq_len"],
+) -> tuple[Float[Tensor, " answers"], Float[Tensor, "batch audio_tokens width"]]:
     """Mean cross entropy of each answer token, and what the hooked layer makes of the audio.
 
     Args:
-        mels: (batch, mel_bins, FRAMES_KEPT), float32.
-        ids: packed rows, (batch, seq_len).
+        mels: FRAMES_KEPT frames, float32.
+        ids: packed rows.
 
     Returns:
-        Losses, (answers,), and hidden states leaving layer LAYER_IDX at the audio positions, (batch, audio_len, width).
+        Losses, and hidden states leaving layer LAYER_IDX at the audio positions.
     """
     embeddings = model.get_input_embeddings()(ids)
     heard = audio_tokens(model, mels, FRAMES)

@@ -14,6 +14,8 @@ import math
 from mal_adapter.demo import EMOTIONS, PROMPT
 from mal_adapter.demo.voices import TRACT_RANGE, VOWELS, Speech
 
+__all__ = ["QUESTIONS", "STEPS", "answer", "tokenizer_corpus"]
+
 #: task -> the question that follows the audio
 QUESTIONS: dict[str, str] = {
     "emotion": PROMPT,

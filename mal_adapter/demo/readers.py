@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,9 +30,11 @@ from mal_adapter.demo.activations import Activations, HostTail, cache_activation
 from mal_adapter.demo.features import load_features
 from mal_adapter.demo.host import load_host
 
+__all__ = ["CausalReader", "bare_answers", "main", "measure", "pooled", "train_reader", "voice_r2"]
+
 
 class CausalReader(nn.Module):
-    """A small causal transformer over one vector per utterance: (batch, turns, inputs) -> (batch, turns, labels)."""
+    """A small causal transformer over one vector per utterance."""
 
     def __init__(self, inputs: int, turns: int, width: int = 96, layers: int = 3, dropout: float = 0.1) -> None:
         super().__init__()
@@ -43,8 +46,8 @@ class CausalReader(nn.Module):
         self.body = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
         self.answer = nn.Linear(width, len(EMOTIONS))
 
-    def forward(self, utterances: Tensor) -> Tensor:
-        """utterances: (batch, turns, inputs)."""
+    def forward(self, utterances: Float[Tensor, "batch turns inputs"]) -> Float[Tensor, "batch turns labels"]:
+        """Logits of the labels."""
         turns = utterances.shape[1]
         mask = nn.Transformer.generate_square_subsequent_mask(turns)
         hidden = self.body(self.project(utterances) + self.positions[:turns], mask=mask, is_causal=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -23,6 +24,8 @@ from mal_adapter.demo import EMOTIONS, LAYER_IDX, PROMPT
 from mal_adapter.demo.activations import Activations, HostTail, cache_activations
 from mal_adapter.demo.features import load_features
 from mal_adapter.demo.host import load_host
+
+__all__ = ["STEPS", "answer_dialogues", "audit", "demo_config", "fit", "train_adapter"]
 
 DIALOGUES = 3000
 DEV_DIALOGUES = 300
@@ -109,15 +112,15 @@ def fit(
 
 def answer_dialogues(
     adapter: MemoryAdapter,
-    hidden: Tensor,
+    hidden: Float[Tensor, "batch turns seq_len hidden_size"],
     audio: slice,
     tail: HostTail,
     recall: Callable[[MemoryState], MemoryState] = lambda state: state,
-) -> Tensor:
-    """The host's label logits, (batch, turns, labels), for dialogues heard with the memory from their start.
+) -> Float[Tensor, "batch turns labels"]:
+    """The host's label logits for dialogues heard with the memory from their start.
 
     Args:
-        hidden: what leaves the hooked layer, (batch, turns, seq_len, hidden_size).
+        hidden: what leaves the hooked layer.
         audio: the audio positions in seq_len.
         recall: what is read instead of the right state, for the state audit.
     """

@@ -12,6 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
+__all__ = [
+    "EMOTION_SHIFTS",
+    "SAMPLING_RATE",
+    "TRACT_RANGE",
+    "UTTERANCE_S",
+    "VOWELS",
+    "Speaker",
+    "Speech",
+    "draw_speaker",
+    "draw_speech",
+    "quantise",
+    "synthesise",
+]
+
 SAMPLING_RATE = 16_000  # Hz
 UTTERANCE_S = 1.45  # seconds; one length for all utterances keeps every sequence of the benchmark equally long
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -117,13 +118,13 @@ class CachedHost:
         audio_s = dict.fromkeys(range(len(kept)), float("nan"))
         return Prepared(self._recognizer.with_positions(inputs), audio_s, {}, audio_mask)
 
-    def log_probs(self, inputs: dict[str, Any]) -> Tensor:
+    def log_probs(self, inputs: dict[str, Any]) -> Float[Tensor, "batch labels"]:
         """As `EmotionRecognizer.log_probs`; no audio tells where it is, so the session needs the `audio_mask`."""
         with self._skipping(inputs["hidden"]):
             return self._recognizer.log_probs({name: value for name, value in inputs.items() if name != "hidden"})
 
     @contextmanager
-    def _skipping(self, hidden: Tensor) -> Iterator[None]:
+    def _skipping(self, hidden: Float[Tensor, "batch seq_len hidden_size"]) -> Iterator[None]:
         """Within this block the layers up to the hooked one answer `hidden`; hooks, the memory's too, run as ever."""
         try:
             for layer in self._layers:

@@ -21,7 +21,7 @@ from transformers.utils import is_torchcodec_available
 from mal_adapter.errors import AudioError, AudioTooLongError, HostError
 from mal_adapter.ser.dialogue import Utterance
 
-__all__ = ["AudioPrompt", "load_waveform"]
+__all__ = ["PER_TOKEN", "AudioPrompt", "Waveform", "load_waveform"]
 
 Waveform = npt.NDArray[np.float32]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
@@ -64,9 +65,9 @@ class DialogueLoss:
         self,
         recognizer: EmotionRecognizer | CachedHost,
         memory: AttachedMemory,
-        weights: Tensor,
+        weights: Float[Tensor, " labels"],
         window: int | None,
-        backward: Callable[[Tensor], None],
+        backward: Callable[[Float[Tensor, ""]], None],
         autocast: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.recognizer = recognizer
@@ -108,7 +109,9 @@ class DialogueLoss:
             forget(self.memory, ids)
         return total
 
-    def _add_losses(self, scores: Tensor, utterances: Sequence[Utterance], losses: list[Tensor]) -> Tally:
+    def _add_losses(
+        self, scores: Float[Tensor, "batch labels"], utterances: Sequence[Utterance], losses: list[Float[Tensor, ""]]
+    ) -> Tally:
         targets = [target_of(utterance, self.recognizer.labels) for utterance in utterances]
         labelled = [row for row, target in enumerate(targets) if target is not None]
         if not labelled:
@@ -134,8 +137,10 @@ def target_of(utterance: Utterance, labels: LabelSet) -> int | None:
     return labels.index(utterance.emotion) if utterance.emotion is not None and utterance.emotion in labels else None
 
 
-def class_weights(given: str | Mapping[str, float] | None, dialogues: Sequence[Dialogue], labels: LabelSet) -> Tensor:
-    """(labels,) float32 weights of the loss. "balanced" is scikit-learn's: utterances / (labels · utterances of this
+def class_weights(
+    given: str | Mapping[str, float] | None, dialogues: Sequence[Dialogue], labels: LabelSet
+) -> Float[Tensor, " labels"]:
+    """The float32 weights of the loss. "balanced" is scikit-learn's: utterances / (labels · utterances of this
     label).
 
     Raises:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 from torch import Tensor
 
 from mal_adapter.ser.activations import CachedHost
@@ -55,7 +56,7 @@ class Turn:
 
     utterances: list[Utterance]
     inputs: dict[str, Any]
-    audio_mask: Tensor | None = None
+    audio_mask: Bool[Tensor, "batch seq_len"] | None = None
 
     @property
     def ids(self) -> list[str]:

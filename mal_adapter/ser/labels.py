@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mal_adapter.errors import LabelError
@@ -188,11 +189,11 @@ class LabelScorer:
     def log_probs(
         self,
         model: Any,
-        prompt_logits: Tensor,
+        prompt_logits: Float[Tensor, "batch vocabulary"],
         past_key_values: Any,
-        attention_mask: Tensor,
-        position_ids: Tensor | None = None,
-    ) -> Tensor:
+        attention_mask: Int[Tensor, "batch seq_len"],
+        position_ids: Int[Tensor, "batch seq_len"] | None = None,
+    ) -> Float[Tensor, "batch labels"]:
         """Log-probability of each label as the answer. Uses up the cache.
 
         Args:

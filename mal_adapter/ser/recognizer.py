@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mal_adapter.detection import unwrap
@@ -69,7 +70,7 @@ class Prepared:
     inputs: dict[str, Any]
     audio_s: dict[int, float]
     failures: dict[int, Failure]
-    audio_mask: Tensor | None = None
+    audio_mask: Bool[Tensor, "batch seq_len"] | None = None
 
 
 class EmotionRecognizer:
@@ -244,7 +245,7 @@ class EmotionRecognizer:
         audio_s = {index: waveform.size / self._audio.sampling_rate for index, waveform in waveforms.items()}
         return Prepared(inputs, audio_s, failures)
 
-    def log_probs(self, inputs: dict[str, Any]) -> Tensor:
+    def log_probs(self, inputs: dict[str, Any]) -> Float[Tensor, "batch labels"]:
         """Log-probability of each label, within the session that the caller holds open; for training.
 
         What is mutated: the session's dialogues; the utterances are written.
@@ -283,8 +284,10 @@ class EmotionRecognizer:
         return {}
 
     @torch.no_grad()  # not inference_mode: the states written here may be trained through later
-    def _score(self, inputs: dict[str, Any], sessions: contextlib.AbstractContextManager[Any]) -> Tensor:
-        """(batch, labels) log-probabilities; reads and writes the sessions."""
+    def _score(
+        self, inputs: dict[str, Any], sessions: contextlib.AbstractContextManager[Any]
+    ) -> Float[Tensor, "batch labels"]:
+        """Log-probabilities; reads and writes the sessions."""
         outputs = None
         try:
             with sessions:
@@ -299,7 +302,7 @@ class EmotionRecognizer:
     def _run(self, inputs: dict[str, Any]) -> Any:
         return self.model(**inputs, use_cache=self._scorer.needs_cache, **self._last_only)
 
-    def _label_log_probs(self, inputs: dict[str, Any], outputs: Any) -> Tensor:
+    def _label_log_probs(self, inputs: dict[str, Any], outputs: Any) -> Float[Tensor, "batch labels"]:
         cache = getattr(outputs, "past_key_values", None)
         mask, positions = inputs["attention_mask"], inputs.get("position_ids")
         return self._scorer.log_probs(self.model, outputs.logits[:, -1], cache, mask, positions)

@@ -47,7 +47,7 @@ def prose(page: Path) -> str:
 
 
 def run(page: Path) -> None:
-    """Run the page's Python in this process, as one program, but for what needs weights. A traceback names its lines."""
+    """Run the page's Python in this process as one program, but for what needs weights; a traceback names its lines."""
     namespace: dict[str, Any] = {}
     for block in blocks(page, "python"):
         if not block.needs_weights:

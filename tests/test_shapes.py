@@ -1,0 +1,48 @@
+"""Shapes in annotations are no mere words here: a tensor of another shape or dtype is an error where it comes in.
+
+`tests/conftest.py` switches this on for the whole suite; a user's process has none of it.
+"""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from mal_adapter import MemoryState
+from mal_adapter.rows import audio_rows
+from mal_adapter.ser.recognizer import Prepared
+
+HIDDEN = torch.zeros(2, 5, 8)
+
+
+def test_what_fits_goes_through():
+    rows, valid = audio_rows(HIDDEN, torch.tensor([[True, False, True, False, False]] * 2))
+    assert rows.shape == (2, 2, 8)
+    assert valid.all()
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.ones(2, 4).bool(), torch.ones(2, 5), torch.ones(10).bool()], ids=["length", "dtype", "dimensions"]
+)
+def test_a_mask_of_another_shape_than_the_hidden_states_is_an_error(mask: torch.Tensor):
+    with pytest.raises(TypeCheckError, match="mask"):
+        audio_rows(HIDDEN, mask)
+
+
+def test_so_are_a_state_and_a_dataclass_whose_tensors_do_not_belong_together():
+    layers, counter = (torch.zeros(2, 1, 4, 4),), torch.zeros(2, dtype=torch.int64)
+    MemoryState(layers, layers, counter, counter, counter)
+    with pytest.raises(TypeCheckError, match="tokens"):
+        MemoryState(layers, layers, counter, counter[:1], counter)
+    with pytest.raises(TypeCheckError, match="audio_mask"):
+        Prepared({}, {}, {}, torch.zeros(2, 5))
+
+
+def test_a_users_process_checks_nothing():
+    code = (
+        "import sys, torch; from mal_adapter.rows import audio_rows; "
+        "audio_rows(torch.zeros(2, 5, 8), torch.ones(2, 5).int()); sys.exit('beartype' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
