@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from mal_adapter import attach_memory
-from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
+from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.loading import load_host
@@ -25,8 +25,7 @@ else:
 
 model, processor = load_host(model_name)
 with attach_memory(model, adapter=adapter_name) as memory:
-    task = memory.adapter.card.task or {"labels": EMOTIONS, "prompt": PROMPT}
-    recognizer = EmotionRecognizer(model, processor, memory, task["labels"], task["prompt"])
+    recognizer = EmotionRecognizer(model, processor, memory)  # the labels and the question it was trained with
     for result in recognizer.recognize(dialogue):
         if isinstance(result, Failure):
             print(f"{result.utterance.audio}: {result.error}", file=sys.stderr)

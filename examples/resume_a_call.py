@@ -9,7 +9,7 @@ import sys
 import tempfile
 
 from mal_adapter import attach_memory
-from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
+from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer, Failure
@@ -20,7 +20,7 @@ def answer(store: str, first: int, last: int) -> None:
     dialogue = write_wavs(list(make_dialogues("test", seed=7, count=1)), tempfile.mkdtemp())[0]
     model, processor = load_host(str(HOST_FOLDER))
     with attach_memory(model, adapter=ADAPTER_FOLDER, store=store) as memory:
-        recognizer = EmotionRecognizer(model, processor, memory, EMOTIONS, PROMPT)
+        recognizer = EmotionRecognizer(model, processor, memory)
         if first == 0:
             memory.states.pop(dialogue.dialogue_id, None)  # a new call
         for utterance in dialogue.utterances[first:last]:

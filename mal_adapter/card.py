@@ -229,8 +229,6 @@ def _body(config: MemoryConfig, card: AdapterCard, repo_id: str | None) -> str:
 
 
 def _snippet(card: AdapterCard, repo_id: str | None) -> str:
-    task = card.task or {}
-    options = "".join(f", {name}={_literal(task[name])}" for name in ("labels", "prompt") if task.get(name))
     host = card.base_model_name_or_path or "the host's name or folder"
     adapter = repo_id or "the folder of this file"
     return f"""import numpy as np
@@ -243,7 +241,7 @@ from mal_adapter.ser.recognizer import EmotionRecognizer
 
 model, processor = load_host({_literal(host)})
 memory = attach_memory(model, adapter={_literal(adapter)})
-recognizer = EmotionRecognizer(model, processor, memory{options})
+recognizer = EmotionRecognizer(model, processor, memory)
 
 for n in range(2):  # noise in the place of your recordings
     soundfile.write(f"turn{{n}}.wav", 0.1 * np.random.default_rng(n).standard_normal(16_000), 16_000)

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from mal_adapter.ser.dialogue import Dialogue
     from mal_adapter.ser.labels import LabelSet
 
-__all__ = ["Corpus", "Data", "Root", "Split", "read_data"]
+__all__ = ["CORPUS_PANEL", "Corpus", "Data", "Root", "Split", "read_data"]
 
-PANEL = "Corpus"
+CORPUS_PANEL = "Corpus"
 
 
 def _corpora(incomplete: str) -> list[str]:
@@ -32,11 +32,11 @@ Corpus = Annotated[
 ]
 Root = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Into which that corpus was unpacked.", rich_help_panel=PANEL),
+    typer.Option(metavar="FOLDER", help="Into which that corpus was unpacked.", rich_help_panel=CORPUS_PANEL),
 ]
 Split = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="A part of the corpus; may be repeated.", rich_help_panel=PANEL),
+    typer.Option(metavar="NAME", help="A part of the corpus; may be repeated.", rich_help_panel=CORPUS_PANEL),
 ]
 
 

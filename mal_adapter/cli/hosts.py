@@ -154,8 +154,9 @@ def load_recognizer(
     """
     from mal_adapter import MemoryAdapter, attach_memory
     from mal_adapter.errors import HostError
-    from mal_adapter.ser.labels import DEMO, LabelSet
+    from mal_adapter.ser.labels import DEMO
     from mal_adapter.ser.recognizer import EmotionRecognizer
+    from mal_adapter.ser.task import choose_task
 
     adapter = None if adapter_name is None else MemoryAdapter.from_pretrained(adapter_name)
     if model_name is None and adapter is not None:
@@ -168,15 +169,8 @@ def load_recognizer(
         model = _with_lora(model, Path(str(adapter_name)))
         attached = attach_memory(model, adapter=adapter)
 
-    task: dict[str, Any] = (adapter.card.task if adapter is not None else None) or {}
-    if labels is not None:
-        label_set = LabelSet(tuple(name.strip() for name in labels.split(",")))
-    elif "labels" in task:
-        label_set = LabelSet(tuple(task["labels"]), task.get("aliases", {}))
-    else:
-        label_set = usual_labels or DEMO
-    # The adapter's question may name its own labels, so other labels bring the default question.
-    question = prompt if prompt is not None or labels is not None else task.get("prompt")
+    given = None if labels is None else [name.strip() for name in labels.split(",")]
+    label_set, question = choose_task(None if adapter is None else adapter.card, given, prompt, usual_labels or DEMO)
     return EmotionRecognizer(model, processor, attached, label_set, question)
 
 

@@ -25,7 +25,8 @@ from mal_adapter.cli.usage import json_option, shown
 if TYPE_CHECKING:
     from mal_adapter.errors import ManifestError
     from mal_adapter.ser.dialogue import Dialogue
-    from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
+    from mal_adapter.ser.prediction import Failure, Prediction
+    from mal_adapter.ser.recognizer import EmotionRecognizer
 
 __all__ = ["predict"]
 
@@ -151,7 +152,7 @@ def _print_tables(
     recognizer: "EmotionRecognizer", dialogues: "Sequence[Dialogue]", results: "Iterable[Prediction | Failure]"
 ) -> int:
     """Prints a table per dialogue, a row as soon as it is known. Returns the number of failures."""
-    from mal_adapter.ser.recognizer import Failure
+    from mal_adapter.ser.prediction import Failure
 
     turns = [utterance for dialogue in dialogues for utterance in dialogue.utterances]
     truth = any(utterance.emotion is not None for utterance in turns)
@@ -201,7 +202,7 @@ def _described(recognizer: "EmotionRecognizer", adapter: str | None) -> dict[str
 
 
 def _entry(result: "Prediction | Failure") -> dict[str, Any]:
-    from mal_adapter.ser.recognizer import Failure
+    from mal_adapter.ser.prediction import Failure
 
     utterance = result.utterance
     entry: dict[str, Any] = {

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.data import PANEL as CORPUS_PANEL
-from mal_adapter.cli.data import Corpus, Data, Root, Split, read_data
+from mal_adapter.cli.data import CORPUS_PANEL, Corpus, Data, Root, Split, read_data
 from mal_adapter.cli.hosts import MODEL_PANEL, Device, Dtype, DtypeOption, load_model, start_process
 from mal_adapter.cli.output import load_libraries, note, print_json, print_line
 from mal_adapter.cli.usage import json_option, shown

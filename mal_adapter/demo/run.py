@@ -15,8 +15,9 @@ from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.loading import load_host
+from mal_adapter.ser.prediction import Failure, Prediction
 from mal_adapter.ser.progress import progress_bar, working
-from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
+from mal_adapter.ser.recognizer import EmotionRecognizer
 
 __all__ = ["DemoReport", "describe_report", "load_demo", "plot_report", "run_demo"]
 

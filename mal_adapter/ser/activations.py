@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from mal_adapter.atomic import write_atomically
 from mal_adapter.errors import HostError
 from mal_adapter.ser.dialogue import Utterance
-from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prepared
+from mal_adapter.ser.inputs import Prepared
+from mal_adapter.ser.prediction import Failure
+from mal_adapter.ser.recognizer import EmotionRecognizer
 
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory

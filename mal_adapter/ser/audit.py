@@ -17,7 +17,8 @@ import soundfile
 from mal_adapter.errors import AudioError, AudioTooLongError
 from mal_adapter.ser.audio import load_waveform
 from mal_adapter.ser.dialogue import Dialogue, Utterance
-from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
+from mal_adapter.ser.prediction import Failure, Prediction
+from mal_adapter.ser.recognizer import EmotionRecognizer
 
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory

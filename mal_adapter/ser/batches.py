@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mal_adapter.ser.activations import CachedHost
 from mal_adapter.ser.dialogue import Dialogue, Utterance
-from mal_adapter.ser.recognizer import EmotionRecognizer, Failure
+from mal_adapter.ser.prediction import Failure
+from mal_adapter.ser.recognizer import EmotionRecognizer
 
 __all__ = ["Turn", "Unusable", "batches_of_epoch", "report_unusable", "side_by_side"]
 

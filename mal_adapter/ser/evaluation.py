@@ -23,8 +23,9 @@ from mal_adapter.files import parse_json
 from mal_adapter.ser.audit import ARMS, WRONG_PASTS, Answer, audit
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.labels import LabelSet
+from mal_adapter.ser.prediction import Prediction
 from mal_adapter.ser.progress import progress_bar
-from mal_adapter.ser.recognizer import EmotionRecognizer, Prediction
+from mal_adapter.ser.recognizer import EmotionRecognizer
 from mal_adapter.ser.training_report import digest_of, versions
 
 __all__ = ["AUDIT", "Evaluation", "evaluate", "read_evaluation"]

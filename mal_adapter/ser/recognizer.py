@@ -1,76 +1,27 @@
 """Emotions of a spoken dialogue: utterances in, one answer each out, as they come."""
 
 import contextlib
-import inspect
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from mal_adapter.detection import unwrap
-from mal_adapter.errors import AudioError, ConfigError, StoreError
-from mal_adapter.ser.audio import PER_TOKEN, AudioPrompt, Waveform, load_waveform
+from mal_adapter.errors import ConfigError, StoreError
 from mal_adapter.ser.dialogue import Dialogue, Utterance
-from mal_adapter.ser.labels import DEMO, LabelScorer, LabelSet
+from mal_adapter.ser.inputs import HostInputs, Prepared, argument_names
+from mal_adapter.ser.labels import LabelScorer, LabelSet
+from mal_adapter.ser.prediction import Failure, Prediction
+from mal_adapter.ser.prompt import AudioPrompt
+from mal_adapter.ser.task import choose_task
 
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
 
-__all__ = ["EmotionRecognizer", "Failure", "Prediction", "Prepared", "default_prompt"]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer to one utterance.
-
-    Args:
-        utterance: what was heard.
-        label: the most probable label.
-        probabilities: label -> probability, in the order of the label set; they sum to 1.
-        audio_s: how long the utterance is, in seconds.
-        elapsed_s: from opening the file to the answer, in seconds; for a batch, of the whole batch.
-    """
-
-    utterance: Utterance
-    label: str
-    probabilities: dict[str, float] = field(hash=False)
-    audio_s: float
-    elapsed_s: float
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An utterance that could not be heard. The memory is as if it had not been there.
-
-    Args:
-        utterance: what was asked for.
-        error: why not; its message names the file and says what to do.
-    """
-
-    utterance: Utterance
-    error: AudioError
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A batch of utterances whose sound files have been opened.
-
-    Args:
-        inputs: the host's inputs, a row for each utterance that can be heard; empty if there is none.
-        audio_s: index of the utterance -> how long it is, in seconds; in the order of the rows.
-        failures: index of the utterance -> why it can not be heard.
-        audio_mask: where audio is, for a session, if the inputs do not tell.
-    """
-
-    inputs: dict[str, Any]
-    audio_s: dict[int, float]
-    failures: dict[int, Failure]
-    audio_mask: Bool[Tensor, "batch seq_len"] | None = None
+__all__ = ["EmotionRecognizer", "Failure", "Prediction"]
 
 
 class EmotionRecognizer:
@@ -85,8 +36,9 @@ class EmotionRecognizer:
         model: an audio language model of transformers, on any device and in any dtype.
         processor: its processor.
         memory: from `attach_memory(model, …)`. None is the plain host, for a model without an attached memory.
-        labels: the possible answers.
-        prompt: the question behind the audio; None asks for one word of the labels.
+        labels: the possible answers; None are those that the memory was trained with, else four common ones.
+        prompt: the question behind the audio; None is the one that the memory was trained with, if it has these
+            labels, else it asks for one word of them.
 
     Raises:
         HostError: the processor takes no audio.
@@ -109,26 +61,21 @@ class EmotionRecognizer:
         model: Any,
         processor: Any,
         memory: "AttachedMemory | None" = None,
-        labels: LabelSet | Sequence[str] = DEMO,
+        labels: LabelSet | Sequence[str] | None = None,
         prompt: str | None = None,
     ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.memory = memory
-        self.labels = labels if isinstance(labels, LabelSet) else LabelSet(tuple(labels))
-        self.prompt = prompt if prompt is not None else default_prompt(self.labels)
+        self.labels, self.prompt = choose_task(None if memory is None else memory.adapter.card, labels, prompt)
         if memory is not None:
             memory.eval()
         self._reads_memory = memory is not None
         self._audio = AudioPrompt(processor, self.prompt)
         tokenizer = processor.tokenizer
         self._scorer = LabelScorer(tokenizer, self.labels, self._audio.text, _end_ids(model, tokenizer))
-        self._audio_id = _audio_token_id(model, processor)
-        arguments = _arguments(model)
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in arguments else {}
-        self._counts_positions = "position_ids" in arguments
-        # Many tokenizers return these whether the host knows them or not; generate() would refuse them too.
-        self._unwanted = {"token_type_ids", "mm_token_type_ids"} - arguments
+        self._inputs = HostInputs(model, processor, self._audio, self._scorer.healed_tokens)
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in argument_names(model) else {}
 
     def without_memory(self) -> "EmotionRecognizer":
         """The same recogniser on the same model, with the memory neither read nor written, for comparison."""
@@ -231,19 +178,11 @@ class EmotionRecognizer:
 
     def prepare(self, utterances: Sequence[Utterance]) -> Prepared:
         """Opens the sound files and makes the host's inputs of those that can be heard, on its device."""
-        failures: dict[int, Failure] = {}
-        waveforms: dict[int, Waveform] = {}
-        for index, utterance in enumerate(utterances):
-            try:
-                waveform = load_waveform(utterance, self._audio.sampling_rate)
-                self._audio.check_length(waveform, utterance.audio)
-                waveforms[index] = waveform
-            except AudioError as error:
-                failures[index] = Failure(utterance, error)
-        inputs = self._make_inputs(utterances, waveforms, failures)
-        inputs = self._place(inputs) if inputs else {}
-        audio_s = {index: waveform.size / self._audio.sampling_rate for index, waveform in waveforms.items()}
-        return Prepared(inputs, audio_s, failures)
+        return self._inputs(utterances)
+
+    def with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs with `position_ids` where the host takes them."""
+        return self._inputs.with_positions(inputs)
 
     def log_probs(self, inputs: dict[str, Any]) -> Float[Tensor, "batch labels"]:
         """Log-probability of each label, within the session that the caller holds open; for training.
@@ -259,29 +198,6 @@ class EmotionRecognizer:
         outputs = self._run(inputs)
         with self._switched_off():
             return self._label_log_probs(inputs, outputs)
-
-    def _make_inputs(
-        self, utterances: Sequence[Utterance], waveforms: dict[int, Waveform], failures: dict[int, Failure]
-    ) -> dict[str, Any]:
-        """The host's inputs. Utterances too short for a single audio token go from `waveforms` to `failures`."""
-        while waveforms:
-            inputs = self._audio(list(waveforms.values()))
-            if self._audio_id is None:
-                return inputs
-            tokens = (inputs["input_ids"] == self._audio_id).sum(1).tolist()
-            mute = [index for index, count in zip(waveforms, tokens, strict=True) if count == 0]
-            if not mute:
-                return inputs
-            for index in mute:
-                audio_s = waveforms.pop(index).size / self._audio.sampling_rate
-                failures[index] = Failure(
-                    utterances[index],
-                    AudioError(
-                        f"{utterances[index].audio}: the audio is too short: {audio_s:.3f} s give this host not one "
-                        "audio token; join it to its neighbour or leave it out"
-                    ),
-                )
-        return {}
 
     @torch.no_grad()  # not inference_mode: the states written here may be trained through later
     def _score(
@@ -307,24 +223,6 @@ class EmotionRecognizer:
         mask, positions = inputs["attention_mask"], inputs.get("position_ids")
         return self._scorer.log_probs(self.model, outputs.logits[:, -1], cache, mask, positions)
 
-    def _place(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs as the host takes them, on its device."""
-        device = self.model.device if self.model.device.type != "meta" else None  # offloaded: accelerate moves inputs
-        inputs = {name: value for name, value in inputs.items() if name not in self._unwanted}
-        for name, value in inputs.items():
-            if isinstance(value, Tensor):
-                inputs[name] = value.to(device=device, dtype=self.model.dtype if value.is_floating_point() else None)
-        if healed := self._scorer.healed_tokens:
-            inputs.update({name: inputs[name][:, :-healed] for name in PER_TOKEN if name in inputs})
-        return self.with_positions(inputs)
-
-    def with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs with `position_ids` where the host takes them: as generate() counts, so that padding does not
-        shift them."""
-        if self._counts_positions:
-            inputs["position_ids"] = (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
-        return inputs
-
     def _session(self, session_ids: list[str], *, write: bool) -> contextlib.AbstractContextManager[Any]:
         if self.memory is None or not self._reads_memory:
             return self._switched_off()
@@ -339,32 +237,8 @@ class EmotionRecognizer:
                 del self.memory.states[session_id]
 
 
-def default_prompt(labels: LabelSet) -> str:
-    """The question asked where an adapter brings none.
-
-    Example:
-        >>> default_prompt(LabelSet(("neutral", "happy", "sad")))
-        "What is the speaker's emotion? Answer with one word: neutral, happy or sad."
-    """
-    *names, last = labels
-    return f"What is the speaker's emotion? Answer with one word: {', '.join(names)} or {last}."
-
-
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:
     """The tokens at which the host stops: chat models often have others than their tokenizer's end of sequence."""
     ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = tokenizer.eos_token_id if ids is None else ids
     return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
-
-
-def _audio_token_id(model: Any, processor: Any) -> int | None:
-    for owner in (model.config, getattr(model.config, "audio_config", None), processor):
-        for name in ("audio_token_id", "audio_token_index"):
-            if isinstance(value := getattr(owner, name, None), int):
-                return value
-    return None
-
-
-def _arguments(model: Any) -> set[str]:
-    """The arguments that the host's own forward names; PEFT and torch.compile hide them behind **kwargs."""
-    return set(inspect.signature(unwrap(model).forward).parameters)

@@ -22,8 +22,9 @@ from mal_adapter.ser.backward import forget, target_of
 from mal_adapter.ser.batches import Unusable, batches_of_epoch, report_unusable
 from mal_adapter.ser.checkpoints import Progress, load_checkpoint, save_checkpoint
 from mal_adapter.ser.dialogue import Dialogue
+from mal_adapter.ser.prediction import Prediction
 from mal_adapter.ser.progress import progress_bar
-from mal_adapter.ser.recognizer import EmotionRecognizer, Prediction
+from mal_adapter.ser.recognizer import EmotionRecognizer
 from mal_adapter.ser.steps import Stepper
 from mal_adapter.ser.trainable import Trainable
 from mal_adapter.ser.training_config import TrainingConfig

@@ -6,8 +6,9 @@ import soundfile
 import torch
 
 from mal_adapter.errors import AudioError, AudioTooLongError, HostError
-from mal_adapter.ser.audio import AudioPrompt, _pad_left, load_waveform
+from mal_adapter.ser.audio import load_waveform
 from mal_adapter.ser.dialogue import Utterance
+from mal_adapter.ser.prompt import AudioPrompt, _pad_left
 from tests.ser.conftest import CHUNK_S, tone
 
 

@@ -181,7 +181,7 @@ def test_the_memory_is_read_and_written_once_per_utterance(model, processor, mem
     for count, _ in enumerate(recognizer.recognize(dialogue), start=1):
         assert memory.states["d"].utterances == count
     inputs = [recognizer._audio([load_waveform(utterance)]) for utterance in dialogue.utterances]
-    audio_tokens = sum(int((one["input_ids"] == recognizer._audio_id).sum()) for one in inputs)
+    audio_tokens = sum(int((one["input_ids"] == recognizer._inputs._audio_id).sum()) for one in inputs)
     assert memory.states["d"].tokens == audio_tokens
 
 
