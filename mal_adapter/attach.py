@@ -24,7 +24,8 @@ from mal_adapter.errors import (
     SessionError,
 )
 from mal_adapter.hosts import HostSpec
-from mal_adapter.sessions import Session, SessionStates
+from mal_adapter.session_states import SessionStates
+from mal_adapter.sessions import Session
 from mal_adapter.state import MemoryState
 from mal_adapter.stores import InMemoryStore, SessionStore, open_store
 from mal_adapter.stores.checks import id_bytes

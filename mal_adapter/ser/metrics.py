@@ -4,8 +4,7 @@ Utterances of one dialogue depend on each other, the more so where a memory link
 dialogues: intervals over single utterances would be too narrow.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Hashable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,130 +12,17 @@ import numpy.typing as npt
 
 from mal_adapter.errors import MetricsError
 from mal_adapter.ser.labels import LabelSet
+from mal_adapter.ser.scores import METRICS, ClassScores, Comparison, Scores, TurnScores
 
-__all__ = ["METRICS", "ClassScores", "Comparison", "Scores", "TurnScores", "compare", "score"]
+__all__ = ["compare", "score"]
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
 
-#: The scores of the whole, by the names of their fields.
-METRICS = ("wa", "ua", "weighted_f1", "macro_f1")
 #: Resampled in parts, so that the weights of 10 000 dialogues take megabytes, not gigabytes.
 CHUNK = 100
 #: Sums in another order differ by this much; a difference that is the same must count as such.
 ROUNDING = 1e-12
-
-
-@dataclass(frozen=True)
-class ClassScores:
-    """Scores of one class. Precision, recall and F1 are 0 where they are not defined, as in scikit-learn."""
-
-    label: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
-
-
-@dataclass(frozen=True)
-class TurnScores:
-    """Scores of all utterances at one position of their dialogues."""
-
-    turn: int
-    wa: float
-    weighted_f1: float
-    support: int
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of one system.
-
-    Args:
-        labels: the classes, in the order of `per_class` and of the rows and columns of `confusion`.
-        utterances: how many were scored.
-        dialogues: to how many dialogues they belong.
-        wa: weighted accuracy, which is the plain accuracy.
-        ua: unweighted accuracy: the mean recall over the classes that occur in the truth (scikit-learn's
-            `balanced_accuracy_score`).
-        weighted_f1: F1 of the classes, weighted by support.
-        macro_f1: the mean F1 over the classes that occur in the truth or in the answers (scikit-learn's default).
-        per_class: one for each class, also for those that do not occur.
-        confusion: rows are the truth, columns the answers.
-        intervals: metric -> (low, high), 95 % percentile bootstrap over dialogues. Empty without resamples.
-        by_turn: one for each position. Empty without turns.
-    """
-
-    labels: tuple[str, ...]
-    utterances: int
-    dialogues: int
-    wa: float
-    ua: float
-    weighted_f1: float
-    macro_f1: float
-    per_class: tuple[ClassScores, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    by_turn: tuple[TurnScores, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON can hold it: dicts, lists, numbers, strings."""
-        plain = asdict(self)
-        plain["labels"] = list(self.labels)
-        plain["per_class"], plain["by_turn"] = list(plain["per_class"]), list(plain["by_turn"])
-        plain["confusion"] = [list(row) for row in self.confusion]
-        plain["intervals"] = {name: list(interval) for name, interval in self.intervals.items()}
-        return plain
-
-    def __str__(self) -> str:
-        lines = [f"{self.utterances} utterances of {self.dialogues} dialogues"]
-        for name, title in zip(METRICS, ("WA", "UA", "weighted F1", "macro F1"), strict=True):
-            interval = self.intervals.get(name)
-            shown = f"   95 % [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""
-            lines.append(f"{title:<12}{getattr(self, name):>8.4f}{shown}")
-        width = max(len("class"), *map(len, self.labels)) + 2
-        lines += ["", f"{'class':<{width}}{'precision':>10}{'recall':>8}{'F1':>8}{'support':>9}"]
-        for one in self.per_class:
-            numbers = f"{one.precision:>10.4f}{one.recall:>8.4f}{one.f1:>8.4f}{one.support:>9}"
-            lines.append(f"{one.label:<{width}}{numbers}")
-        cell = max(width, 2 + len(str(self.utterances)))
-        lines += ["", "truth \\ answer".ljust(16) + "".join(f"{label:>{cell}}" for label in self.labels)]
-        for label, row in zip(self.labels, self.confusion, strict=True):
-            lines.append(f"{label:<16}" + "".join(f"{count:>{cell}}" for count in row))
-        if self.by_turn:
-            lines += ["", f"{'turn':<6}{'WA':>8}{'WF1':>8}{'support':>9}"]
-            lines += [f"{at.turn:<6}{at.wa:>8.4f}{at.weighted_f1:>8.4f}{at.support:>9}" for at in self.by_turn]
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two systems on the same utterances.
-
-    Args:
-        metric: which score.
-        first, second: the score of each system.
-        difference: second - first.
-        p_value: of the difference if the systems were the same, two-sided.
-        dialogues: how many could be exchanged.
-    """
-
-    metric: str
-    first: float
-    second: float
-    difference: float
-    p_value: float
-    dialogues: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON can hold it."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.metric}: {self.first:.4f} -> {self.second:.4f}, difference {self.difference:+.4f}, "
-            f"p = {self.p_value:.4f} (approximate randomisation over {self.dialogues} dialogues)"
-        )
 
 
 def score(

@@ -16,7 +16,8 @@ from mal_adapter.atomic import write_atomically
 from mal_adapter.errors import EvaluationError
 from mal_adapter.ser.audit import ARMS, WRONG_PASTS
 from mal_adapter.ser.evaluation import Evaluation
-from mal_adapter.ser.metrics import METRICS, compare, score
+from mal_adapter.ser.metrics import compare, score
+from mal_adapter.ser.scores import METRICS
 
 __all__ = ["card_entry", "figures_of", "pooled", "write_report"]
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from mal_adapter.errors import LabelError, MetricsError
 from mal_adapter.ser import metrics
 from mal_adapter.ser.labels import IEMOCAP_4, MELD, LabelSet
-from mal_adapter.ser.metrics import METRICS, compare, score
+from mal_adapter.ser.metrics import compare, score
+from mal_adapter.ser.scores import METRICS
 
 ABC = LabelSet(("a", "b", "c"), {"x": "a"})
 
