@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
-from sklearn.metrics import f1_score
 
 from mal_adapter.atomic import TEMPORARY_PREFIX, write_atomically
 from mal_adapter.errors import ConfigError, LabelError, TrainingError
@@ -21,8 +20,8 @@ from mal_adapter.ser.activations import CachedHost
 from mal_adapter.ser.backward import forget, target_of
 from mal_adapter.ser.batches import Unusable, batches_of_epoch, report_unusable
 from mal_adapter.ser.checkpoints import Progress, load_checkpoint, save_checkpoint
+from mal_adapter.ser.dev import dev_scores
 from mal_adapter.ser.dialogue import Dialogue
-from mal_adapter.ser.prediction import Prediction
 from mal_adapter.ser.progress import progress_bar
 from mal_adapter.ser.recognizer import EmotionRecognizer
 from mal_adapter.ser.steps import Stepper
@@ -256,28 +255,9 @@ class _Run:
         return bool(entry["dev"]["weighted_f1"] > best["weighted_f1"])
 
     def _evaluate(self, recognizer: EmotionRecognizer) -> dict[str, float]:
-        """Metrics on the dev dialogues, each process hearing a part; without autocast, as they will be heard."""
-        here, labels = self.accelerator, recognizer.labels
-        own = self.dev[here.process_index :: here.num_processes]
-        answers: list[tuple[int, int, float]] = []
-        results = recognizer.recognize_many(own, self.config.side_by_side)
-        total = sum(len(dialogue.utterances) for dialogue in own)
-        shown = here.is_main_process
-        for result in progress_bar(results, desc="dev", total=total, unit="utterance", shown=shown, leave=False):
-            target = target_of(result.utterance, labels)
-            if isinstance(result, Prediction) and target is not None:
-                probability = result.probabilities[labels.names[target]]
-                answers.append((target, labels.index(result.label), -math.log(max(probability, 1e-30))))
-        forget(self.memory, [dialogue.dialogue_id for dialogue in own])
-        answers = gather_object(answers)
-        if not answers:
-            raise LabelError(f"no utterance of the dev dialogues can be heard and has one of {', '.join(labels)}")
-        truth, predicted, losses = zip(*answers, strict=True)
-        return {
-            "loss": math.fsum(losses) / len(losses),  # in any order the same, for any number of processes
-            "weighted_f1": float(f1_score(truth, predicted, average="weighted", zero_division=0)),
-            "utterances": len(answers),
-        }
+        scores = dev_scores(recognizer, self.dev, self.accelerator, self.config.side_by_side)
+        forget(self.memory, [dialogue.dialogue_id for dialogue in self.dev])
+        return scores
 
     # ------------------------------------------------------------------------------------------- what is written
 
