@@ -81,13 +81,7 @@ class FolderStore:
     def put(self, session_id: str, state: MemoryState, version: str | None = None) -> str:
         """Keep `state` in its file, all of it or, on an error, nothing.
 
-        Args:
-            session_id: A non-empty string.
-            state: Of batch size 1 and detached.
-            version: What `get` or the last `put` of this session gave; None for a session that is new.
-
-        Returns:
-            The version of what is kept now.
+        Arguments and result are those of `SessionStore.put`.
 
         Raises:
             SessionConflictError: Someone else has kept another state since; theirs stays.
