@@ -1,0 +1,47 @@
+"""Where layers, width and audio positions of a host are found.
+
+Every test of this folder runs on every family of `builders.HOSTS`. The adapter is random rather than trained: its
+residual is large, so a position that should not change and does is seen at once.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from mal_adapter.detection import detect_host, unwrap
+from tests.hosts.behaviour.common import LAYER, SIDES, attach
+from tests.hosts.builders import AUDIO_TOKEN_ID, WIDTH, TinyHost
+from tests.hosts.probes import trace_layers
+
+
+def test_detection_finds_layers_width_and_placeholder(host: TinyHost, model: PreTrainedModel):
+    with attach(model) as memory:
+        assert memory.host.layers == host.layers_path
+        assert memory.host.hidden_size == WIDTH
+        assert memory.host.audio_token_id == AUDIO_TOKEN_ID
+        assert memory.host.mask_module == host.multimodal_path
+        assert memory.layer_idx == LAYER
+
+
+def test_decoder_layers_are_told_from_other_stacks_of_as_many(host: TinyHost, model: PreTrainedModel):
+    """An audio encoder may be as deep as the decoder."""
+    stacks = {len(module) for module in model.modules() if isinstance(module, nn.ModuleList)}
+    for count in stacks - {0}:
+        assert detect_host(unwrap(host.build(num_layers=count))).layers == host.layers_path
+
+
+@SIDES
+@torch.no_grad()
+def test_trap_14_the_audio_mask_is_exactly_where_the_host_puts_audio(
+    host: TinyHost, model: PreTrainedModel, padding_side: str
+):
+    """Seen by where the residual lands, and by how many tokens are counted as written."""
+    inputs, audio_mask = host.make_inputs(model, [[4], [7, 2], [3]], padding_side=padding_side)
+    with trace_layers(host.layers(model), host.stream_idx) as bare:
+        model(**inputs)
+    memory = attach(model)
+    with memory.session(["a", "b", "c"]), trace_layers(host.layers(model), host.stream_idx) as attached:
+        model(**inputs)
+    changed = (bare[LAYER].hidden_out != attached[LAYER].hidden_out).any(-1)
+    assert torch.equal(changed, audio_mask)
+    assert [int(memory.states[name].tokens) for name in "abc"] == audio_mask.sum(-1).tolist()
