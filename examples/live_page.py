@@ -30,11 +30,11 @@ from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
 
-KEPT_S = 12 * 3600  # a dialogue that is left alone for so long is forgotten; one whose tab is closed, after an hour
+KEPT_S, UPLOADS_KEPT_S = 12 * 3600, 3600  # a dialogue that is left alone; Gradio's KEPT_S of a closed tab is an hour
 TEMPLATE, STYLE = (Path(__file__).with_suffix(suffix) for suffix in (".html.j2", ".css"))
 INTRODUCTION = (
     "The same model answers each utterance twice: alone, and with a memory of what it has heard of this dialogue. What "
-    "you add stays on the machine that serves this page, and is deleted with the dialogue. The model is {}."
+    "you add stays on the machine that serves this page, until an hour after you have left it. The model is {}."
 )
 DEMO_HOST = "the tiny demo host: it knows the synthetic voices of the examples, and can only guess at real speech"
 
@@ -72,6 +72,7 @@ class Conversation:
         self.folder = folder / self.session_id
         self.folder.mkdir()
         self.turns: list[Turn] = []
+        self.file: Path | None = None
         self.closed = False
         self._lock = threading.Lock()
 
@@ -97,16 +98,15 @@ class Conversation:
         """The memory of this dialogue; None before its first utterance."""
         return self.states.get(self.session_id)
 
-    def state_file(self) -> Path | None:
-        """The state as a file to download."""
+    def save_state(self) -> None:
+        """Make the state a file to download."""
         with self._lock:
             if self.closed or (state := self.state()) is None:
-                return None
-            for old in self.folder.glob("*.safetensors"):
-                old.unlink()
-            path = self.folder / f"dialogue-after-{state.utterances.item()}-utterances.safetensors"
-            state.save(path)
-            return path
+                return
+            if self.file is not None:
+                self.file.unlink(missing_ok=True)
+            self.file = self.folder / f"dialogue-after-{state.utterances.item()}-utterances.safetensors"
+            state.save(self.file)
 
     def close(self) -> None:
         """Forget everything."""
@@ -132,12 +132,12 @@ def build(recognizer: EmotionRecognizer, folder: Path, host: str) -> gr.Blocks:
     )
 
     def timeline_of(conversation: Conversation | None) -> str:
-        if conversation is None:
-            return inert(template.render(state=None, turns=[]))
-        turns, earlier = conversation.turns, conversation.earlier
-        return inert(template.render(state=conversation.state(), turns=turns, earlier=earlier))
+        state = None if conversation is None else conversation.state()
+        return inert(template.render(conversation=conversation, state=state))
 
-    with gr.Blocks(title="mal_adapter", analytics_enabled=False, fill_width=True, delete_cache=(3600, KEPT_S)) as page:
+    with gr.Blocks(
+        title="mal_adapter", analytics_enabled=False, fill_width=True, delete_cache=(600, UPLOADS_KEPT_S)
+    ) as page:
         gr.Markdown(f"# A dialogue, heard with memory and without\n{INTRODUCTION.format(host)}")
         mine = gr.State(time_to_live=KEPT_S, delete_callback=lambda conversation: conversation and conversation.close())
         with gr.Row():
@@ -146,7 +146,6 @@ def build(recognizer: EmotionRecognizer, folder: Path, host: str) -> gr.Blocks:
                 files = gr.File(label="Add utterances, one or several", file_count="multiple", height=150)
                 spoken = gr.Audio(label="Record an utterance", sources=["microphone"], type="filepath")
                 anew = gr.Button("New dialogue", size="md", elem_id="new")
-                state_out = gr.DownloadButton("Download the state", interactive=False, size="md")
                 state_in = gr.UploadButton("Go on from a state", file_types=[".safetensors"], size="md")
             with gr.Column(scale=7, min_width=320):
                 message = gr.HTML(elem_id="message")
@@ -155,11 +154,9 @@ def build(recognizer: EmotionRecognizer, folder: Path, host: str) -> gr.Blocks:
         def shown(
             conversation: Conversation | None, problems: Sequence[str] = (), *, over: bool = True
         ) -> dict[Any, Any]:
-            outputs = {timeline: timeline_of(conversation), message: inert(alert.render(problems=problems))}
-            if over:
-                path = None if conversation is None else conversation.state_file()
-                outputs[state_out] = gr.DownloadButton(value=path, interactive=path is not None)
-            return outputs
+            if over and conversation is not None:
+                conversation.save_state()
+            return {timeline: timeline_of(conversation), message: inert(alert.render(problems=problems))}
 
         def begin(old: Conversation | None, state: MemoryState | None = None) -> Conversation:
             new = Conversation(recognizer, folder, state)
@@ -205,7 +202,7 @@ def build(recognizer: EmotionRecognizer, folder: Path, host: str) -> gr.Blocks:
             conversation = begin(conversation)
             return {mine: conversation, **shown(conversation)}
 
-        outputs = [mine, files, spoken, message, timeline, state_out]
+        outputs = [mine, files, spoken, message, timeline]
         common = {"outputs": outputs, "show_progress": "minimal", "show_progress_on": [timeline]}
         hearing = [files.upload(add, [mine, files], **common), spoken.stop_recording(add, [mine, spoken], **common)]
         # First cancel, then begin anew: else the rest of the last dialogue could be drawn over the next one.

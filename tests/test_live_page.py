@@ -155,7 +155,7 @@ def test_a_dialogue_is_heard_as_by_the_recogniser_and_goes_on_from_its_state(
     add(tab, *reversed(heard.files[1:4]))  # several at once come in the order of their names
     shows(tab, 4)
     assert read(tab) == (heard.alone[:4], heard.remembered[:4])
-    assert tab.locator(".facts").inner_text().split()[:5] == ["In", "memory:", "4", "utterances", "72"]
+    assert tab.locator(".facts").inner_text().split()[:6] == ["In", "memory:", "4", "utterances", "72", "audio"]
     duration = "audio => new Promise(done => { audio.onloadedmetadata = () => done(audio.duration); audio.load() })"
     assert tab.locator("audio").nth(2).evaluate(duration) == pytest.approx(1.45)
 
