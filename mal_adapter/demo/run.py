@@ -129,11 +129,11 @@ def plot_report(report: DemoReport, path: Path) -> None:
         ModuleNotFoundError: matplotlib is missing; it comes with the extra `plot`.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     from mal_adapter.ser.drawing import GREYS, draw_answers, in_percent, percent
 
-    figure = Figure(figsize=(9.6, 6), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    figure = Figure(figsize=(9.6, 6), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     cells, by_turn = figure.subplots(2, 1, height_ratios=(1, 1.6))
     heard = {"without memory": report.without, "with memory": report.with_memory}
     spoken = report.dialogues[0].utterances

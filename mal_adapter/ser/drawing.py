@@ -31,8 +31,13 @@ def in_percent() -> PercentFormatter:
 
 def legend_above(axes: Axes, handles: Sequence[Patch] = (), ncols: int = 12) -> None:
     """A legend above the axes, where no data can be, in rows of up to `ncols`; of what was drawn, or of `handles`."""
-    handles = handles or axes.get_legend_handles_labels()[0]
-    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=ncols)
+    axes.legend(
+        handles=handles or axes.get_legend_handles_labels()[0],
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        frameon=False,
+        ncols=ncols,
+    )
 
 
 def draw_answers(
@@ -55,8 +60,8 @@ def draw_answers(
             label, probability = max(answers[turn].items(), key=lambda pair: pair[1])
             cross = "✗ " if truth not in (None, label) else ""
             cells.append((label, f"{label}\n{cross}{percent(probability)}" if wordy else cross.strip()))
-        for row, (label, words) in enumerate(cells):
-            color = colors.get(label or "", _UNKNOWN)
+        for row, (shown, words) in enumerate(cells):
+            color = colors.get(shown or "", _UNKNOWN)
             axes.barh(row, 0.95, left=turn - 0.475, height=0.88, color=color)
             axes.text(turn, row, words, ha="center", va="center", fontsize=9, color=ink_on(color))
     if not wordy:

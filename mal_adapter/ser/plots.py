@@ -29,6 +29,7 @@ _HEARS = {
 }  # fmt: skip
 #: Text stays text, in the page's font; and a dollar in a speaker's name begins no formula.
 _STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "text.parse_math": False}
+_TURNED: dict[str, Any] = {"rotation": 50, "ha": "right", "rotation_mode": "anchor"}
 #: Turns that fewer dialogues reach say little; they are not drawn.
 _FEWEST = 5
 _LONGEST = 40
@@ -111,8 +112,7 @@ def _confusion(figures: Mapping[str, Any], arms: Sequence[str]) -> tuple[str, st
         for (row, column), share in np.ndenumerate(shares):
             ink = ink_on(to_hex(colormaps["Greys"](greys(share))))
             place.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=9, color=ink)
-        turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(labels) > 4 else {}
-        place.set_xticks(range(len(labels)), labels, **turned)
+        place.set_xticks(range(len(labels)), labels, **(_TURNED if len(labels) > 4 else {}))
         place.set_yticks(range(len(labels)), labels)
         place.set(title=_NAMES.get(arm, arm), xlabel="answer", aspect="equal", ylim=(len(labels) - 0.5, -0.5))
         place.spines[:].set_visible(False)
@@ -160,8 +160,7 @@ def _timeline(dialogue: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
     names = [row["speaker"] for row in dialogue]
     speakers = [name if len(name) <= 16 else f"{name[:15]}…" for name in names]
     crowded = len(dialogue) * max(map(len, speakers)) > LETTERS_FIT
-    turned = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
-    below.set_xticks(places, speakers, **turned)
+    below.set_xticks(places, speakers, **(_TURNED if crowded else {}))
     words = (
         f"Dialogue {dialogue[0]['dialogue_id']}, of typical gain: the answers, the probability given to the truth, and "
         "the surprise: the norm of S, the gradients that the memory carries on after an utterance."
