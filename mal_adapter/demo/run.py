@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from mal_adapter import AttachedMemory, attach_memory
 from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
@@ -127,31 +129,50 @@ def plot_report(report: DemoReport, path: Path) -> None:
         ModuleNotFoundError: matplotlib is missing; it comes with the extra `plot`.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figures = report.to_dict()
-    turns = np.arange(1, len(figures["by_turn_with_memory"]) + 1)
-    figure = Figure(figsize=(9, 6.4), layout="constrained")
-    timeline, by_turn = figure.subplots(2, 1)
-    styles = (("without_memory", "without memory", "#9a9a9a", "o"), ("with_memory", "with memory", "#0b6e99", "s"))
-    for key, name, color, marker in styles:
-        accuracy = figures[f"accuracy_{key}"]
-        by_turn.plot(turns, figures[f"by_turn_{key}"], marker=marker, color=color, label=f"{name}: {accuracy:.0%}")
-    by_turn.set(xlabel="turn of the dialogue", ylabel="accuracy", ylim=(0, 1.02), xticks=turns)
-    by_turn.set_title(f"{len(report.dialogues)} held-out dialogues", loc="left")
-    by_turn.legend(loc="lower right", frameon=False)
+    from mal_adapter.ser.drawing import GREYS, draw_answers, in_percent, percent
 
-    rows = (report.without[0], report.with_memory[0])
-    for (_, name, color, _), row, shift in zip(styles, rows, (-0.2, 0.2), strict=True):
-        probability = [p.probabilities[str(p.utterance.emotion)] for p in row]
-        timeline.bar(turns + shift, probability, width=0.38, color=color, label=name)
+    figure = Figure(figsize=(9.6, 6), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    cells, by_turn = figure.subplots(2, 1, height_ratios=(1, 1.6))
+    heard = {"without memory": report.without, "with memory": report.with_memory}
     spoken = report.dialogues[0].utterances
-    timeline.set_xticks(turns, [f"{u.speaker}\n{u.emotion}" for u in spoken])
-    timeline.set(ylabel="probability of the truth", ylim=(0, 1))
-    timeline.set_title("one dialogue: who speaks, and the true emotion", loc="left")
-    timeline.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=2)
-    for axes in (timeline, by_turn):
-        axes.spines[["top", "right"]].set_visible(False)
+    systems = {name: [prediction.probabilities for prediction in rows[0]] for name, rows in heard.items()}
+    draw_answers(cells, [utterance.emotion for utterance in spoken], systems)
+    cells.set_xticks(range(len(spoken)), [f"speaker {utterance.speaker}" for utterance in spoken], fontsize=9)
+    cells.xaxis.tick_top()
+    cells.set_title("One dialogue, and what each utterance was taken for", loc="left", pad=10)
+
+    turns = np.arange(1, len(spoken) + 1)
+    ends = []
+    for (name, rows), line in zip(heard.items(), ("--", "-"), strict=True):
+        right = _right(rows)
+        mean = right.mean(0)
+        # A dialogue counts once in each turn, so its turns are as many independent trials.
+        low, high = zip(*(_wilson_interval(int(hits), len(right)) for hits in right.sum(0)), strict=True)
+        by_turn.fill_between(turns, low, high, color=GREYS[name], alpha=0.18, linewidth=0)
+        by_turn.plot(turns, mean, line, marker="o", markersize=5, color=GREYS[name])
+        ends.append((mean[-1], f"{name}\n{percent(right.mean())} of all"))
+    ends.sort(key=itemgetter(0))
+    for (end, words), side in zip(ends, ("top", "bottom"), strict=True):  # so that words never meet
+        by_turn.annotate(words, (turns[-1], end), xytext=(12, 0), textcoords="offset points", va=side)
+    chance = 1 / len(EMOTIONS)
+    by_turn.axhline(chance, color="#888888", linewidth=1, linestyle=":")
+    by_turn.annotate("chance", (turns[0], chance), xytext=(0, 4), textcoords="offset points")
+    by_turn.set(xlabel="turn of the dialogue", ylabel="accuracy", ylim=(0, 1.02), xticks=turns)
+    by_turn.set_xlim(0.5, len(turns) + 0.5)  # each turn below its cells
+    by_turn.yaxis.set_major_formatter(in_percent())
+    by_turn.spines[["top", "right"]].set_visible(False)
+    count = len(report.dialogues)
+    title = f"Accuracy by turn in {count} held-out dialogue{'s' if count > 1 else ''}, with 95 % intervals"
+    by_turn.set_title(title, loc="left", pad=12)
     figure.savefig(path, dpi=110)
+
+
+def _wilson_interval(hits: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a share; unlike the normal one, it has a width where all or none are right."""
+    interval = binomtest(hits, trials).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def _right(rows: tuple[tuple[Prediction, ...], ...]) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from typer.testing import CliRunner
 
 from mal_adapter.cli import app
@@ -57,9 +58,14 @@ def test_colours_add_nothing_but_colours(report):
 
 
 def test_the_plot_is_an_image_of_these_figures(report, tmp_path):
-    plot_report(report, tmp_path / "demo.svg")
+    with rc_context({"svg.fonttype": "none"}):
+        plot_report(report, tmp_path / "demo.svg")
     drawing = (tmp_path / "demo.svg").read_text()
     assert drawing.startswith("<?xml")
+    for accuracy in ("accuracy_without_memory", "accuracy_with_memory"):
+        assert f">{100 * report.to_dict()[accuracy]:.0f} % of all<" in drawing
+    first = [*report.without[0], *report.with_memory[0]]
+    assert drawing.count("✗") == sum(p.label != p.utterance.emotion for p in first) > 0
     plot_report(report, tmp_path / "demo.png")
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
 

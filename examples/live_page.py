@@ -1,0 +1,243 @@
+"""A page that hears a dialogue: upload or record its utterances, and see what the memory changes.
+
+pip install 'mal-adapter[page]'
+python examples/live_page.py                                 # the tiny host and memory that come with the package
+python examples/live_page.py --model MODEL --adapter ADAPTER --port 8000
+"""
+
+import argparse
+import os
+import re
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from jinja2 import Environment
+
+from mal_adapter import MemoryState, attach_memory
+from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
+from mal_adapter.demo.dialogues import make_dialogue, write_wavs
+from mal_adapter.errors import MalAdapterError
+from mal_adapter.ser.colors import emotion_colors, ink_on
+from mal_adapter.ser.dialogue import Utterance
+from mal_adapter.ser.loading import load_host
+from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
+
+KEPT_S, UPLOADS_KEPT_S = 12 * 3600, 3600  # a dialogue that is left alone; Gradio's KEPT_S of a closed tab is an hour
+TEMPLATE, STYLE = (Path(__file__).with_suffix(suffix) for suffix in (".html.j2", ".css"))
+INTRODUCTION = (
+    "The same model answers each utterance twice: alone, and with a memory of what it has heard of this dialogue. What "
+    "you add stays on the machine that serves this page, until an hour after you have left it. The model is {}."
+)
+DEMO_HOST = "the tiny demo host: it knows the synthetic voices of the examples, and can only guess at real speech"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An utterance that was heard, and both answers to it."""
+
+    number: int
+    name: str
+    audio: Path
+    truth: str | None
+    answers: dict[str, Prediction]
+
+
+class Conversation:
+    """What one browser tab has said: its turns, a copy of each sound file, and the session of its memory.
+
+    Args:
+        recognizer: with a memory.
+        folder: a folder of this conversation's own is made in it.
+        state: of a dialogue to go on with.
+
+    Raises:
+        StateMismatchError, SessionError: the state is of another adapter, or of several dialogues.
+    """
+
+    def __init__(self, recognizer: EmotionRecognizer, folder: Path, state: MemoryState | None = None) -> None:
+        self.arms = {"without memory": recognizer.without_memory(), "with memory": recognizer}
+        self.states = recognizer.memory.states
+        self.session_id = secrets.token_hex(16)  # also the name of its folder, which nobody must guess
+        if state is not None:
+            self.states[self.session_id] = state
+        self.earlier = 0 if state is None else int(state.utterances)
+        self.folder = folder / self.session_id
+        self.folder.mkdir()
+        self.turns: list[Turn] = []
+        self.file: Path | None = None
+        self.closed = False
+        self._lock = threading.Lock()
+
+    def hear(self, path: Path, name: str, truth: str | None = None) -> str | None:
+        """Answer one utterance, without memory and with it; why it can't be heard, if so. Nothing once closed."""
+        with self._lock:
+            if self.closed:
+                return None
+            number = self.earlier + len(self.turns) + 1
+            audio = Path(shutil.copy(path, self.folder / f"{number}{path.suffix.lower()}"))
+            utterance = Utterance(self.session_id, str(number), "?", audio)
+            answers = {}
+            for arm, recognizer in self.arms.items():
+                (result,) = recognizer.answer([utterance])
+                if isinstance(result, Failure):
+                    audio.unlink()
+                    return f"{name}: {str(result.error).removeprefix(f'{audio}: ')}"
+                answers[arm] = result
+            self.turns.append(Turn(number, name, audio, truth, answers))
+            return None
+
+    def state(self) -> MemoryState | None:
+        """The memory of this dialogue; None before its first utterance."""
+        return self.states.get(self.session_id)
+
+    def save_state(self) -> None:
+        """Make the state a file to download."""
+        with self._lock:
+            if self.closed or (state := self.state()) is None:
+                return
+            if self.file is not None:
+                self.file.unlink(missing_ok=True)
+            self.file = self.folder / f"dialogue-after-{state.utterances.item()}-utterances.safetensors"
+            state.save(self.file)
+
+    def close(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self.closed = True
+            self.states.pop(self.session_id, None)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def in_order(name: str) -> list[tuple[int, str]]:
+    """A key by which turn2.wav comes before turn10.wav."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def build(recognizer: EmotionRecognizer, folder: Path, host: str) -> gr.Blocks:
+    """The page. What lies in `folder` can be downloaded by whoever knows its path."""
+    colors = emotion_colors(recognizer.labels)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"), {"colors": colors, "ink_on": ink_on})
+    alert = environment.from_string(
+        '{% if problems %}<div class="message" role="alert">{% for one in problems %}<p>{{ one }}</p>{% endfor %}'
+        "<p>Nothing else is lost, the dialogue goes on.</p></div>{% endif %}"
+    )
+
+    def timeline_of(conversation: Conversation | None) -> str:
+        state = None if conversation is None else conversation.state()
+        return inert(template.render(conversation=conversation, state=state))
+
+    with gr.Blocks(
+        title="mal_adapter", analytics_enabled=False, fill_width=True, delete_cache=(600, UPLOADS_KEPT_S)
+    ) as page:
+        gr.Markdown(f"# A dialogue, heard with memory and without\n{INTRODUCTION.format(host)}")
+        mine = gr.State(time_to_live=KEPT_S, delete_callback=lambda conversation: conversation and conversation.close())
+        with gr.Row():
+            with gr.Column(scale=2, min_width=260):
+                play = gr.Button("Play an example dialogue", variant="primary", size="md")
+                files = gr.File(label="Add utterances, one or several", file_count="multiple", height=150)
+                spoken = gr.Audio(label="Record an utterance", sources=["microphone"], type="filepath")
+                anew = gr.Button("New dialogue", size="md", elem_id="new")
+                state_in = gr.UploadButton("Go on from a state", file_types=[".safetensors"], size="md")
+            with gr.Column(scale=7, min_width=320):
+                message = gr.HTML(elem_id="message")
+                timeline = gr.HTML(timeline_of(None), elem_id="timeline")
+
+        def shown(
+            conversation: Conversation | None, problems: Sequence[str] = (), *, over: bool = True
+        ) -> dict[Any, Any]:
+            if over and conversation is not None:
+                conversation.save_state()
+            return {timeline: timeline_of(conversation), message: inert(alert.render(problems=problems))}
+
+        def begin(old: Conversation | None, state: MemoryState | None = None) -> Conversation:
+            new = Conversation(recognizer, folder, state)
+            if old is not None:
+                old.close()
+            return new
+
+        def add(conversation: Conversation | None, given: list[str] | str) -> Iterator[dict[Any, Any]]:
+            recorded = isinstance(given, str)
+            paths = [Path(given)] if isinstance(given, str) else [Path(path) for path in given]
+            conversation = begin(None) if conversation is None else conversation
+            yield {mine: conversation, files: None, spoken: None}
+            problems: list[str] = []
+            for path in sorted(paths, key=lambda path: in_order(path.name)):
+                problem = conversation.hear(path, "recording" if recorded else path.name)
+                problems += [] if problem is None else [problem]
+                if conversation.closed:  # another dialogue has begun meanwhile
+                    return
+                yield shown(conversation, problems, over=False)
+            yield shown(conversation, problems)
+
+        def example(conversation: Conversation | None) -> Iterator[dict[Any, Any]]:
+            conversation = begin(conversation)
+            yield {mine: conversation, **shown(conversation)}
+            with tempfile.TemporaryDirectory() as wavs:
+                (dialogue,) = write_wavs([make_dialogue("test", secrets.randbelow(2**32), 0)], wavs)
+                for said in dialogue.utterances:
+                    truth = recognizer.labels.lookup(said.emotion) if said.emotion in recognizer.labels else None
+                    conversation.hear(said.audio, f"speaker {said.speaker}", truth)
+                    if conversation.closed:
+                        return
+                    yield shown(conversation, over=False)
+            yield shown(conversation)
+
+        def resume(conversation: Conversation | None, path: str) -> dict[Any, Any]:
+            try:
+                conversation = begin(conversation, MemoryState.load(path))
+            except MalAdapterError as error:
+                return shown(conversation, [f"{Path(path).name}: {str(error).removeprefix(f'{path}: ')}"])
+            return {mine: conversation, **shown(conversation)}
+
+        def reset(conversation: Conversation | None) -> dict[Any, Any]:
+            conversation = begin(conversation)
+            return {mine: conversation, **shown(conversation)}
+
+        outputs = [mine, files, spoken, message, timeline]
+        common = {"outputs": outputs, "show_progress": "minimal", "show_progress_on": [timeline]}
+        hearing = [files.upload(add, [mine, files], **common), spoken.stop_recording(add, [mine, spoken], **common)]
+        # First cancel, then begin anew: else the rest of the last dialogue could be drawn over the next one.
+        hearing.append(play.click(None, cancels=hearing).then(example, mine, **common))
+        anew.click(None, cancels=hearing).then(reset, mine, **common)
+        state_in.upload(None, cancels=hearing).then(resume, [mine, state_in], **common)
+    return page
+
+
+def inert(markup: str) -> str:
+    """The same HTML, without the signs that Gradio takes for templates of its own."""
+    return re.sub(r"[${}`]", lambda sign: f"&#{ord(sign[0])};", markup)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(HOST_FOLDER), help="folder or Hub id of an audio language model")
+    parser.add_argument("--adapter", default=str(ADAPTER_FOLDER), help="folder or Hub id of a trained memory for it")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for other machines; microphones then need https")
+    parser.add_argument("--port", type=int, default=7860)
+    options = parser.parse_args()
+
+    model, processor = load_host(options.model)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that this end deletes recordings, too
+    with attach_memory(model, adapter=options.adapter) as memory, tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
+        task = memory.adapter.card.task or {"labels": EMOTIONS, "prompt": PROMPT}
+        recognizer = EmotionRecognizer(model, processor, memory, task["labels"], task["prompt"])
+        page = build(recognizer, Path(folder), DEMO_HOST if options.model == str(HOST_FOLDER) else options.model)
+        page.queue(default_concurrency_limit=4).launch(
+            server_name=options.host, server_port=options.port, css_paths=STYLE, max_file_size="50mb", show_error=True,
+            theme=gr.themes.Default(primary_hue="slate", font="system-ui", font_mono="ui-monospace"),
+            footer_links=[], run_history=False, enable_monitoring=False,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""One colour per emotion, the same in every picture, that colour-blind readers can tell apart.
+
+From the palettes of Okabe and Ito (2008) and Tol (2021), which were made for that.
+"""
+
+from collections.abc import Iterable
+
+__all__ = ["emotion_colors", "ink_on"]
+
+_GREY, _ORANGE, _VERMILLION, _BLUE = "#b0b0b0", "#e69f00", "#d55e00", "#0072b2"
+_SKY, _PINK, _GREEN, _YELLOW, _WINE = "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#882255"
+
+#: The beginnings of the names that corpora use.
+_KNOWN = {
+    "neu": _GREY, "hap": _ORANGE, "joy": _ORANGE, "ang": _VERMILLION, "mad": _VERMILLION, "sad": _BLUE, "sur": _SKY,
+    "fea": _WINE, "fru": _WINE, "sca": _WINE, "dis": _GREEN, "exc": _YELLOW, "pea": _GREEN, "pow": _YELLOW,
+}  # fmt: skip
+_SPARE = (_SKY, _GREEN, _YELLOW, _WINE, _PINK, _ORANGE, _BLUE, _VERMILLION, _GREY, "#332288", "#117733", "#ddcc77")
+
+
+def emotion_colors(labels: Iterable[str]) -> dict[str, str]:
+    """A colour for each label: the usual emotions always have the same one, others what is left.
+
+    Args:
+        labels: the names of a label set, in its order. Beyond twelve, colours repeat.
+
+    Returns:
+        label -> "#rrggbb", in the order given.
+
+    Example:
+        >>> emotion_colors(["neutral", "sadness", "bored"])
+        {'neutral': '#b0b0b0', 'sadness': '#0072b2', 'bored': '#56b4e9'}
+    """
+    labels = list(labels)
+    colors: dict[str, str] = {}
+    for label in labels:
+        known = _KNOWN.get(label.strip().casefold()[:3])
+        if known is not None and known not in colors.values():
+            colors[label] = known
+    for label in labels:
+        if label not in colors:
+            left = [color for color in _SPARE if color not in colors.values()]
+            colors[label] = left[0] if left else _SPARE[len(colors) % len(_SPARE)]
+    return {label: colors[label] for label in labels}
+
+
+def ink_on(color: str) -> str:
+    """Black or white, whichever is read more easily on `color`.
+
+    Args:
+        color: "#rrggbb".
+
+    Example:
+        >>> ink_on("#0072b2"), ink_on("#f0e442")
+        ('#ffffff', '#000000')
+    """
+    return "#000000" if _luminance(color) > 0.179 else "#ffffff"  # where WCAG's contrast with both is the same
+
+
+def _luminance(color: str) -> float:
+    """Relative luminance as WCAG 2 defines it, 0 to 1."""
+    channels = (int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    linear = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
