@@ -71,7 +71,7 @@ def draw(figures: dict[str, Any]) -> Figure:
     pitch.minorticks_off()
     pitch.set_title("What was said: an emotion is a shift from the speaker's own baseline")
 
-    rows = (("bare", "host alone", style.GREY), ("with_memory", "with memory", style.MEMORY))
+    rows = (("bare", "without memory", style.GREY), ("with_memory", "with memory", style.MEMORY))
     for (key, name, color), shift in zip(rows, (-0.2, 0.2), strict=True):
         probability.bar([t + shift for t in turns], figures[key], width=0.38, color=color, label=name)
     probability.set(ylabel="probability", ylim=(0, 1))

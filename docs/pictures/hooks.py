@@ -45,7 +45,7 @@ def draw() -> Figure:
     axes.text(MIDDLE, 6.56, "⋮", ha="center", va="center", fontsize=14)
     _layer(axes, 6.9, "head: the answer")
 
-    _box(axes, (9.1, 3.7), 2.8, 2.0, fc="#e3f0f5", ec=style.MEMORY)
+    _box(axes, (9.1, 3.7), 2.8, 2.0, fc="#eef1f4", ec=style.MEMORY)
     axes.text(10.5, 5.4, "memory of this dialogue", ha="center", va="center", weight="bold", color=style.MEMORY)
     axes.text(10.5, 4.57, "fast weights M\nmomentum S\noutside the host", ha="center", va="center", linespacing=1.6)
     end = LEFT + (TOKENS.index("audio") + 6) * PITCH

@@ -97,7 +97,7 @@ def draw(figures: dict[str, Any]) -> Figure:
     recall.set(xlim=(-0.3, len(order)))
     recall.set_title("Reading each voice's key after every utterance")
 
-    shades = ("#a7c9d9", style.MEMORY, "#0a4f6e", "#06303f")
+    shades = ("#b9c1c9", style.MEMORY, "#6b7886", style.GREY)
     for (bias, left), color in zip(figures["left"].items(), shades, strict=True):
         minutes = [step / 2 for step in range(len(left))]
         decay.plot(minutes, left, color=color, linewidth=2.2 if float(bias) == -8 else 1.4)

@@ -1,4 +1,5 @@
-"""What the pictures have in common: colours, fonts, and files that are the same whenever they are made."""
+"""What the pictures of this folder have in common beside `mal_adapter.ser.drawing`: fonts, speakers, and files that are
+the same whenever they are made."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,12 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mal_adapter.ser.drawing import WITH, WITHOUT
+
 INK = "#2b2b2b"
-GREY = "#9a9a9a"
 PALE = "#e9ecef"
-MEMORY = "#0b6e99"
-SPEAKERS = {"A": "#c8553d", "B": "#4c8c5c"}
+GREY, MEMORY = WITHOUT, WITH
+SPEAKERS = {"A": "#8a5a9e", "B": "#2f8f6b"}  # no hue that means an emotion elsewhere
 
 matplotlib.rcParams.update(
     {
