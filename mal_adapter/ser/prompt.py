@@ -11,6 +11,7 @@ import numpy as np
 import soundfile
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from mal_adapter.errors import AudioTooLongError, HostError
 from mal_adapter.ser.audio import Waveform
@@ -29,7 +30,8 @@ class AudioPrompt:
         question: what is asked about the audio.
 
     Raises:
-        HostError: the processor takes no audio, or its chat template has no place for it.
+        HostError: the processor takes no audio, its chat template has no place for it, or its tokenizer lacks a
+            package.
 
     Attributes:
         sampling_rate: of the waveforms, in Hz, as the processor's feature extractor expects it.
@@ -49,6 +51,13 @@ class AudioPrompt:
             raise HostError(
                 f"{type(processor).__name__} takes no audio: its __call__ has neither 'audio' nor 'audios'; "
                 "expected the AutoProcessor of an audio language model"
+            )
+        tokenizer = getattr(processor, "tokenizer", None)
+        if self._audio_kwarg is None and isinstance(tokenizer, PreTrainedTokenizerFast) and not tokenizer.chat_template:
+            # transformers 5 falls back to it without a word where mistral-common is missing or too old
+            raise HostError(
+                f"{type(processor).__name__} leaves prompts with audio to Mistral's own tokenizer, which was not "
+                "loaded: pip install -U 'mistral-common[audio]', and load the processor again"
             )
         self.text = "" if self._audio_kwarg is None else self._render()
 

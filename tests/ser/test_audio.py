@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import transformers
 
 from mal_adapter.errors import AudioError, AudioTooLongError, HostError
 from mal_adapter.ser.audio import load_waveform
@@ -193,6 +194,15 @@ def test_a_processor_that_only_takes_encoded_files():
     assert all(
         np.array_equal(wave, got) and question == "Well?" for wave, (got, question) in zip(waves, heard, strict=True)
     )
+
+
+def test_a_voxtral_without_its_own_tokenizer_says_what_to_install(processor):
+    """What AutoProcessor of transformers 5 loads where mistral-common is missing."""
+    voxtral = transformers.VoxtralProcessor.__new__(transformers.VoxtralProcessor)
+    voxtral.feature_extractor = transformers.WhisperFeatureExtractor()
+    voxtral.tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=processor.tokenizer.backend_tokenizer)
+    with pytest.raises(HostError, match="mistral-common"):
+        AudioPrompt(voxtral, "Well?")
 
 
 def test_right_padding_moves_to_the_left_and_left_padding_stays():
