@@ -11,15 +11,15 @@ from mal_adapter.stores.redis import RedisStore
 __all__ = ["FolderStore", "InMemoryStore", "RedisStore", "SessionStore", "Stored", "open_store"]
 
 
-def open_store(where: str | os.PathLike[str]) -> SessionStore:
-    """The store at `where`, with that store's defaults: a `RedisStore` for `redis://`, `rediss://` and `unix://`, else
-    a `FolderStore`.
+def open_store(where: str | os.PathLike[str], ttl_s: float | None = None) -> SessionStore:
+    """The store at `where`: a `RedisStore` for `redis://`, `rediss://` and `unix://`, else a `FolderStore`.
 
     Args:
         where: A URL of Redis, or a folder, which is created if need be.
+        ttl_s: Seconds after its last put at which a session expires; None for never.
 
     Raises:
-        ConfigError: It is a URL of another kind, or can't be understood.
+        ConfigError: It is a URL of another kind, or can't be understood; or `ttl_s` is not positive.
         StoreError: The folder can't be created, or redis-py is not installed.
 
     Example:
@@ -35,7 +35,7 @@ def open_store(where: str | os.PathLike[str]) -> SessionStore:
     place = os.fspath(where)
     scheme, separator, _ = place.partition("://")
     if not separator:
-        return FolderStore(place)
+        return FolderStore(place, ttl_s)
     if scheme in ("redis", "rediss", "unix"):
-        return RedisStore(place)
+        return RedisStore(place, ttl_s=ttl_s)
     raise ConfigError(f"no store for {scheme}:// URLs; give redis://, rediss://, unix:// or a folder")

@@ -26,3 +26,8 @@ def test_another_url_is_refused_without_telling_it(url: str):
     with pytest.raises(ConfigError, match="no store for") as caught:
         open_store(url)
     assert "secret" not in str(caught.value)
+
+
+def test_both_take_a_time_to_live(tmp_path: Path):
+    pytest.importorskip("redis")
+    assert [open_store(place, 60.0).ttl_s for place in (tmp_path / "a", "redis://host")] == [60.0, 60.0]
