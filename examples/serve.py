@@ -1,6 +1,6 @@
 """Emotions over HTTP: each POST is one utterance of a call, heard with the call so far in memory.
 
-pip install 'mal-adapter[serve]'
+pip install 'mal-adapter[serve]'                               # 'mal-adapter[serve,redis]' for replicas
 python examples/serve.py                                       # the tiny host of the package, sessions in this process
 python examples/serve.py --store redis://:password@host/0      # or a folder: sessions that outlive the process
 python examples/serve.py --model Qwen/Qwen2-Audio-7B-Instruct --adapter user/their-memory
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--max-bytes", type=int, default=10 * 2**20, help="of one body (default: %(default)s)")
     parser.add_argument("--max-audio-s", type=float, default=30.0, help="of one utterance (default: %(default)s)")
     parser.add_argument("--max-pending", type=int, default=64, help="requests at once (default: %(default)s)")
-    parser.add_argument("--timeout-s", type=float, default=30.0, help="until it is heard (default: %(default)s)")
+    parser.add_argument("--timeout-s", type=float, default=30.0, help="to arrive and to wait (default: %(default)s)")
     options = parser.parse_args()
     if options.adapter is None and options.model != str(HOST_FOLDER):
         parser.error("--model needs an --adapter that was trained for it")
