@@ -22,7 +22,7 @@ import gradio as gr
 from jinja2 import Environment
 
 from mal_adapter import MemoryState, attach_memory
-from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
+from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
 from mal_adapter.demo.dialogues import make_dialogue, write_wavs
 from mal_adapter.errors import MalAdapterError
 from mal_adapter.ser.colors import emotion_colors, ink_on
@@ -229,8 +229,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that this end deletes recordings, too
     with attach_memory(model, adapter=options.adapter) as memory, tempfile.TemporaryDirectory() as folder:
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
-        task = memory.adapter.card.task or {"labels": EMOTIONS, "prompt": PROMPT}
-        recognizer = EmotionRecognizer(model, processor, memory, task["labels"], task["prompt"])
+        recognizer = EmotionRecognizer(model, processor, memory)
         page = build(recognizer, Path(folder), DEMO_HOST if options.model == str(HOST_FOLDER) else options.model)
         page.queue(default_concurrency_limit=4).launch(
             server_name=options.host, server_port=options.port, css_paths=STYLE, max_file_size="50mb", show_error=True,

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from mal_adapter import attach_memory
-from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
+from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
 from mal_adapter.demo.dialogues import make_dialogue, write_wavs
 from mal_adapter.ser.dialogue import read_manifest
 from mal_adapter.ser.loading import load_host
@@ -33,8 +33,7 @@ else:
 
 model, processor = load_host(options.model)
 with attach_memory(model, adapter=options.adapter) as memory:
-    task = memory.adapter.card.task or {"labels": EMOTIONS, "prompt": PROMPT}
-    recognizer = EmotionRecognizer(model, processor, memory, task["labels"], task["prompt"])
+    recognizer = EmotionRecognizer(model, processor, memory)
 
     def hear(batch_size: int) -> dict[str, list[float]]:
         """Probabilities by utterance id, of those that can be heard."""

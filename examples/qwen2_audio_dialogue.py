@@ -17,7 +17,7 @@ from _side_by_side import print_side_by_side, read_dialogues
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 from mal_adapter import attach_memory
-from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER
+from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
 from mal_adapter.ser.recognizer import EmotionRecognizer
 
@@ -37,6 +37,5 @@ dialogues = read_dialogues(options.inputs) or write_wavs([*make_dialogues("test"
 processor = AutoProcessor.from_pretrained(options.model)
 model = Qwen2AudioForConditionalGeneration.from_pretrained(options.model, dtype="auto", device_map="auto")
 with attach_memory(model, None if options.adapter else options.layer, adapter=options.adapter) as memory:
-    task = memory.adapter.card.task or {"labels": EMOTIONS, "prompt": None}
-    recognizer = EmotionRecognizer(model, processor, memory, task["labels"], task["prompt"])
+    recognizer = EmotionRecognizer(model, processor, memory)
     print_side_by_side(recognizer, dialogues)

@@ -28,7 +28,7 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
 from mal_adapter import AttachedMemory, attach_memory, errors
-from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
+from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer, Failure
@@ -193,8 +193,7 @@ def main() -> None:
     model, processor = load_host(options.model)
     store = InMemoryStore(ttl_s=options.ttl_s) if options.store is None else open_store(options.store, options.ttl_s)
     memory = attach_memory(model, adapter=options.adapter or ADAPTER_FOLDER, store=store)
-    task = memory.adapter.card.task or {"labels": EMOTIONS, "prompt": PROMPT}
-    recognizer = EmotionRecognizer(model, processor, memory, task["labels"], task["prompt"])
+    recognizer = EmotionRecognizer(model, processor, memory)
     uvicorn.run(make_app(recognizer, memory, options), host=options.host, port=options.port)
 
 

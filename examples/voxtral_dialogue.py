@@ -19,7 +19,6 @@ from _tiny_voxtral import save_tiny_voxtral
 from transformers import AutoProcessor, VoxtralForConditionalGeneration
 
 from mal_adapter import attach_memory
-from mal_adapter.demo import EMOTIONS
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
 from mal_adapter.ser.recognizer import EmotionRecognizer
 
@@ -42,6 +41,5 @@ model = VoxtralForConditionalGeneration.from_pretrained(options.model, dtype="au
 if options.layer is None:
     options.layer = model.config.get_text_config().num_hidden_layers // 2
 with attach_memory(model, None if options.adapter else options.layer, adapter=options.adapter) as memory:
-    task = memory.adapter.card.task or {"labels": EMOTIONS, "prompt": None}
-    recognizer = EmotionRecognizer(model, processor, memory, task["labels"], task["prompt"])
+    recognizer = EmotionRecognizer(model, processor, memory)
     print_side_by_side(recognizer, dialogues)
