@@ -20,8 +20,8 @@ def scripts(monkeypatch: pytest.MonkeyPatch):
     """The pictures' scripts import one another by their bare names, which are no one else's afterwards."""
     monkeypatch.syspath_prepend(str(PICTURES))
     yield
-    for path in PICTURES.glob("*.py"):
-        sys.modules.pop(path.stem, None)
+    for name in {path.stem for path in PICTURES.glob("*.py")} - {"__main__"}:
+        sys.modules.pop(name, None)
 
 
 def same(kept: Any, found: Any) -> bool:
