@@ -132,14 +132,15 @@ def test_an_index_would_take_both(wheel: Path, sdist: Path):
     assert done.stdout.count("PASSED") == 2
 
 
-def test_the_changelog_has_the_version(metadata: Metadata):
-    """A release has a dated heading, what is between two releases one without a date."""
+def test_changelog_and_citation_have_the_version(metadata: Metadata):
+    """A release has a dated heading, what comes after the last one the heading without a date."""
     changelog = (ROOT / "CHANGELOG.md").read_text()
     headings = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", changelog, re.M)
     assert headings[0] == ("Unreleased", "")
     assert all(date for _, date in headings[1:])
     version = metadata.version
-    assert version.is_prerelease or version.base_version in [name for name, _ in headings]
+    assert version.is_prerelease or (len(headings) > 1 and str(version) == headings[1][0])
+    assert f"version = {{{version.base_version}}}" in (ROOT / "README.md").read_text()
 
 
 def running(tree: ast.AST) -> Iterator[ast.AST]:
