@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mal_adapter.baselines import recurrence
@@ -14,9 +15,12 @@ from mal_adapter.errors import AudioMaskError, StateMismatchError
 from mal_adapter.gates import Gates
 from mal_adapter.pretrained import Pretrained
 from mal_adapter.state import MemoryState
-from mal_adapter.update import Weights, read, write
+from mal_adapter.update import ByHead, Weights, read, write
 
 __all__ = ["MemoryAdapter"]
+
+HiddenStates = Float[Tensor, "batch seq_len hidden_size"]
+Mask = Bool[Tensor, "batch seq_len"]
 
 
 class MemoryAdapter(Pretrained):
@@ -102,8 +106,8 @@ class MemoryAdapter(Pretrained):
             return MemoryState(zeros(), zeros(), none, none.clone(), none.clone(), fingerprint)
 
     def read(
-        self, state: MemoryState, hidden_states: Tensor, mask: Tensor | None = None, *, causal: bool = False
-    ) -> Tensor:
+        self, state: MemoryState, hidden_states: HiddenStates, mask: Mask | None = None, *, causal: bool = False
+    ) -> HiddenStates:
         """What the memory has to say about each token.
 
         Args:
@@ -134,7 +138,7 @@ class MemoryAdapter(Pretrained):
         return torch.where(mask[..., None], residual.to(hidden_states.dtype), 0)
 
     def write(
-        self, state: MemoryState, hidden_states: Tensor, mask: Tensor | None = None, *, causal: bool = False
+        self, state: MemoryState, hidden_states: HiddenStates, mask: Mask | None = None, *, causal: bool = False
     ) -> MemoryState:
         """The state after one more utterance.
 
@@ -192,8 +196,8 @@ class MemoryAdapter(Pretrained):
             fingerprint=state.fingerprint,
         )
 
-    def _recur(self, state: MemoryState, value: Tensor, mask: Tensor) -> Weights:
-        """The state of a baseline after the mean of `value` (batch, heads, seq_len, head_dim) over `mask`."""
+    def _recur(self, state: MemoryState, value: ByHead, mask: Mask) -> Weights:
+        """The state of a baseline after the mean of `value` over `mask`."""
         if self.recurrence is None:
             raise RuntimeError("the Titans update is no recurrence over utterances")
         (initial,), (deviation,) = self.initial, state.weights
@@ -202,8 +206,10 @@ class MemoryAdapter(Pretrained):
         memory = self.recurrence(initial + deviation, utterance, state.utterances)
         return (torch.where(heard.any(-2, keepdim=True), memory - initial, deviation),)
 
-    def _project(self, hidden_states: Tensor, mask: Tensor, causal: bool, rows: slice) -> Tensor:
-        """These rows of the projections of each token and of the utterance's mean, (batch, seq_len, rows)."""
+    def _project(
+        self, hidden_states: HiddenStates, mask: Mask, causal: bool, rows: slice
+    ) -> Float[Tensor, "batch seq_len rows"]:
+        """These rows of the projections of each token and of the utterance's mean."""
         # Whatever stands at other positions, NaN included, must reach neither the result nor a gradient.
         hidden_states = torch.where(mask[..., None], hidden_states, 0)
         x = self.norm(hidden_states.to(self.norm.weight.dtype))
@@ -218,11 +224,10 @@ class MemoryAdapter(Pretrained):
         mean = (total / count.clamp_min(1)).to(x.dtype)
         return projected + F.linear(mean, self.pool_proj.weight[rows])
 
-    def _by_head(self, projected: Tensor) -> Tensor:
-        """(batch, seq_len, memory_dim) as (batch, heads, seq_len, head_dim)."""
+    def _by_head(self, projected: Float[Tensor, "batch seq_len memory_dim"]) -> ByHead:
         return torch.unflatten(projected, -1, (self.config.num_heads, -1)).transpose(1, 2)
 
-    def _checked_mask(self, state: MemoryState, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+    def _checked_mask(self, state: MemoryState, hidden_states: HiddenStates, mask: Mask | None) -> Mask:
         if hidden_states.dim() != 3 or hidden_states.shape[-1] != self.config.hidden_size:
             raise AudioMaskError(
                 f"hidden_states are {tuple(hidden_states.shape)}, expected (batch, seq_len, {self.config.hidden_size})"

@@ -1,7 +1,7 @@
 """One chunk of the Titans update, and its derivative written out: as many GEMMs as it needs, three tensors kept.
 
 The equations are in `mal_adapter.update`. Here rows and heads are one dimension, and all of a memory is one tensor
-(layers, rows · heads, 2, d, h): weights and momentum of a layer lie behind one another, so that one GEMM adds to both.
+(layers, rows·heads, 2, d, h): weights and momentum of a layer lie behind one another, so that one GEMM adds to both.
 The second layer, (h, d) by nature, is kept transposed, so that layers have one shape.
 """
 
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -21,18 +22,27 @@ __all__ = ["MAX_SILU_SLOPE", "WriteChunk", "advance", "full_precision"]
 MAX_SILU_SLOPE = 1.1
 """An upper bound of |d SiLU(z)/dz|, whose maximum is 1.0998."""
 
+Initial = Float[Tensor, "layers heads d h"]
+Current = Float[Tensor, "layers rows·heads d h"]
+Memory = Float[Tensor, "layers rows·heads 2 d h"]
+Scalar = Float[Tensor, "rows·heads tokens"]
+Vector = Float[Tensor, "rows·heads tokens d"]
+Hidden = Float[Tensor, "rows·heads tokens h"]
+Steps = Float[Tensor, "rows·heads tokens 2"]
+Tokens = Float[Tensor, "rows·heads tokens 3"]
+
 
 def advance(
-    initial: Tensor, memory: Tensor, keys: Tensor, values: Tensor, key_norms: Tensor, chunk: ChunkScalars
+    initial: Initial, memory: Memory, keys: Vector, values: Vector, key_norms: Scalar, chunk: ChunkScalars
 ) -> Sequence[Tensor]:
     """Take a memory through a chunk, in place.
 
     Args:
-        initial: Learned initial weights, (layers, heads, d, h).
-        memory: Deviations from them and momentum, (layers, rows · heads, 2, d, h).
-        keys: (rows · heads, tokens, d).
-        values: The same shape.
-        key_norms: ‖k_t‖, (rows · heads, tokens).
+        initial: Learned initial weights.
+        memory: Deviations from them and momentum.
+        keys: k_t.
+        values: v_t.
+        key_norms: ‖k_t‖.
         chunk: The gates' scalars, one row per row of keys.
 
     Returns:
@@ -50,25 +60,25 @@ def advance(
     return kept
 
 
-def _twice(x: Tensor, steps: Tensor) -> Tensor:
-    """`x` (rows · heads, tokens, d) in both weightings, side by side."""
+def _twice(x: Vector, steps: Steps) -> Float[Tensor, "rows·heads tokens 2*d"]:
+    """`x` in both weightings, side by side."""
     return (x[:, :, None] * steps[..., None]).flatten(2)
 
 
-def _current(initial: Tensor, memory: Tensor) -> Tensor:
-    """The weights themselves, (layers, rows · heads, d, h)."""
+def _current(initial: Initial, memory: Memory) -> Current:
+    """The weights themselves."""
     return (torch.unflatten(memory.select(2, 0), 1, (-1, initial.shape[1])) + initial[:, None]).flatten(1, 2)
 
 
 class _Surprise(NamedTuple):
     pairs: list[tuple[Tensor, Tensor]]
-    """per layer the vectors whose outer product is each token's gradient, (rows · heads, tokens, d) and (…, h)"""
-    curvature: Tensor
-    """a bound J_t of the squared norm of the memory's Jacobian, (rows · heads, tokens)"""
+    """per layer the vectors whose outer product is each token's gradient, `Vector` and `Hidden` or the reverse"""
+    curvature: Scalar
+    """a bound J_t of the squared norm of the memory's Jacobian"""
     kept: Sequence[Tensor]
 
 
-def _surprise(weights: Tensor, keys: Tensor, values: Tensor, key_norms: Tensor) -> _Surprise:
+def _surprise(weights: Current, keys: Vector, values: Vector, key_norms: Scalar) -> _Surprise:
     if len(weights) == 1:
         e = torch.baddbmm(values, keys, weights[0], beta=-1)
         return _Surprise([(keys, e)], key_norms.square(), (e,))
@@ -82,14 +92,14 @@ def _surprise(weights: Tensor, keys: Tensor, values: Tensor, key_norms: Tensor) 
 
 
 class _Silu(NamedTuple):
-    slope: Tensor
+    slope: Hidden
     """SiLU'(z)"""
-    bend: Tensor
+    bend: Hidden
     """SiLU''(z) = σ (1 − σ) (2 + z − 2 SiLU(z))"""
 
 
 def _recalled(
-    weights: Tensor, keys: Tensor, key_norms: Tensor, kept: Sequence[Tensor]
+    weights: Current, keys: Vector, key_norms: Scalar, kept: Sequence[Tensor]
 ) -> tuple[_Surprise, _Silu | None]:
     """What `_surprise` was, without its GEMMs, and the activation's derivatives."""
     if len(weights) == 1:
@@ -103,14 +113,14 @@ def _recalled(
     return _Surprise(pairs, _curvature(a, weights[1], key_norms), kept), _Silu(slope, bend)
 
 
-def _curvature(a: Tensor, w2: Tensor, key_norms: Tensor) -> Tensor:
+def _curvature(a: Hidden, w2: Float[Tensor, "rows·heads d h"], key_norms: Scalar) -> Scalar:
     """‖a‖² + ‖W2‖² ‖k‖² max|SiLU'|²"""
     stretch = torch.linalg.vector_norm(w2, dim=(-2, -1)).mul_(MAX_SILU_SLOPE)
     return torch.hypot(torch.linalg.vector_norm(a, dim=-1), key_norms * stretch[:, None]).square_()
 
 
-def _bound(tokens: Tensor, curvature: Tensor) -> Tensor:
-    """What a chunk's step sizes are divided by to keep the write stable, ≥ 1, (rows · heads, 1, 1).
+def _bound(tokens: Tokens, curvature: Scalar) -> Float[Tensor, "rows·heads 1 1"]:
+    """What a chunk's step sizes are divided by to keep the write stable, ≥ 1.
 
     A chunk is one large step of gradient descent with momentum. Along the stiffest direction, error x and momentum s
     go to (1 − γ) x + q s and P s − β x, with γ = Σ θ c J, β = Σ θ p J, q = `carry` and P = `persist`. γ ≤ 1 keeps the
@@ -120,8 +130,8 @@ def _bound(tokens: Tensor, curvature: Tensor) -> Tensor:
     return _bounds(tokens, curvature).amax(-1, keepdim=True).clamp_min_(1.0)
 
 
-def _bounds(tokens: Tensor, curvature: Tensor) -> Tensor:
-    """γ and (q β − γ P) / (1 − P), (rows · heads, 1, 2)."""
+def _bounds(tokens: Tokens, curvature: Scalar) -> Float[Tensor, "rows·heads 1 2"]:
+    """γ and (q β − γ P) / (1 − P)."""
     return torch.bmm(curvature[:, None], tokens[..., ::2])
 
 
@@ -130,8 +140,14 @@ class WriteChunk(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, initial: Tensor, memory: Tensor, keys: Tensor, values: Tensor, key_norms: Tensor, *scalars: Tensor
-    ) -> Tensor:
+        ctx: Any,
+        initial: Initial,
+        memory: Memory,
+        keys: Vector,
+        values: Vector,
+        key_norms: Scalar,
+        *scalars: Float[Tensor, "rows·heads _ _"],
+    ) -> Memory:
         written = memory.clone()
         kept = advance(initial, written, keys, values, key_norms, ChunkScalars(*scalars))
         ctx.save_for_backward(initial, memory, keys, key_norms, *scalars, *kept)
@@ -139,7 +155,7 @@ class WriteChunk(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_written: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_written: Memory) -> tuple[Tensor | None, ...]:
         initial, memory, keys, key_norms, *rest = ctx.saved_tensors
         with full_precision(d_written.device):
             d = _write_chunk_backward(initial, memory, keys, key_norms, ChunkScalars(*rest[:4]), rest[4:], d_written)
@@ -148,13 +164,13 @@ class WriteChunk(torch.autograd.Function):
 
 
 def _write_chunk_backward(
-    initial: Tensor,
-    memory: Tensor,
-    keys: Tensor,
-    key_norms: Tensor,
+    initial: Initial,
+    memory: Memory,
+    keys: Vector,
+    key_norms: Scalar,
     chunk: ChunkScalars,
     kept: Sequence[Tensor],
-    d_written: Tensor,
+    d_written: Memory,
 ) -> tuple[Tensor, ...]:
     current = _current(initial, memory)
     surprise, silu = _recalled(current, keys, key_norms, kept)
@@ -183,7 +199,12 @@ def _write_chunk_backward(
     return d_initial, d_memory, d_keys, d_values, d_tokens, d_decay, d_carry, d_persist
 
 
-def _steps_backward(tokens: Tensor, curvature: Tensor, bound: Tensor, d_steps: Tensor) -> tuple[Tensor, Tensor]:
+def _steps_backward(
+    tokens: Tokens,
+    curvature: Scalar,
+    bound: Float[Tensor, "rows·heads 1 1"],
+    d_steps: Steps,
+) -> tuple[Tokens, Scalar]:
     """The derivative of −tokens / bound towards tokens and curvature."""
     bounds = _bounds(tokens, curvature)
     acts = (bounds == bound) & (bound > 1)  # the larger of the two, while it is over 1
@@ -194,14 +215,14 @@ def _steps_backward(tokens: Tensor, curvature: Tensor, bound: Tensor, d_steps: T
 
 
 def _surprise_backward(
-    weights: Tensor,
-    keys: Tensor,
-    key_norms: Tensor,
+    weights: Current,
+    keys: Vector,
+    key_norms: Scalar,
     surprise: _Surprise,
     silu: _Silu | None,
     d_pairs: list[tuple[Tensor, Tensor]],
-    d_curvature: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+    d_curvature: Scalar,
+) -> tuple[Vector, Vector, Current]:
     """The derivative of `_surprise` towards keys, values and weights. Takes over `d_pairs`."""
     d_curvature = 2 * d_curvature[..., None]
     if silu is None:

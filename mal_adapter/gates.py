@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 __all__ = ["MAX_LOGIT", "ChunkScalars", "Gates", "chunk_scalars"]
@@ -15,35 +16,37 @@ _LOG_ZERO = -1e9  # exp gives 0 beside any sum of clamped logarithms, yet the ar
 
 
 class Gates(NamedTuple):
-    """Logits of the three gates, each (batch, heads, seq_len)."""
+    """Logits of the three gates."""
 
-    step: Tensor
+    step: Float[Tensor, "batch heads seq_len"]
     """of θ, the step size"""
-    momentum: Tensor
+    momentum: Float[Tensor, "batch heads seq_len"]
     """of η, how much surprise is carried on"""
-    forget: Tensor
+    forget: Float[Tensor, "batch heads seq_len"]
     """of α, how much of the memory decays"""
 
 
 class ChunkScalars(NamedTuple):
     """What the gates of one chunk or, with chunks in front of the last two dimensions, of all chunks come to."""
 
-    tokens: Tensor
-    """θ_t c_t, θ_t p_t and θ_t (q p_t − P c_t) / (1 − P), per token: (…, chunk_size, 3)"""
-    decay: Tensor
-    """(1 − α_1) a_1, (…, 1, 1)"""
-    carry: Tensor
-    """q = η_1 c_1, (…, 1, 1)"""
-    persist: Tensor
-    """P = η_1 p_1, (…, 1, 1)"""
+    tokens: Float[Tensor, "*chunks chunk_size 3"]
+    """θ_t c_t, θ_t p_t and θ_t (q p_t − P c_t) / (1 − P), per token"""
+    decay: Float[Tensor, "*chunks 1 1"]
+    """(1 − α_1) a_1"""
+    carry: Float[Tensor, "*chunks 1 1"]
+    """q = η_1 c_1"""
+    persist: Float[Tensor, "*chunks 1 1"]
+    """P = η_1 p_1"""
 
 
-def chunk_scalars(gates: Gates, mask: Tensor, chunk_size: int, dtype: torch.dtype) -> ChunkScalars:
+def chunk_scalars(
+    gates: Gates, mask: Bool[Tensor, "batch seq_len"], chunk_size: int, dtype: torch.dtype
+) -> ChunkScalars:
     """All chunks' scalar weights in one pass, in float64 from the logits: products of gates as sums of logarithms.
 
     Args:
         gates: Logits.
-        mask: (batch, seq_len) bool; at a False token θ = 0, η = 1, α = 0.
+        mask: At a False token θ = 0, η = 1, α = 0.
         chunk_size: Tokens per chunk; the last is filled up with such tokens.
         dtype: of the result.
 

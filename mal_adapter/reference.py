@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mal_adapter.chunk import MAX_SILU_SLOPE
 from mal_adapter.gates import MAX_LOGIT, Gates
-from mal_adapter.update import Weights, read
+from mal_adapter.update import ByHead, InitialWeights, Weights, read
 
 __all__ = ["write_by_token"]
 
@@ -22,11 +22,11 @@ Scalar = Float[Tensor, ""]
 
 
 def write_by_token(
-    initial: Weights,
+    initial: InitialWeights,
     weights: Weights,
     momentum: Weights,
-    keys: Float[Tensor, "batch heads seq_len head_dim"],
-    values: Float[Tensor, "batch heads seq_len head_dim"],
+    keys: ByHead,
+    values: ByHead,
     gates: Gates,
     mask: Bool[Tensor, "batch seq_len"],
     chunk_size: int,

@@ -23,29 +23,33 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mal_adapter.chunk import WriteChunk, advance, full_precision
 from mal_adapter.gates import ChunkScalars, Gates, chunk_scalars
 
-__all__ = ["Weights", "read", "write"]
+__all__ = ["ByHead", "InitialWeights", "Weights", "read", "write"]
 
-Weights = tuple[Tensor, ...]
-"""One tensor per memory layer, (batch, heads, d_in, d_out)."""
+Weights = tuple[Float[Tensor, "batch heads _d_in _d_out"], ...]
+"""One tensor per memory layer."""
+
+InitialWeights = tuple[Float[Tensor, "heads _d_in _d_out"], ...]
+"""One tensor per memory layer, learned, for all dialogues."""
+
+ByHead = Float[Tensor, "batch heads seq_len head_dim"]
+"""A vector per token and head: keys, values, queries and answers."""
 
 _SLAB = 1 << 18
 """Elements of a chunk's widest tensor that are worked on together, to stay in the processor's cache."""
 
 
-def read(weights: Sequence[Tensor], queries: Tensor) -> Tensor:
+def read(weights: Sequence[Float[Tensor, "batch heads _d_in _d_out"]], queries: ByHead) -> ByHead:
     """M(q): what the memory answers.
 
     Args:
-        weights: One or two tensors (batch, heads, d_in, d_out), initial weights and deviations already added.
-        queries: (batch, heads, seq_len, head_dim).
-
-    Returns:
-        (batch, heads, seq_len, head_dim).
+        weights: One or two layers, initial weights and deviations already added.
+        queries: One per token and head.
 
     Example:
         >>> eye = torch.eye(2).view(1, 1, 2, 2)
@@ -57,13 +61,13 @@ def read(weights: Sequence[Tensor], queries: Tensor) -> Tensor:
 
 
 def write(
-    initial: Weights,
+    initial: InitialWeights,
     weights: Weights,
     momentum: Weights,
-    keys: Tensor,
-    values: Tensor,
+    keys: ByHead,
+    values: ByHead,
     gates: Gates,
-    mask: Tensor,
+    mask: Bool[Tensor, "batch seq_len"],
     chunk_size: int,
 ) -> tuple[Weights, Weights]:
     """Write the pairs (keys, values) into the memory, `chunk_size` tokens per gradient step.
@@ -72,13 +76,13 @@ def write(
     the state. The arguments themselves are never changed.
 
     Args:
-        initial: Learned initial weights, (heads, d_in, d_out) per layer.
-        weights: Deviations from `initial`, (batch, heads, d_in, d_out) per layer.
+        initial: Learned initial weights.
+        weights: Deviations from `initial`.
         momentum: The same shapes.
-        keys: (batch, heads, seq_len, head_dim), finite.
-        values: (batch, heads, seq_len, head_dim), finite.
-        gates: Logits, (batch, heads, seq_len) each.
-        mask: (batch, seq_len) bool; False tokens are as if they were not there.
+        keys: Finite.
+        values: Finite.
+        gates: Logits.
+        mask: False tokens are as if they were not there.
         chunk_size: Tokens per chunk; the last chunk may be shorter.
 
     Returns:
@@ -100,13 +104,13 @@ def write(
 
 
 def _write(
-    initial: Weights,
+    initial: InitialWeights,
     weights: Weights,
     momentum: Weights,
-    keys: Tensor,
-    values: Tensor,
+    keys: ByHead,
+    values: ByHead,
     gates: Gates,
-    mask: Tensor,
+    mask: Bool[Tensor, "batch seq_len"],
     chunk_size: int,
 ) -> tuple[Weights, Weights]:
     scalars = chunk_scalars(gates, mask, chunk_size, keys.dtype)
@@ -132,12 +136,14 @@ def _write(
     return _alike(new_weights.unbind()), _alike(new_momentum.unbind())
 
 
-def _alike(layers: Sequence[Tensor]) -> Weights:
+def _alike(layers: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """A memory's second layer is worked on transposed, so that layers have one shape; the same takes it back."""
     return (layers[0], *(layer.mT for layer in layers[1:]))
 
 
-def _write_slab(initial: Tensor, slab: Sequence[Tensor], chunk_size: int) -> Tensor:
+def _write_slab(
+    initial: Float[Tensor, "layers heads d h"], slab: Sequence[Tensor], chunk_size: int
+) -> Float[Tensor, "layers rows·heads 2 d h"]:
     """The memory of some rows after all of their chunks; in place where no gradient is recorded."""
     memory, keys, values, *scalars = slab
     key_norms = torch.linalg.vector_norm(keys.detach(), dim=-1)

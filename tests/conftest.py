@@ -12,8 +12,7 @@ import transformers
 from tests.shapes import check_shapes
 
 torch.set_num_threads(1)
-if not os.environ.get("NOSHAPES"):
-    check_shapes()
+check_shapes()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -11,8 +11,11 @@ import torch
 from jaxtyping import TypeCheckError
 
 from mal_adapter import MemoryState
+from mal_adapter.chunk import advance
+from mal_adapter.gates import ChunkScalars, Gates
 from mal_adapter.rows import audio_rows
 from mal_adapter.ser.recognizer import Prepared
+from mal_adapter.update import write
 
 HIDDEN = torch.zeros(2, 5, 8)
 
@@ -38,6 +41,23 @@ def test_so_are_a_state_and_a_dataclass_whose_tensors_do_not_belong_together():
         MemoryState(layers, layers, counter, counter[:1], counter)
     with pytest.raises(TypeCheckError, match="audio_mask"):
         Prepared({}, {}, {}, torch.zeros(2, 5))
+
+
+def test_so_are_values_that_are_not_as_many_as_keys():
+    initial, state, keys = (torch.zeros(2, 4, 4),), (torch.zeros(1, 2, 4, 4),), torch.zeros(1, 2, 6, 4)
+    gates, mask = Gates(*torch.zeros(3, 1, 2, 6)), torch.ones(1, 6, dtype=torch.bool)
+    write(initial, state, state, keys, keys, gates, mask, 3)
+    with pytest.raises(TypeCheckError, match="values"):
+        write(initial, state, state, keys, keys[:, :, :5], gates, mask, 3)
+
+
+def test_rows_and_heads_in_one_dimension_are_one_name():
+    """`rows·heads` is an identifier to Python, so it binds like any other, not an expression of two names."""
+    initial, memory, keys = torch.zeros(1, 2, 4, 4), torch.zeros(1, 6, 2, 4, 4), torch.zeros(6, 3, 4)
+    chunk = ChunkScalars(torch.zeros(6, 3, 3), *torch.zeros(3, 6, 1, 1))
+    advance(initial, memory, keys, keys, keys.norm(dim=-1), chunk)
+    with pytest.raises(TypeCheckError, match="rows·heads=6"):
+        advance(initial, memory, keys[:2], keys[:2], keys[:2].norm(dim=-1), chunk)
 
 
 def test_a_users_process_checks_nothing():
