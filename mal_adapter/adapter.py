@@ -182,9 +182,11 @@ class MemoryAdapter(Pretrained):
         totals = torch.stack([_total(layer, (1, 2, 3)) for layer in (*weights, *momentum)])
         finite = finite & totals.isfinite().all(0)
 
+        failed = ~finite[:, None, None, None]
+
         def landed(new: Weights, old: Weights) -> Weights:
             # the old first, whose memory layout torch.where keeps
-            return tuple(torch.where(~finite[:, None, None, None], o, n) for n, o in zip(new, old, strict=True))
+            return tuple(torch.where(failed, o, n) for n, o in zip(new, old, strict=True))
 
         attempted = mask.any(-1)
         return MemoryState(

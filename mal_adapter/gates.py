@@ -70,17 +70,19 @@ def chunk_scalars(
     log_gates = F.logsigmoid(logits.view(3, batch, heads, -1, chunk_size)) * valid
     log_theta = log_gates[0]
 
-    since_start, kept = log_gates[1:].cumsum(-1)  # log Π_{j≤t} η_j, log Π_{j≤t} (1 − α_j)
-    log_persist, total_keep = since_start[..., -1:], kept[..., -1:]
+    until_t = log_gates[1:].cumsum(-1)  # log Π_{j≤t} η_j, log Π_{j≤t} (1 − α_j)
+    whole = until_t[..., -1:]
+    log_p, log_a = whole - until_t
+    log_persist, log_decay = whole
     # c_t = Σ_{j≥t} m_j a_j Π_{t<i≤j} η_i. For m_j = 0 a term of −inf would turn the backward of logcumsumexp into NaN.
-    terms = torch.where(valid, total_keep - kept + since_start, _LOG_ZERO)
+    terms = torch.where(valid, log_a + until_t[0], _LOG_ZERO)
     from_t = terms.flip(-1).logcumsumexp(-1).flip(-1)
+    log_carry, log_c = from_t[..., :1], from_t - until_t[0]
     # q p_t − P c_t, with the common terms j ≥ t left out of both instead of subtracted
     before_t = F.pad(terms, (1, 0), value=_LOG_ZERO)[..., :-1].logcumsumexp(-1)
-    log_not_persist = torch.log(-torch.expm1(log_persist).clamp_max(-torch.finfo(torch.float64).tiny))
+    log_friction = torch.expm1(log_persist).clamp_max(-torch.finfo(torch.float64).tiny).neg().log()  # of 1 − P
+    log_later = log_p + before_t - log_friction
 
-    log_c, log_p = from_t - since_start, log_persist - since_start
-    log_tokens = torch.stack((log_c, log_p, log_p + before_t - log_not_persist), dim=-1) + log_theta.unsqueeze(-1)
-    tokens = (log_tokens.exp() * valid.unsqueeze(-1)).to(dtype)
-    decay, carry, persist = torch.stack((total_keep, from_t[..., :1], log_persist)).exp().to(dtype).unsqueeze(-1)
-    return ChunkScalars(tokens, decay, carry, persist)
+    tokens = (torch.stack((log_c, log_p, log_later), dim=-1) + log_theta[..., None]).exp() * valid[..., None]
+    whole_chunk = torch.stack((log_decay, log_carry, log_persist)).exp().to(dtype)
+    return ChunkScalars(tokens.to(dtype), *whole_chunk[..., None])

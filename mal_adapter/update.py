@@ -19,14 +19,15 @@ needed:
 same token by token.
 """
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mal_adapter.chunk import WriteChunk, advance, full_precision
+from mal_adapter.chunk import Initial, Memory, Vector, WriteChunk, advance, full_precision, split_chunks
 from mal_adapter.gates import ChunkScalars, Gates, chunk_scalars
 
 __all__ = ["ByHead", "InitialWeights", "Weights", "read", "write"]
@@ -114,26 +115,23 @@ def _write(
     chunk_size: int,
 ) -> tuple[Weights, Weights]:
     scalars = chunk_scalars(gates, mask, chunk_size, keys.dtype)
-    learned = torch.stack(_alike(initial))
+    learned = torch.stack(_alike(initial), dim=1)
     both = zip(_alike(weights), _alike(momentum), strict=True)
-    memory = torch.stack([torch.stack(layer, dim=2) for layer in both])  # (layers, batch, heads, 2, d, h)
+    memory = torch.unflatten(torch.stack(list(itertools.chain(*both)), dim=2), 2, (-1, 2))
+    # (batch, heads, layers, 2, d, h): weights and momentum of a layer are neighbours
 
     # Padding meets weights of zero, but zero times an overflow would still be NaN.
     keys, values = (t * mask[:, None, :, None] for t in (keys, values))
 
     # Rows do not meet, so a few at a time go through all of their chunks.
     batch, heads = keys.shape[:2]
-    rows = heads * max(1, _SLAB // (heads * chunk_size * learned.shape[-1]))
-    whole = [memory.flatten(1, 2), *(t.flatten(0, 1) for t in (keys, values, *scalars))]
-    slabs: Iterable[Sequence[Tensor]] = [whole]
-    if rows < batch * heads:
-        slabs = zip(*(torch.split(t, rows, dim=int(t is whole[0])) for t in whole), strict=True)
-    written = [_write_slab(learned, slab, chunk_size) for slab in slabs]
+    rows = max(1, _SLAB // (heads * chunk_size * learned.shape[-1]))
+    slabs = zip(*(torch.split(t.flatten(0, 1), heads * rows) for t in (memory, keys, values, *scalars)), strict=True)
+    written = [_write_slab(learned, *slab) for slab in slabs]
     if torch.is_grad_enabled():
-        memory = torch.cat(written, dim=1) if len(written) > 1 else written[0]
-        memory = torch.unflatten(memory, 1, (batch, heads))
+        memory = torch.unflatten(torch.cat(written) if len(written) > 1 else written[0], 0, (batch, heads))
     new_weights, new_momentum = memory.unbind(3)
-    return _alike(new_weights.unbind()), _alike(new_momentum.unbind())
+    return _alike(new_weights.unbind(2)), _alike(new_momentum.unbind(2))
 
 
 def _alike(layers: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -141,18 +139,11 @@ def _alike(layers: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (layers[0], *(layer.mT for layer in layers[1:]))
 
 
-def _write_slab(
-    initial: Float[Tensor, "layers heads d h"], slab: Sequence[Tensor], chunk_size: int
-) -> Float[Tensor, "layers rows·heads 2 d h"]:
+def _write_slab(initial: Initial, memory: Memory, keys: Vector, values: Vector, *scalars: Tensor) -> Memory:
     """The memory of some rows after all of their chunks; in place where no gradient is recorded."""
-    memory, keys, values, *scalars = slab
-    key_norms = torch.linalg.vector_norm(keys.detach(), dim=-1)
-    per_token = zip(*(torch.split(t, chunk_size, dim=1) for t in (keys, values, key_norms)), strict=True)
-    per_chunk = zip(*(s.unbind(1) for s in scalars), strict=True)
-    for (k, v, norms), (tokens, *whole) in zip(per_token, per_chunk, strict=True):
-        chunk = ChunkScalars(tokens[:, : k.shape[1]], *whole)
+    for chunk in split_chunks(keys, values, ChunkScalars(*scalars)):
         if torch.is_grad_enabled():
-            memory = WriteChunk.apply(initial, memory, k, v, norms, *chunk)  # type: ignore[no-untyped-call]
+            memory = WriteChunk.apply(initial, memory, *chunk)  # type: ignore[no-untyped-call]
         else:
-            advance(initial, memory, k, v, norms, chunk)
+            advance(initial, memory, chunk)
     return memory

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from mal_adapter import MemoryState
-from mal_adapter.chunk import advance
+from mal_adapter.chunk import advance, split_chunks
 from mal_adapter.gates import ChunkScalars, Gates
 from mal_adapter.rows import audio_rows
 from mal_adapter.ser.recognizer import Prepared
@@ -53,11 +53,12 @@ def test_so_are_values_that_are_not_as_many_as_keys():
 
 def test_rows_and_heads_in_one_dimension_are_one_name():
     """`rows·heads` is an identifier to Python, so it binds like any other, not an expression of two names."""
-    initial, memory, keys = torch.zeros(1, 2, 4, 4), torch.zeros(1, 6, 2, 4, 4), torch.zeros(6, 3, 4)
-    chunk = ChunkScalars(torch.zeros(6, 3, 3), *torch.zeros(3, 6, 1, 1))
-    advance(initial, memory, keys, keys, keys.norm(dim=-1), chunk)
+    initial, memory, keys = torch.zeros(2, 1, 4, 4), torch.zeros(6, 1, 2, 4, 4), torch.zeros(6, 3, 4)
+    scalars = ChunkScalars(torch.zeros(6, 1, 3, 3), *torch.zeros(3, 6, 1, 1, 1))
+    (chunk,) = split_chunks(keys, keys, scalars)
+    advance(initial, memory, chunk)
     with pytest.raises(TypeCheckError, match="rows·heads=6"):
-        advance(initial, memory, keys[:2], keys[:2], keys[:2].norm(dim=-1), chunk)
+        split_chunks(keys, keys[:2], scalars)
 
 
 def test_a_users_process_checks_nothing():

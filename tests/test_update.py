@@ -190,7 +190,7 @@ def test_without_the_trust_region_that_input_diverges(monkeypatch):
         0, batch=1, heads=1, seq_len=10_000, depth=2, dim=8, dtype=torch.float32
     )
     gates = Gates(gates.step + 5, gates.momentum, gates.forget - 8)
-    monkeypatch.setattr("mal_adapter.chunk._bound", lambda tokens, _: torch.ones_like(tokens[:, :1, :1]))
+    monkeypatch.setattr("mal_adapter.chunk._bound", lambda totals: torch.ones_like(totals[..., :1]))
     mask = torch.ones(1, 10_000, dtype=torch.bool)
     weights, _ = write(initial, weights, momentum, keys[..., :1, :].expand_as(keys), values, gates, mask, 64)
     assert not all(w.isfinite().all() for w in weights)
