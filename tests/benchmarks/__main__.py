@@ -25,6 +25,7 @@ MEASURES: dict[str, Callable[[str, float], Iterator[Row]]] = {
     "overhead": in_a_host.overhead,
     "history": in_a_host.history,
     "inactive_hooks": in_a_host.inactive_hooks,
+    "decode_step": in_a_host.decode_step,
     "dialogue_length": in_a_host.dialogue_length,
     "operations": in_a_host.operations,
     "exactness": exactness.exactness,

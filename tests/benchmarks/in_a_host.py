@@ -129,6 +129,16 @@ def _with_idle_hooks(module: nn.Module) -> nn.Module:
     return idle
 
 
+def decode_step(device: str, seconds: float) -> Iterator[Row]:
+    """What the hooks cost a forward without audio inside of a session."""
+    bare, host = (Qwen2AudioForConditionalGeneration.from_pretrained(HOST_FOLDER).to(device) for _ in range(2))
+    token = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    with attach_memory(host, LAYER_IDX) as memory, memory.session("call"), torch.inference_mode():
+        ours, theirs = interleaved(lambda: host(token), lambda: bare(token), seconds=seconds, device=device)
+    cost = 1000 * (ours.median - theirs.median)
+    yield Row("hooks in a session, µs per decode step", "tiny Qwen2-Audio", cost, times=(ours, theirs))
+
+
 def dialogue_length(device: str, seconds: float) -> Iterator[Row]:
     """The 500th utterance against the first."""
     adapter = MemoryAdapter(MemoryConfig(hidden_size=1024)).to(device).eval()
