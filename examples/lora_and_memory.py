@@ -1,5 +1,6 @@
 """What does a memory add to a LoRA? Train a LoRA alone and one beside a memory, and compare them in pairs.
 
+pip install 'mal-adapter[train]'
 python examples/lora_and_memory.py train.jsonl dev.jsonl test.jsonl out --model Qwen/Qwen2-Audio-7B-Instruct --layer 16
 
 The manifests are as in docs/train_your_own.md. The LoRA alone is trained on the same utterances, each a dialogue of its

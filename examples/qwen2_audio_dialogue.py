@@ -34,8 +34,9 @@ if not options.tiny and not options.inputs:
     parser.error("give sound files or a manifest, or --tiny")
 dialogues = read_dialogues(options.inputs) or write_wavs([*make_dialogues("test", 7, 1)], tempfile.mkdtemp())
 
+device_map = None if options.tiny else "auto"  # which needs accelerate
 processor = AutoProcessor.from_pretrained(options.model)
-model = Qwen2AudioForConditionalGeneration.from_pretrained(options.model, dtype="auto", device_map="auto")
+model = Qwen2AudioForConditionalGeneration.from_pretrained(options.model, dtype="auto", device_map=device_map)
 with attach_memory(model, None if options.adapter else options.layer, adapter=options.adapter) as memory:
     recognizer = EmotionRecognizer(model, processor, memory)
     print_side_by_side(recognizer, dialogues)

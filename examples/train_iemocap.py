@@ -1,5 +1,6 @@
 """IEMOCAP, leave one session out: five memories, each measured on the session it has not heard, and one report.
 
+pip install 'mal-adapter[train]'
 python examples/train_iemocap.py IEMOCAP_full_release my-memory --model Qwen/Qwen2-Audio-7B-Instruct --layer 16
 
 Stopped? Run it again: a fold that is trained is read, one that was interrupted goes on.

@@ -1,5 +1,6 @@
 """Train a memory on MELD, then measure it on the official test split; a report in one HTML file.
 
+pip install 'mal-adapter[train]'
 python examples/train_meld.py MELD.Raw my-memory --model Qwen/Qwen2-Audio-7B-Instruct --layer 16
 
 MELD.Raw is the unpacked release with the clips as .wav, .flac or .mp4. On several devices: accelerate launch the same.

@@ -36,8 +36,9 @@ if not options.tiny and not options.inputs:
     parser.error("give sound files or a manifest, or --tiny")
 dialogues = read_dialogues(options.inputs) or write_wavs([*make_dialogues("test", 7, 1)], tempfile.mkdtemp())
 
+device_map = None if options.tiny else "auto"  # which needs accelerate
 processor = AutoProcessor.from_pretrained(options.model)
-model = VoxtralForConditionalGeneration.from_pretrained(options.model, dtype="auto", device_map="auto")
+model = VoxtralForConditionalGeneration.from_pretrained(options.model, dtype="auto", device_map=device_map)
 if options.layer is None:
     options.layer = model.config.get_text_config().num_hidden_layers // 2
 with attach_memory(model, None if options.adapter else options.layer, adapter=options.adapter) as memory:

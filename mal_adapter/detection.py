@@ -18,7 +18,15 @@ FEATURE_ARGUMENTS = ("input_features", "audio_input_features", "input_values", "
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The host inside PEFT, torch.compile, DDP or FSDP wrappers and inside an omni model's `.thinker`."""
+    """The host inside PEFT, torch.compile, DDP or FSDP wrappers and inside an omni model's `.thinker`.
+
+    Raises:
+        HostError: `model` is no module, such as a checkpoint's name or a processor.
+    """
+    given: object = model
+    if not isinstance(given, nn.Module):
+        shown = repr(given) if isinstance(given, str) else type(given).__name__
+        raise HostError(f"the model is {shown}, not a torch module; load it first, with its class's from_pretrained")
     while True:
         if hasattr(model, "_orig_mod"):
             model = model._orig_mod  # type: ignore[assignment]

@@ -72,6 +72,7 @@ def read_adapter(
             config = read_config(folder / CONFIG_NAME)
             weights_path = folder / WEIGHTS_NAME
         else:
+            _check_may_be_repo_id(folder_or_repo)
             config_path, commit = _fetch_config(name, options)
             config = read_config(config_path)
             weights_path = _fetch(name, WEIGHTS_NAME, commit)
@@ -126,6 +127,15 @@ def _inside(folder: Path, subfolder: str) -> Path:
     if not inside.is_dir():
         raise AdapterNotFoundError(f"there is no folder {inside}")
     return inside
+
+
+def _check_may_be_repo_id(given: str | os.PathLike[str]) -> None:
+    """Raises `AdapterNotFoundError` for what was surely meant as a folder: the Hub would answer only that it can't be
+    reached, or has no such repository."""
+    if Path(given).is_file():
+        raise AdapterNotFoundError(f"{given} is a file; give the folder with the adapter's {CONFIG_NAME} and weights")
+    if not isinstance(given, str):
+        raise AdapterNotFoundError(f"there is no folder {os.fspath(given)}; a Hub id is given as a string")
 
 
 def _check_repo_id(name: str) -> None:
@@ -232,6 +242,6 @@ def _typed(error: Exception, failure: str) -> MalAdapterError:
     if isinstance(error, LocalEntryNotFoundError):
         return HubError(
             f"{failure}: the Hub could not be asked ({said}), and the files are not in the cache; go online, unset "
-            "HF_HUB_OFFLINE or local_files_only, or try again later"
+            "HF_HUB_OFFLINE or local_files_only, or try again later. If a folder is meant, there is none of that name"
         )
     return HubError(f"{failure}: {said}; try again later")

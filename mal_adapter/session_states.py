@@ -56,6 +56,10 @@ class SessionStates(MutableMapping[str, MemoryState]):
 
     def __setitem__(self, session_id: str, state: MemoryState) -> None:
         id_bytes(session_id)  # raises for what is none
+        given: object = state
+        if not isinstance(given, MemoryState):
+            kind = type(given).__name__
+            raise SessionError(f"a session's state is a MemoryState, this is a {kind}; MemoryState.load reads a file")
         self._check(state)
         if state.batch_size != 1:
             raise SessionError(f"a session's state has batch size 1, this one {state.batch_size}; split() it")

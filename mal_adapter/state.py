@@ -140,8 +140,20 @@ class MemoryState:
         return cls._from_tensors(tensors, metadata.get("fingerprint"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state to a file: all of it or, if interrupted, nothing."""
-        write_atomically(Path(path), self.to_bytes())
+        """Write the state to a file: all of it or, if interrupted, nothing.
+
+        Raises:
+            FileNotFoundError: There is no folder to write it in; none is made.
+            IsADirectoryError: `path` is a folder.
+            OSError: It can't be written there.
+        """
+        path = Path(path)
+        # Else the error would name the temporary file, which the caller has never heard of.
+        if path.is_dir():
+            raise IsADirectoryError(f"can't save a state as {path}: this is a folder; give a file in it")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"can't save a state as {path}: there is no folder {path.parent}; make it first")
+        write_atomically(path, self.to_bytes())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "MemoryState":

@@ -12,7 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mal_adapter import AttachedMemory, MemoryState, attach_memory
-from mal_adapter.errors import SessionConflictError, StateMismatchError, StoreError, UnsavedSessionWarning
+from mal_adapter.errors import (
+    SessionConflictError,
+    SessionError,
+    StateMismatchError,
+    StoreError,
+    UnsavedSessionWarning,
+)
 from mal_adapter.stores import FolderStore, InMemoryStore, RedisStore, SessionStore
 from tests.hosts.builders import HOSTS
 from tests.hosts.probes import random_adapter, same_bits
@@ -95,6 +101,8 @@ def test_states_are_listed_forked_exported_imported_and_dropped(
             memory.states["a"]
         with pytest.raises(KeyError):
             del memory.states["a"]
+        with pytest.raises(SessionError, match=r"this is a \w+Path; MemoryState\.load"):
+            memory.states["a"] = tmp_path / "a.safetensors"  # a file's name is no state
 
 
 def test_the_state_of_another_adapter_is_refused_when_a_session_opens(model: PreTrainedModel, store: SessionStore):

@@ -49,6 +49,14 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(state, tmp_path, monkeyp
     assert os.listdir(tmp_path) == ["call.safetensors"]
 
 
+def test_a_save_where_no_file_can_be_names_what_was_given(state, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"call\.safetensors: there is no folder .*absent; make it first"):
+        state.save(tmp_path / "absent" / "call.safetensors")
+    with pytest.raises(IsADirectoryError, match="this is a folder; give a file in it"):
+        state.save(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_saved_file_has_the_mode_that_open_would_give(state, tmp_path):
     state.save(tmp_path / "state")
     (tmp_path / "plain").write_bytes(b"")

@@ -56,6 +56,8 @@ def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform
         stat = path.stat()
     except (OSError, ValueError) as error:
         raise AudioError(f"{path}: there is no such file; check the path") from error
+    if path.is_dir():
+        raise AudioError(f"{path}: this is a folder; give the sound files in it, in the order spoken")
     if not path.is_file():
         raise AudioError(f"{path}: this is not a file; give the sound file itself")
     if stat.st_size == 0:

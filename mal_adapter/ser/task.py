@@ -32,10 +32,13 @@ def choose_task(
         'How does the speaker feel?'
         >>> choose_task(card, ["angry", "calm"])[1]
         "What is the speaker's emotion? Answer with one word: angry or calm."
+        >>> choose_task(card, "angry,calm")
+        Traceback (most recent call last):
+        mal_adapter.errors.LabelError: the names must be a sequence of strings, got the single string 'angry,calm'
     """
     task = (card.task if card is not None else None) or {}
     if labels is not None:
-        chosen = labels if isinstance(labels, LabelSet) else LabelSet(tuple(labels))
+        chosen = labels if isinstance(labels, LabelSet) else LabelSet(labels)  # type: ignore[arg-type]
         return chosen, prompt if prompt is not None else default_prompt(chosen)
     chosen = LabelSet(tuple(task["labels"]), task.get("aliases", {})) if "labels" in task else usual
     return chosen, prompt if prompt is not None else task.get("prompt") or default_prompt(chosen)

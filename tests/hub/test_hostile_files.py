@@ -53,6 +53,15 @@ def refused(folder, **options):
     return str(raised.value)
 
 
+def test_what_can_only_be_meant_as_a_folder_is_not_looked_for_on_the_hub(folder, tmp_path, monkeypatch):
+    """Without a network the Hub's error would hide the misspelt folder, after half a minute of retries."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mal_adapter.hub.hf_hub_download", lambda *_, **__: pytest.fail("asked the Hub"))
+    assert "there is no folder absent" in refused(Path("absent"))
+    (tmp_path / "notes.txt").write_text("")
+    assert "is a file; give the folder" in refused("notes.txt")
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "broken link", "loop", "oversized"])
 def test_what_is_not_a_plain_file_is_refused_at_once(folder, name, kind):

@@ -91,7 +91,7 @@ def bad_file(tmp_path, write_audio):
     ("kind", "message"),
     [
         ("missing", "no such file"),
-        ("folder", "not a file"),
+        ("folder", "this is a folder; give the sound files in it"),
         ("nothing", r"the file is empty \(0 bytes\)"),
         ("text", "can not be read as audio.*convert it to WAV"),
         ("empty", r"the audio is empty \(0 samples"),

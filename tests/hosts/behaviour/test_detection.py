@@ -4,11 +4,13 @@ Every test of this folder runs on every family of `builders.HOSTS`. The adapter 
 residual is large, so a position that should not change and does is seen at once.
 """
 
+import pytest
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from mal_adapter.detection import detect_host, unwrap
+from mal_adapter.errors import HostError
 from tests.hosts.behaviour.common import LAYER, SIDES, attach
 from tests.hosts.builders import AUDIO_TOKEN_ID, WIDTH, TinyHost
 from tests.hosts.probes import trace_layers
@@ -28,6 +30,13 @@ def test_decoder_layers_are_told_from_other_stacks_of_as_many(host: TinyHost, mo
     stacks = {len(module) for module in model.modules() if isinstance(module, nn.ModuleList)}
     for count in stacks - {0}:
         assert detect_host(unwrap(host.build(num_layers=count))).layers == host.layers_path
+
+
+def test_what_is_no_model_is_refused_by_name():
+    with pytest.raises(HostError, match="the model is 'user/model', not a torch module; load it first"):
+        unwrap("user/model")
+    with pytest.raises(HostError, match="the model is NoneType"):
+        unwrap(None)
 
 
 @SIDES
