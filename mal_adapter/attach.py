@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,22 +12,15 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from mal_adapter.adapter import MemoryAdapter
+from mal_adapter.checks import check_audio_mask, check_host, check_layer_idx, check_session_ids, check_store
 from mal_adapter.config import MemoryConfig
 from mal_adapter.detection import count_shared_layers, detect_host, unwrap, warn_if_compiled
-from mal_adapter.errors import (
-    AudioMaskError,
-    BaseModelWarning,
-    ConfigError,
-    HostError,
-    HostMismatchError,
-    SessionError,
-)
+from mal_adapter.errors import AudioMaskError, ConfigError, HostError, SessionError
 from mal_adapter.hosts import HostSpec
 from mal_adapter.session_states import SessionStates
 from mal_adapter.sessions import Session
 from mal_adapter.state import MemoryState
-from mal_adapter.stores import InMemoryStore, SessionStore, open_store
-from mal_adapter.stores.checks import id_bytes
+from mal_adapter.stores import SessionStore
 
 if TYPE_CHECKING:
     from mal_adapter.hooks import MemoryHooks
@@ -64,7 +56,8 @@ def attach_memory(
         The memory, in eval mode unless `adapter` was given in training mode.
 
     Raises:
-        ConfigError: `layer_idx` is missing or out of range, or `config` does not fit the host.
+        ConfigError: `layer_idx` is missing, out of range or not the one that the adapter was trained at; or `config`
+            does not fit the host; or `store` is none.
         HostError: The host's layers can't be found, or this layer has a memory already.
         HostMismatchError: The adapter was trained for another kind of host.
         AdapterNotFoundError, AdapterFormatError, HubError: The adapter can't be loaded, as `from_pretrained` says; call
@@ -86,6 +79,7 @@ def attach_memory(
     # The hooks need torch._dynamo, which takes as long to import as torch; a host of transformers has brought it along.
     from mal_adapter.hooks import MemoryHooks, drop_copied_hooks, has_memory
 
+    store = check_store(store)
     root = unwrap(model)
     spec = detect_host(root, host)
     layers = root.get_submodule(spec.layers or "")
@@ -97,9 +91,9 @@ def attach_memory(
     if loaded is not None:
         if config is not None and config != loaded.config:
             raise ConfigError("pass adapter= or config=, not both: a trained adapter brings its configuration")
-        _check_host(loaded, facts)
-        layer_idx = loaded.card.layer_idx if layer_idx is None else layer_idx
-    layer_idx = _check_layer_idx(layer_idx, len(layers), count_shared_layers(root))  # type: ignore[arg-type]
+        check_host(loaded, facts)
+    trained = None if loaded is None else loaded.card.layer_idx
+    layer_idx = check_layer_idx(layer_idx, trained, len(layers), count_shared_layers(root))  # type: ignore[arg-type]
     layer = layers[layer_idx]  # type: ignore[index]
     drop_copied_hooks(root)
     if has_memory(layer):
@@ -107,6 +101,8 @@ def attach_memory(
     warn_if_compiled(model, layer)
     if loaded is None:
         config = config or MemoryConfig(hidden_size=spec.hidden_size or 0)
+        if not isinstance(config, MemoryConfig):
+            raise ConfigError(f"config is a {type(config).__name__}, expected a MemoryConfig")
         if config.hidden_size != spec.hidden_size:
             raise ConfigError(f"config.hidden_size={config.hidden_size}, but the host is {spec.hidden_size} wide")
         loaded = MemoryAdapter(config).eval()
@@ -114,9 +110,7 @@ def attach_memory(
     loaded.card = dataclasses.replace(loaded.card, **{**facts, **known, "layer_idx": layer_idx})
     if (parameter := next(layer.parameters(), None)) is not None and parameter.device.type != "meta":
         loaded.to(parameter.device)
-    if isinstance(store, str | os.PathLike):
-        store = open_store(store)
-    return AttachedMemory(root, MemoryHooks(loaded, spec), layer_idx, InMemoryStore() if store is None else store)
+    return AttachedMemory(root, MemoryHooks(loaded, spec), layer_idx, store)
 
 
 class AttachedMemory:
@@ -160,8 +154,9 @@ class AttachedMemory:
             audio_mask: (batch, seq_len) bool, True at audio tokens, for forwards of that shape; wins over detection.
 
         Raises:
-            SessionError: An id is repeated or open elsewhere, a session of this memory is open in this block already,
-                or the memory is detached.
+            SessionError: An id is no string, repeated or open elsewhere, a session of this memory is open in this block
+                already, or the memory is detached.
+            AudioMaskError: `audio_mask` is not (batch, seq_len) bool, or is missing where nothing else tells.
             SessionConflictError: Another process has continued a dialogue of this block; raised by the forward whose
                 utterance would overwrite it. Open the session again and repeat that utterance.
             StoreError: The store can't be reached when the block begins, or still not when it ends: forwards answer
@@ -171,21 +166,10 @@ class AttachedMemory:
             raise SessionError("this memory is detached; attach_memory(model, adapter=memory.adapter) puts it back")
         if self._hooks.session is not None:
             raise SessionError("a session of this memory is open already; close it first, or pass all its ids at once")
-        ids = (session_id,) if session_id is None or isinstance(session_id, str) else tuple(session_id)
-        named = [i for i in ids if i is not None]
-        if not ids or (len(named) < len(ids) and session_id is not None):
-            raise SessionError(f"session ids {session_id!r}: expected one id, a sequence of one id per prompt, or None")
-        for i in named:
-            id_bytes(i)  # raises for what is none
-        if len(set(named)) < len(named):
-            raise SessionError(f"session ids {named} are not distinct; each row needs a dialogue of its own")
-        if audio_mask is not None and (
-            audio_mask.dtype != torch.bool or audio_mask.dim() != 2 or len(audio_mask) != len(ids)
-        ):
-            raise AudioMaskError(
-                f"audio_mask is {audio_mask.dtype} {tuple(audio_mask.shape)}, expected bool ({len(ids)}, seq_len), "
-                "one row per session id"
-            )
+        named = [] if session_id is None else check_session_ids(session_id)
+        ids = named or (None,)
+        if audio_mask is not None:
+            check_audio_mask(audio_mask, len(ids))
         told = (self.host.audio_token_id, self.host.audio_mask, self.host.mode)
         if audio_mask is None and all(value is None for value in told):
             raise AudioMaskError(
@@ -193,7 +177,7 @@ class AttachedMemory:
                 "host=HostSpec(audio_token_id=...) or HostSpec(audio_mask=...)"
             )
         with self.states.opened(named) as found:
-            session = Session(ids, self._load(ids, found), self.states, write, audio_mask)
+            session = Session(tuple(ids), self._load(ids, found), self.states, write, audio_mask)
             with self._hooks.active(session):
                 yield session
 
@@ -274,35 +258,3 @@ def _host_facts(root: nn.Module, spec: HostSpec, num_layers: int) -> dict[str, A
         "hidden_size": spec.hidden_size,
         "num_hidden_layers": num_layers,
     }
-
-
-def _check_host(adapter: MemoryAdapter, facts: dict[str, Any]) -> None:
-    if adapter.config.hidden_size != facts["hidden_size"]:
-        raise HostMismatchError(
-            f"the adapter is for layers {adapter.config.hidden_size} wide, the host's are {facts['hidden_size']} wide"
-        )
-    for name in ("model_type", "num_hidden_layers"):
-        trained, here = getattr(adapter.card, name), facts[name]
-        if trained is not None and here is not None and trained != here:
-            raise HostMismatchError(f"the adapter was trained on a host with {name} {trained!r}, this one has {here!r}")
-    trained, here = adapter.card.base_model_name_or_path, facts["base_model_name_or_path"]
-    if trained and here and trained.rpartition("/")[2] != here.rpartition("/")[2]:
-        warnings.warn(
-            f"the adapter was trained on {trained}, this host is {here}; it works, but expect worse results",
-            BaseModelWarning,
-            stacklevel=3,
-        )
-
-
-def _check_layer_idx(layer_idx: int | None, num_layers: int, shared: int) -> int:
-    own = num_layers - shared
-    if layer_idx is None:
-        raise ConfigError(f"a fresh memory needs layer_idx, 0 … {own - 1}; a layer around {own // 2} is a good start")
-    if isinstance(layer_idx, bool) or not isinstance(layer_idx, int) or not 0 <= layer_idx < num_layers:
-        raise ConfigError(f"layer_idx={layer_idx!r} is not a decoder layer of this host, 0 … {own - 1}")
-    if layer_idx >= own:
-        raise ConfigError(
-            f"layer_idx={layer_idx} is one of the last {shared} layers, which reuse the keys and values of earlier "
-            f"ones, so that no token would hear a memory there; choose 0 … {own - 1}"
-        )
-    return layer_idx

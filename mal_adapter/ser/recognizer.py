@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mal_adapter.errors import ConfigError, StoreError
+from mal_adapter.errors import ConfigError, HostError, StoreError
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.inputs import HostInputs, Prepared, argument_names
 from mal_adapter.ser.labels import LabelScorer, LabelSet
@@ -41,7 +41,7 @@ class EmotionRecognizer:
             labels, else it asks for one word of them.
 
     Raises:
-        HostError: the processor takes no audio.
+        HostError: the processor takes no audio, or the memory is attached to another model.
         LabelError: the labels can not be told apart by the host.
 
     Example:
@@ -69,6 +69,8 @@ class EmotionRecognizer:
         self.memory = memory
         self.labels, self.prompt = choose_task(None if memory is None else memory.adapter.card, labels, prompt)
         if memory is not None:
+            if all(module is not memory.decoder_layers for module in model.modules()):
+                raise HostError("this memory is attached to another model; pass the model that attach_memory was given")
             memory.eval()
         self._reads_memory = memory is not None
         self._audio = AudioPrompt(processor, self.prompt)

@@ -29,7 +29,7 @@ def id_bytes(session_id: object) -> bytes:
         SessionError: It is not a non-empty string, or holds a lone surrogate, which is no character.
     """
     if not isinstance(session_id, str) or not session_id:
-        raise SessionError(f"session id {session_id!r} is not a non-empty string")
+        raise SessionError(f"session id {session_id!r} is not a non-empty string; str() makes one of a number")
     try:
         return session_id.encode()
     except UnicodeEncodeError as error:

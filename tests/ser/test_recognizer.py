@@ -1,5 +1,6 @@
 """The recogniser: scores against brute force, batches against singles, one write per utterance, bad files."""
 
+import copy
 import math
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ import soundfile
 import torch
 
 from mal_adapter import MemoryConfig, attach_memory
-from mal_adapter.errors import ConfigError, LabelError
+from mal_adapter.errors import ConfigError, HostError, LabelError
 from mal_adapter.ser.audio import load_waveform
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelScorer, LabelSet
@@ -320,3 +321,8 @@ def test_a_saved_host_loads_as_what_it_is(model, processor, make_dialogue, tmp_p
     assert by_utterance(EmotionRecognizer(loaded, its_processor, labels=WORDS).recognize(dialogue)) == expected
     with pytest.raises(OSError, match="nowhere"):
         load_host(str(tmp_path / "nowhere"))
+
+
+def test_a_memory_of_another_model_is_refused(model, processor, memory):
+    with pytest.raises(HostError, match="attached to another model"):
+        EmotionRecognizer(copy.deepcopy(model), processor, memory)
