@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers.utils.import_utils import is_mistral_common_available
 
 from mal_adapter.demo.dialogues import make_dialogue, write_wavs
 
@@ -49,7 +48,6 @@ def test_sound_files_on_the_command_line_are_one_dialogue(run, tmp_path: Path):
     assert "call: 3 utterances, 54 audio tokens in memory" in printed
 
 
-@pytest.mark.skipif(not is_mistral_common_available(), reason="this transformers wants a newer mistral-common")
 def test_voxtral_is_loaded_with_its_own_processor_and_fills_a_memory(run):
     printed = run("voxtral_dialogue.py", "--tiny")
     answers = ANSWER.findall(printed)
