@@ -137,7 +137,7 @@ def cache_activations(
     count, turns = features.labels.shape
     width = model.config.text_config.hidden_size
     mels = features.mels.reshape(count * turns, *features.mels.shape[2:])
-    hidden = np.lib.format.open_memmap(
+    hidden = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
         folder / "hidden.npy", mode="w+", dtype=np.float16, shape=(count * turns, len(ids), width)
     )
     for start in tqdm(range(0, len(mels), batch_size), desc="listening", unit="batch", mininterval=2):

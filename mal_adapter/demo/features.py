@@ -93,7 +93,7 @@ def features_of(dialogues: list[SpokenDialogue]) -> Features:
 
 def _write_features(folder: Path, split: str, seed: int, count: int, turns: int, workers: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    mels = np.lib.format.open_memmap(
+    mels = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
         folder / "mels.npy", mode="w+", dtype=np.float16, shape=(count, turns, MEL_BINS, FRAMES_KEPT)
     )
     pieces = [(split, seed, range(start, min(start + _CHUNK, count)), turns) for start in range(0, count, _CHUNK)]

@@ -178,7 +178,8 @@ def _join(inputs: NDArray[np.float32], told: NDArray[Any]) -> NDArray[np.float32
     """Each vector with zero mean and unit variance, so that what is told beside it is neither drowned nor loud."""
     centred = inputs - inputs.mean(-1, keepdims=True)
     even = centred / (inputs.std(-1, keepdims=True) + 1e-6)
-    return np.concatenate([even, told], axis=2).astype(np.float32)
+    joined: NDArray[np.float32] = np.concatenate([even, told], axis=2).astype(np.float32)
+    return joined
 
 
 if __name__ == "__main__":
