@@ -1,5 +1,6 @@
 """One thread per process: tests run beside each other on few cores, and results do not depend on the machine's size."""
 
+import gc
 import os
 import re
 
@@ -13,6 +14,13 @@ from tests.shapes import check_shapes
 
 torch.set_num_threads(1)
 check_shapes()
+
+
+def pytest_collection_finish() -> None:
+    """What imports have made stays to the end. Out of the collector's sight, it is not gone through again by each of
+    the hundreds of collections to come, its own and those of tests of what is freed."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

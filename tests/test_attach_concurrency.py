@@ -16,7 +16,8 @@ from mal_adapter.errors import AudioOutsideSessionWarning, SessionError
 from tests.hosts.builders import HOSTS, Prompt, TinyHost
 from tests.hosts.probes import assert_states_close, random_adapter
 
-LAYER, THREADS, TASKS, TURNS = 1, 32, 200, 2
+LAYER, THREADS, TURNS = 1, 32, 2
+TASKS = {"qwen2_audio": 200, "phi4_multimodal": 50}  # as many as README says on one of them
 
 
 @pytest.fixture(params=["qwen2_audio", "phi4_multimodal"])
@@ -109,7 +110,8 @@ def test_threads_generate_at_once_and_one_reads_only_while_another_is_disabled(h
 def test_asyncio_tasks_with_interleaved_utterances_answer_as_one_after_another(host: TinyHost, served):
     """Each task awaits between its utterances inside its session; half of them compute in a worker thread."""
     model, memory = served
-    calls = dialogues(host, TASKS)
+    tasks = TASKS[host.name]
+    calls = dialogues(host, tasks)
     expected = serially(host, model, memory, calls)
     order: list[int] = []
 
@@ -126,7 +128,7 @@ def test_asyncio_tasks_with_interleaved_utterances_answer_as_one_after_another(h
         return answers
 
     async def everyone() -> list[list[Tensor]]:
-        return await asyncio.gather(*map(caller, range(TASKS)))
+        return await asyncio.gather(*map(caller, range(tasks)))
 
     answers = asyncio.run(everyone())
     assert order != sorted(order)  # they did interleave

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mal_adapter import MemoryAdapter, MemoryConfig, MemoryState
-from tests.hosts.builders import WIDTH
+from tests.hosts.tiny import WIDTH
 
 __all__ = [
     "LayerCall",

@@ -5,15 +5,19 @@ prompt) is shared, so that a new family needs a config, a class and the way its 
 
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+
+if TYPE_CHECKING:  # its import takes seconds, which a process that builds no host need not spend
+    from transformers import PreTrainedModel
 
 __all__ = [
     "AUDIO_TOKEN_ID",

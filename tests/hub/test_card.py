@@ -1,7 +1,6 @@
 """The model card: read by the Hub's own parser, the user's words kept, and a snippet that runs as it is pasted."""
 
 import re
-import shutil
 
 import pytest
 from huggingface_hub import ModelCard
@@ -140,37 +139,41 @@ random_adapter(seed=1).push_to_hub("alice/carded", token="hf_alice")
     assert "adapter='alice/carded'" in again
 
 
+@pytest.fixture(scope="module")
+def newcomer(hub_server, tmp_path_factory):
+    """A user whose cache is empty."""
+    client = Client(HF_ENDPOINT=hub_server.url, HF_HOME=str(tmp_path_factory.mktemp("newcomer")))
+    yield client
+    client.close()
+
+
 @pytest.mark.parametrize("task", [True, False])
-def test_the_snippet_runs_as_pasted(client, hub, cache, tmp_path, task):
+def test_the_snippet_runs_as_pasted(client, newcomer, hub, tmp_path, task):
     """Host and adapter both come from the hub, by the names in the card."""
-    name = f"alice/pasted-{task}"
+    name, host = f"alice/pasted-{task}", f"alice/tiny-host-{task}"
     client.run(
         """
 api = HfApi(token="hf_alice")
-api.create_repo("alice/tiny-host", exist_ok=True)
-api.upload_folder(repo_id="alice/tiny-host", folder_path=host_folder)
+api.create_repo(host)
+api.upload_folder(repo_id=host, folder_path=host_folder)
 from mal_adapter.demo import ADAPTER_FOLDER
 adapter = MemoryAdapter.from_pretrained(ADAPTER_FOLDER)
 import dataclasses
-changes = {"base_model_name_or_path": "alice/tiny-host"} | ({} if task else {"task": None})
+changes = {"base_model_name_or_path": host} | ({} if task else {"task": None})
 adapter.card = dataclasses.replace(adapter.card, **changes)
 adapter.push_to_hub(name, token="hf_alice")
 """,
         name=name,
+        host=host,
         host_folder=str(HOST_FOLDER),
         task=task,
     )
     card = hub.store.repos[name]["README.md"].decode()
     (snippet,) = re.findall(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)
-    fresh = Client(HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"))
-    try:
-        printed = fresh.run(
-            "import contextlib, io, os\nos.chdir(folder)\nwith contextlib.redirect_stdout(io.StringIO()) as out:\n"
-            "    exec(snippet)\nresult = out.getvalue()",
-            folder=str(tmp_path),
-            snippet=snippet,
-        )
-    finally:
-        fresh.close()
+    printed = newcomer.run(
+        "import contextlib, io, os\nos.chdir(folder)\nwith contextlib.redirect_stdout(io.StringIO()) as out:\n"
+        "    exec(snippet)\nresult = out.getvalue()",
+        folder=str(tmp_path),
+        snippet=snippet,
+    )
     assert re.findall(r"^turn(\d)\.wav \w+$", printed, re.MULTILINE) == ["0", "1"]
-    shutil.rmtree(tmp_path / "home")

@@ -18,6 +18,7 @@ from mal_adapter.ser.audit import ARMS, _join, _mixed
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.evaluation import AUDIT, evaluate, read_evaluation
 from mal_adapter.ser.recognizer import EmotionRecognizer
+from tests.commands import mal_adapter
 from tests.ser.training_world import make_dialogues
 
 LENGTHS = (4, 2, 3)
@@ -216,15 +217,20 @@ def test_two_processes_hear_what_one_hears(dialogues, recognizer, tmp_path):
     manifest = dialogues[0].utterances[0].audio.parent / "manifest.jsonl"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = ["-m", "mal_adapter.cli", "evaluate", str(manifest), "--model", str(HOST_FOLDER)]
+    command = ["evaluate", str(manifest), "--model", str(HOST_FOLDER)]
     command += ["--adapter", str(ADAPTER_FOLDER), "--output"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.getcwd()}
-    for name, start in (("two", launch), ("one", [sys.executable])):
-        done = subprocess.run(
-            [*start, *command, str(tmp_path / name)], capture_output=True, text=True, timeout=300, env=environment
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count("report: ") == 1
+    done = subprocess.run(
+        [*launch, "-m", "mal_adapter.cli", *command, str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone = mal_adapter(*command, tmp_path / "one")
+    assert alone.exit_code == 0, alone.stderr
+    assert done.stdout.count("report: ") == alone.stdout.count("report: ") == 1
     one, two = (read_evaluation(tmp_path / name) for name in ("one", "two"))
     assert one.answers == two.answers
     assert json.loads(Path(tmp_path, "two", "report.json").read_text())["arms"].keys() == set(AUDIT)

@@ -262,7 +262,7 @@ def test_bad_comparisons_say_why():
 @pytest.mark.slow
 def test_ten_thousand_dialogues_take_seconds():
     truth, answers, dialogues = made(100_000, 10_000)
-    start = time.perf_counter()
+    start = time.process_time()  # whatever else the machine does
     score(truth, answers, dialogues, MELD, resamples=1000)
     compare(truth, answers, truth, dialogues, MELD, resamples=1000)
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
