@@ -256,7 +256,9 @@ def test_a_generate_writes_what_one_forward_writes(scene: Scene, options: dict[s
                 scene.model(**inputs)
             with memory.session(scene.ids):
                 generate(scene.model, inputs, options)
-        tolerance = 1e-4 if scene.dtype == torch.float32 else 0.1  # repeated rows go through other GEMM kernels
+        # Repeated and padded rows go through other kernels. A chunk of one token amplifies a bfloat16 host's rounding
+        # to a tenth; a state that was read or written otherwise is another one altogether.
+        tolerance = 1e-4 if scene.dtype == torch.float32 else 0.3
         for session_id in scene.ids:
             assert_states_close(memory.states[session_id], memory.states[f"forward {session_id}"], tolerance)
 
