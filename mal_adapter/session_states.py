@@ -86,7 +86,8 @@ class SessionStates(MutableMapping[str, MemoryState]):
                 del self[session_id]
 
     def flush(self) -> None:
-        """Save what the store could not keep when it was written.
+        """Save what the store could not keep when it was written. Sessions that are open are left to their blocks, which
+        save them with the next utterance or at the end.
 
         Raises:
             StoreError: The store is still out of reach; the states stay in this process.
@@ -94,7 +95,9 @@ class SessionStates(MutableMapping[str, MemoryState]):
                 is the error's `state`; flush again for the others.
         """
         for session_id in self.unsaved:
-            self._save_again(session_id)
+            # Held, since a block would overwrite, or be in conflict with, what is saved behind its back.
+            with suppress(SessionError), self.opened([session_id]):
+                pass
 
     @contextmanager
     def opened(self, session_ids: Sequence[str]) -> Iterator[dict[str, MemoryState]]:
