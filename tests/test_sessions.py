@@ -291,6 +291,13 @@ def test_a_flush_beside_an_open_block_is_no_conflict_with_it(model: PreTrainedMo
     assert store.get("call").state.equals(last)
 
 
+def test_damaged_sessions_can_be_forgotten(model: PreTrainedModel, tmp_path: Path):
+    (tmp_path / "call.safetensors").write_text("no state")
+    with attach(model, FolderStore(tmp_path)) as memory:
+        memory.states.forget(["call", "never heard of"])
+        assert list(memory.states) == []
+
+
 def test_a_conflict_after_an_outage_names_the_loser(model: PreTrainedModel, own_server: RedisServer):
     store = RedisStore(own_server.url)
     with attach(model, store) as memory:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -138,8 +138,8 @@ def _right(
     """The arm "right" and, with `swapped`, that one: each turn reads the next dialogue's memory before that goes on."""
     heard: Heard = {arm: {} for arm in ("right", *(("swapped",) if swapped else ()))}
     ids = [f"audit/{number}" for number in range(len(turns))]
-    memory = _memory_of(recognizer)
-    _forget(memory, ids)
+    states = _memory_of(recognizer).states
+    states.forget(ids)
     for turn in range(max(map(len, turns))):
         parts = list(_parts([n for n, us in enumerate(turns) if turn < len(us)], batch_size))
         for rows in parts if swapped else ():
@@ -153,9 +153,9 @@ def _right(
             on_answers(len(answers))
             for n, answer in zip(rows, answers, strict=True):
                 if isinstance(answer, Prediction):
-                    momentum = memory.states[ids[n]].momentum
+                    momentum = states[ids[n]].momentum
                     surprise[_key(answer.utterance)] = sum(float(s.square().sum()) for s in momentum) ** 0.5
-    _forget(memory, ids)
+    states.forget(ids)
     return heard
 
 
@@ -169,13 +169,13 @@ def _side_by_side(
     heard: dict[Key, Answer] = {}
     for first in range(0, len(sessions), batch_size):
         part = {f"audit/{first + n}": list(us) for n, us in enumerate(sessions[first : first + batch_size])}
-        _forget(recognizer.memory, list(part))
+        _forget(recognizer, part)
         for turn in range(max(map(len, part.values()))):
             ids = [session_id for session_id, us in part.items() if turn < len(us)]
             answers = recognizer.answer([part[session_id][turn] for session_id in ids], session_ids=ids)
             heard.update((_key(answer.utterance), answer) for answer in answers)
             on_answers(len(answers))
-        _forget(recognizer.memory, list(part))
+        _forget(recognizer, part)
     return heard
 
 
@@ -228,7 +228,6 @@ def _memory_of(recognizer: EmotionRecognizer) -> AttachedMemory:
     return recognizer.memory
 
 
-def _forget(memory: AttachedMemory | None, session_ids: Sequence[str]) -> None:
-    if memory is not None:
-        for session_id in session_ids:
-            memory.states.pop(session_id, None)
+def _forget(recognizer: EmotionRecognizer, session_ids: Iterable[str]) -> None:
+    if recognizer.memory is not None:
+        recognizer.memory.states.forget(session_ids)

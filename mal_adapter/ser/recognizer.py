@@ -132,7 +132,8 @@ class EmotionRecognizer:
                 if dialogue.dialogue_id in seen:
                     raise ConfigError(f"two dialogues have the id {dialogue.dialogue_id!r}; give them different ids")
                 seen.add(dialogue.dialogue_id)
-                self._forget(dialogue.dialogue_id)
+                if self.memory is not None and self._reads_memory:
+                    self.memory.states.forget([dialogue.dialogue_id])
                 active.append(deque(dialogue.utterances))
             if not active:
                 return
@@ -230,11 +231,6 @@ class EmotionRecognizer:
 
     def _switched_off(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self.memory is None else self.memory.disabled()
-
-    def _forget(self, session_id: str) -> None:
-        if self.memory is not None and self._reads_memory:
-            with contextlib.suppress(KeyError):
-                del self.memory.states[session_id]
 
 
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object, set_seed
 from mal_adapter.atomic import TEMPORARY_PREFIX, write_atomically
 from mal_adapter.errors import ConfigError, LabelError, TrainingError
 from mal_adapter.ser.activations import CachedHost
-from mal_adapter.ser.backward import forget, target_of
+from mal_adapter.ser.backward import target_of
 from mal_adapter.ser.batches import Unusable, batches_of_epoch, report_unusable
 from mal_adapter.ser.checkpoints import Progress, load_checkpoint, save_checkpoint
 from mal_adapter.ser.dev import dev_scores
@@ -256,7 +256,7 @@ class _Run:
 
     def _evaluate(self, recognizer: EmotionRecognizer) -> dict[str, float]:
         scores = dev_scores(recognizer, self.dev, self.accelerator, self.config.side_by_side)
-        forget(self.memory, [dialogue.dialogue_id for dialogue in self.dev])
+        self.memory.states.forget(dialogue.dialogue_id for dialogue in self.dev)
         return scores
 
     # ------------------------------------------------------------------------------------------- what is written
