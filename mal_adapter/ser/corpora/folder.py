@@ -13,6 +13,7 @@ from typing import Any
 import soundfile
 
 from mal_adapter.errors import CorpusError
+from mal_adapter.ser.audio import sound_path
 
 __all__ = ["Folder", "clean_text", "existing_folder", "natural", "problem_of_clip", "read_json", "read_table"]
 
@@ -119,7 +120,7 @@ def problem_of_clip(path: Path | None) -> str | None:
     try:
         if path.stat().st_size == 0:
             return "the file is empty"
-        if path.suffix.casefold() in (".wav", ".flac") and soundfile.info(str(path)).frames == 0:
+        if path.suffix.casefold() in (".wav", ".flac") and soundfile.info(sound_path(path)).frames == 0:
             return "the file has no samples"
     except OSError:
         return "there is no such clip"
