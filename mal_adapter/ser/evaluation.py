@@ -117,7 +117,7 @@ def evaluate(
         ) as bar:
             for number in missing:
                 lines = _hear(recognizer, groups[number], chosen, batch_size, history, seed, bar.update)
-                write_atomically(parts[number], lines.encode())
+                write_atomically(parts[number], lines.encode(errors="replace"))  # a path need not be Unicode
         state.wait_for_everyone()
         if state.is_main_process:
             all_parts = [folder / PARTS_NAME / f"{number:06d}.jsonl" for number in range(len(groups))]
@@ -199,12 +199,13 @@ def _begin(folder: Path, run: dict[str, Any]) -> None:
         except (OSError, ValueError) as error:
             raise EvaluationError(f"{path} can't be read: {error}; evaluate into another folder") from error
         differs = [name for name in run if not isinstance(there, dict) or there.get(name) != run[name]]
-        if differs and differs != ["versions"]:
+        if differs and differs != ["versions"]:  # those stay: answers that are there were made by them
             raise EvaluationError(f"{folder} holds another evaluation ({', '.join(differs)}); use another folder")
     elif folder.exists() and any(folder.iterdir()):
         raise EvaluationError(f"{folder} is not empty and holds no evaluation; use another folder")
     (folder / PARTS_NAME).mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(run, indent=2) + "\n").encode())
+    if not path.exists():
+        write_atomically(path, (json.dumps(run, indent=2) + "\n").encode())
 
 
 def _groups(dialogues: list[Dialogue]) -> list[list[Dialogue]]:

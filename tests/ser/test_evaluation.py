@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,13 @@ def test_an_evaluation_that_was_stopped_goes_on(recognizer, dialogues, heard, tm
     assert again.answers == whole.answers
 
 
+def test_a_complete_evaluation_keeps_the_versions_it_was_made_by(recognizer, dialogues, tmp_path):
+    evaluate(recognizer, dialogues[:1], output=tmp_path / "one", arms=["bare"])
+    path = tmp_path / "one" / "evaluation.json"
+    path.write_text(path.read_text().replace(version("torch"), "1.0"))
+    assert evaluate(recognizer, dialogues[:1], output=tmp_path / "one", arms=["bare"]).run["versions"]["torch"] == "1.0"
+
+
 def test_a_folder_of_something_else_is_refused(recognizer, dialogues, heard, tmp_path):
     evaluate(recognizer, dialogues, output=tmp_path / "one", arms=["bare"])
     with pytest.raises(EvaluationError, match="arms"):
@@ -168,13 +176,13 @@ def test_a_folder_of_something_else_is_refused(recognizer, dialogues, heard, tmp
 
 
 def test_what_can_not_be_heard_is_left_out_of_all_arms(recognizer, dialogues, heard, tmp_path):
-    gone = dataclasses.replace(dialogues[0].utterances[1], audio=tmp_path / "gone.wav")
+    gone = dataclasses.replace(dialogues[0].utterances[1], audio=tmp_path / os.fsdecode(b"gone\xe9.wav"))
     first = Dialogue(dialogues[0].dialogue_id, (dialogues[0].utterances[0], gone, *dialogues[0].utterances[2:]))
     evaluation = evaluate(recognizer, [first, *dialogues[1:]], output=tmp_path / "out", arms=list(ARMS))
     rows = {(row["dialogue_id"], row["utterance_id"]): row for row in evaluation.answers}
     assert len(rows) == sum(LENGTHS)
     broken = rows.pop((gone.dialogue_id, gone.utterance_id))
-    assert "gone.wav" in broken["error"]
+    assert "gone?.wav" in broken["error"]
     assert "arms" not in broken
     assert all(row["arms"].keys() == ARMS.keys() for row in rows.values())
     turns = [[u for u in us.utterances if u is not gone] for us in (first, *dialogues[1:])]
