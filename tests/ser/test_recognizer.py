@@ -320,3 +320,16 @@ def test_a_saved_host_loads_as_what_it_is(model, processor, make_dialogue, tmp_p
     assert by_utterance(EmotionRecognizer(loaded, its_processor, labels=WORDS).recognize(dialogue)) == expected
     with pytest.raises(OSError, match="nowhere"):
         load_host(str(tmp_path / "nowhere"))
+
+
+def test_a_revision_is_that_of_config_and_processor_too(model, processor, tmp_path):
+    """In a cache as the Hub's client leaves it, where the main branch has no files at all."""
+    cached = tmp_path / "models--org--host"
+    folder = cached / "snapshots" / ("1" * 40)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "v1").write_text("1" * 40)
+    loaded, its_processor = load_host("org/host", revision="v1", cache_dir=str(tmp_path), local_files_only=True)
+    assert type(loaded) is type(model)
+    assert its_processor.audio_token == processor.audio_token
