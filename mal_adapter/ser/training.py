@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import broadcast, gather_object, set_seed
 
 from mal_adapter.atomic import TEMPORARY_PREFIX, write_atomically
 from mal_adapter.errors import ConfigError, LabelError, TrainingError
@@ -173,6 +173,8 @@ class _Run:
                 self.checkpoint, self.progress.run, parameters, self.stepper.optimizer
             )
             self.unusable.update({(d, u): reason for d, u, reason in self.progress.unusable})
+        for parameter in self.trainable.parameters.values():
+            broadcast(parameter.data)  # each process has drawn a fresh adapter of its own; the first one's counts
         if self.accelerator.is_main_process:
             self.output.mkdir(parents=True, exist_ok=True)
             for left in self.checkpoint.parent.glob(f"{TEMPORARY_PREFIX}*"):  # by a process that was killed
