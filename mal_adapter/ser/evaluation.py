@@ -211,7 +211,8 @@ def _begin(folder: Path, run: dict[str, Any]) -> None:
 def _groups(dialogues: list[Dialogue]) -> list[list[Dialogue]]:
     groups = [dialogues[first : first + _GROUP] for first in range(0, len(dialogues), _GROUP)]
     if len(groups) > 1 and len(groups[-1]) == 1:  # it needs another one to swap with
-        groups[-2] += groups.pop()
+        alone = groups.pop()
+        groups[-1] += alone
     return groups
 
 

@@ -152,6 +152,16 @@ def test_an_evaluation_that_was_stopped_goes_on(recognizer, dialogues, heard, tm
     assert again.answers == whole.answers
 
 
+@pytest.mark.parametrize("count", [1, 2, 16, 17, 18, 32, 33, 49])
+def test_each_dialogue_is_in_one_group_and_none_is_alone(dialogues, count):
+    many = [
+        Dialogue(str(n), (dataclasses.replace(dialogues[0].utterances[0], dialogue_id=str(n)),)) for n in range(count)
+    ]
+    groups = module._groups(many)
+    assert [dialogue for group in groups for dialogue in group] == many
+    assert count == 1 or min(map(len, groups)) > 1
+
+
 def test_a_complete_evaluation_keeps_the_versions_it_was_made_by(recognizer, dialogues, tmp_path):
     evaluate(recognizer, dialogues[:1], output=tmp_path / "one", arms=["bare"])
     path = tmp_path / "one" / "evaluation.json"
