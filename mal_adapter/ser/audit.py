@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import soundfile
+from scipy.optimize import linear_sum_assignment
 
 from mal_adapter.errors import AudioError, AudioTooLongError
 from mal_adapter.ser.audio import load_waveform
@@ -96,12 +97,17 @@ def audit(
 
 
 def _mixed(turns: list[list[Utterance]], seed: int) -> list[list[Utterance]]:
-    """Sessions in which each utterance is of another dialogue, as far as there are as many dialogues as turns."""
+    """Sessions in which each utterance is of another dialogue, as far as there are as many dialogues as turns; and has
+    as many before it as in its own, as far as other dialogues are as long."""
     sessions: list[list[Utterance]] = [[] for _ in turns]
+    own = np.zeros((len(turns), len(turns)))  # utterances of each dialogue (row) in each session
     for turn in range(max(map(len, turns))):
-        spoken = [us[turn] for us in turns if turn < len(us)]
-        for place, utterance in enumerate(spoken):
-            sessions[(place + turn) % len(spoken)].append(utterance)
+        spoken = [number for number, us in enumerate(turns) if turn < len(us)]
+        longest_first = -np.array([len(session) for session in sessions])
+        costs = own[spoken] * (1 + turn * len(turns)) + longest_first  # all lengths together weigh less than one of own
+        for number, session in zip(spoken, linear_sum_assignment(costs)[1], strict=True):
+            sessions[session].append(turns[number][turn])
+            own[number, session] += 1
     return sessions
 
 

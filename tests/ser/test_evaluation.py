@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mal_adapter.demo import EMOTIONS, HOST_FOLDER, PROMPT
@@ -92,6 +93,18 @@ def test_mixed_sessions_have_each_dialogue_once_if_there_are_enough_of_them(tmp_
         assert [utterance.utterance_id for utterance in session] == ["0", "1", "2", "3", "4"]
         assert len({utterance.dialogue_id for utterance in session}) == 5
     assert {u for session in mixed for u in session} == {u for us in turns for u in us}
+
+
+def test_mixed_sessions_of_unlike_dialogues_have_each_once_too(tmp_path):
+    lengths = np.random.default_rng(0).integers(1, 10, 16)
+    turns = [[Utterance(f"d{d}", str(n), "A", tmp_path) for n in range(length)] for d, length in enumerate(lengths)]
+    mixed = [session for session in _mixed(turns, 0) if session]
+    for session in mixed:
+        assert len({utterance.dialogue_id for utterance in session}) == len(session)
+    assert {u for session in mixed for u in session} == {u for us in turns for u in us}
+    assert sum(n for session in mixed for n in range(len(session))) > 0.9 * sum(
+        n for us in turns for n in range(len(us))
+    )
 
 
 def test_history_is_joined_in_order_as_far_as_the_host_hears(recognizer, dialogues, heard, tmp_path):
