@@ -49,6 +49,22 @@ result = {
     assert f"fingerprint: {result['fingerprint']}" in result["shown"]
 
 
+def test_a_pull_into_a_folder_named_as_the_repository(hub, client, tmp_path):
+    (tmp_path / "alice" / "named").mkdir(parents=True)
+    folder = client.run(
+        COMMANDS
+        + """
+import os
+os.chdir(folder)
+random_adapter().push_to_hub("alice/named", token="hf_alice")
+result = mal_adapter("pull", "alice/named", "alice/named", "--token", "hf_alice")
+""",
+        folder=str(tmp_path),
+    )
+    assert folder == "alice/named"
+    assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "alice" / "named").iterdir()}
+
+
 def test_a_lora_that_is_not_pushed_is_told(hub, client, tmp_path):
     said = client.run(
         COMMANDS
