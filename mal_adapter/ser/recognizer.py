@@ -45,6 +45,8 @@ class EmotionRecognizer:
         LabelError: the labels can not be told apart by the host.
 
     Example:
+        >>> from mal_adapter import attach_memory
+        >>> from mal_adapter.ser.dialogue import read_manifest
         >>> from mal_adapter.ser.loading import load_host
         >>> from mal_adapter.ser.recognizer import EmotionRecognizer
         >>> model, processor = load_host("Qwen/Qwen2-Audio-7B-Instruct")        # doctest: +SKIP
