@@ -1,6 +1,7 @@
 """Emotions of a spoken dialogue: utterances in, one answer each out, as they come."""
 
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mal_adapter.errors import ConfigError, StoreError
+from mal_adapter.errors import ConfigError, HostError, StoreError
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.inputs import HostInputs, Prepared, argument_names
 from mal_adapter.ser.labels import LabelScorer, LabelSet
@@ -160,6 +161,7 @@ class EmotionRecognizer:
         Raises:
             ConfigError: two utterances of one session, of which the second could not read what the first writes; or
                 not one session id per utterance.
+            HostError: the host's answer is no number; its utterances are written all the same, where they are numbers.
         """
         ids = [utterance.dialogue_id for utterance in utterances] if session_ids is None else list(session_ids)
         if len(ids) != len(utterances):
@@ -171,9 +173,14 @@ class EmotionRecognizer:
         results: dict[int, Prediction | Failure] = dict(heard.failures)
         if heard.audio_s:
             sessions = self._session([ids[index] for index in heard.audio_s], write=write)
-            probabilities = self._score(heard.inputs, sessions).softmax(-1).tolist()
+            probabilities = self._score(heard.inputs, sessions).softmax(-1)
             elapsed_s = time.perf_counter() - started
-            for (index, audio_s), row in zip(heard.audio_s.items(), probabilities, strict=True):
+            for (index, audio_s), row in zip(heard.audio_s.items(), probabilities.tolist(), strict=True):
+                if math.isnan(row[0]):
+                    raise HostError(
+                        f"{utterances[index].audio}: the model's answer is NaN in {self.model.dtype}, as a rule since "
+                        "it overflows there; load it in bfloat16 or float32"
+                    )
                 by_label = dict(zip(self.labels, row, strict=True))
                 label = max(by_label, key=by_label.__getitem__)
                 results[index] = Prediction(utterances[index], label, by_label, audio_s, elapsed_s)

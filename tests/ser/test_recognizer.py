@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 from mal_adapter import MemoryConfig, attach_memory
-from mal_adapter.errors import ConfigError, LabelError
+from mal_adapter.errors import ConfigError, HostError, LabelError
 from mal_adapter.ser.audio import load_waveform
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelScorer, LabelSet
@@ -307,6 +307,14 @@ def test_only_the_last_position_is_asked_for_where_the_host_can(model, processor
     recognizer = EmotionRecognizer(model, processor, labels=WORDS)
     assert by_utterance(recognizer.recognize(make_dialogue("d"))) == expected
     assert kept == [1, 0] * 3
+
+
+def test_an_answer_that_is_no_number_is_an_error(model, processor, make_dialogue, monkeypatch):
+    head = model.get_output_embeddings()
+    monkeypatch.setattr(head, "forward", lambda hidden: torch.full((*hidden.shape[:-1], head.out_features), math.nan))
+    recognizer = EmotionRecognizer(model, processor, labels=WORDS)
+    with pytest.raises(HostError, match=r"the model's answer is NaN in torch\.float32"):
+        list(recognizer.recognize(make_dialogue("d")))
 
 
 def test_a_saved_host_loads_as_what_it_is(model, processor, make_dialogue, tmp_path):
