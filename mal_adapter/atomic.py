@@ -2,15 +2,17 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
+import time
 from pathlib import Path
 
-__all__ = ["TEMPORARY_PREFIX", "TEMPORARY_SUFFIX", "write_atomically"]
+__all__ = ["TEMPORARY_PREFIX", "remove_leftovers", "write_atomically"]
 
-# What a killed process leaves behind is known by these; the file's own name has no part, for it may be as long as the
+# What a killed process leaves behind is known by it; the file's own name has no part, for it may be as long as the
 # file system allows.
 TEMPORARY_PREFIX = ".mal_adapter-"
-TEMPORARY_SUFFIX = ".tmp"
+LEFTOVER_AFTER_S = 3600.0  # no write takes an hour, so whoever wrote such a temporary is dead
 
 # A process's umask can only be read by setting it; once, at import, keeps other threads out of the gap.
 _UMASK = os.umask(0)
@@ -19,7 +21,7 @@ os.umask(_UMASK)
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX, suffix=TEMPORARY_SUFFIX)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -32,6 +34,18 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.unlink(temporary)
         raise
     _sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path, prefix: str = TEMPORARY_PREFIX) -> None:
+    """Delete the temporary files, or folders, that writers which were killed have left in `folder`."""
+    for path in folder.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):  # another process may be faster
+            if time.time() - path.stat().st_mtime <= LEFTOVER_AFTER_S:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

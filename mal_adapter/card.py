@@ -27,7 +27,8 @@ class AdapterCard:
         model_type: The host's `config.model_type`.
         hidden_size: The width of the host's decoder layers.
         num_hidden_layers: How many decoder layers the host has.
-        task: `{"labels": [...], "prompt": "..."}` of the recogniser it was trained for, or None.
+        task: `{"labels": [...], "prompt": "..."}` of the recogniser it was trained for, or None. Where corpora have
+            other names for its labels, with `"aliases": {"hap": "happy"}`.
         datasets: Hub ids of the datasets it was trained on.
         training_data: What it was trained on, in words.
         evaluation: Results, each `{"dataset_name": "MELD", "dataset_type": "user/meld", "dataset_split": "test",
@@ -74,7 +75,13 @@ def _is_count(value: object) -> bool:
 
 
 def _is_task(value: object) -> bool:
-    return isinstance(value, dict) and _is_texts(value.get("labels", [])) and _is_text(value.get("prompt", ""))
+    return (
+        isinstance(value, dict)
+        and _is_texts(value.get("labels", []))
+        and _is_text(value.get("prompt", ""))
+        and isinstance(aliases := value.get("aliases", {}), dict)
+        and all(map(_is_text, aliases.values()))
+    )
 
 
 def _is_metrics(value: object) -> bool:
@@ -99,7 +106,7 @@ _CHECKS = {
     "a string": _is_text,
     "a list of strings": _is_texts,
     "a count": _is_count,
-    "labels, a list of strings, and a prompt, a string": _is_task,
+    "labels, a list of strings, a prompt, a string, and aliases, other name -> label": _is_task,
     "a list of results with dataset_name, dataset_type and metrics": _is_evaluation,
 }
 _EXPECTED = {
@@ -108,7 +115,7 @@ _EXPECTED = {
     "model_type": "a string",
     "hidden_size": "a count",
     "num_hidden_layers": "a count",
-    "task": "labels, a list of strings, and a prompt, a string",
+    "task": "labels, a list of strings, a prompt, a string, and aliases, other name -> label",
     "datasets": "a list of strings",
     "training_data": "a string",
     "evaluation": "a list of results with dataset_name, dataset_type and metrics",

@@ -23,7 +23,7 @@ class MemoryConfig:
         memory_dim: Width of keys, queries and values, all heads together.
         num_heads: Independent memories that share `memory_dim`; each has width `memory_dim // num_heads`.
         depth: Layers of each head's memory: 1 is a matrix, 2 an MLP with SiLU.
-        expansion: Hidden width of a depth-2 memory, in multiples of its head's width; 1 for depth 1.
+        expansion: Hidden width of a depth-2 memory, in multiples of its head's width. Of no use to depth 1.
         chunk_size: Tokens whose gradients are taken at the same weights. Smaller learns better and runs slower.
         readout_dim: Inner width of the gated read-out; `memory_dim` unless given.
         pool_utterance: Whether keys, queries, values, gates and read-out also see the mean of the utterance's audio

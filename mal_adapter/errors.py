@@ -47,7 +47,7 @@ class ConfigError(MalAdapterError, ValueError):
 
 
 class HostError(MalAdapterError, ValueError):
-    """The host model's decoder layers, width or audio positions could not be determined."""
+    """The host's decoder layers, width or audio positions could not be determined, or its answers are no numbers."""
 
 
 class AudioMaskError(MalAdapterError, ValueError):

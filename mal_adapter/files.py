@@ -66,9 +66,7 @@ def parse_json(data: bytes) -> Any:
         ValueError: the key 'layer_idx' stands twice
     """
     try:
-        content = json.loads(
-            data.decode(), object_pairs_hook=_distinct, parse_constant=_finite, parse_float=lambda text: _finite(text)
-        )
+        content = json.loads(data.decode(), object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite)
         json.dumps(content, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error

@@ -11,9 +11,7 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mal_adapter.atomic import write_atomically
+from mal_adapter.atomic import remove_leftovers, write_atomically
 from mal_adapter.card import AdapterCard, model_card
 from mal_adapter.config import MemoryConfig
 from mal_adapter.errors import AdapterFormatError, ConfigError
@@ -44,7 +42,6 @@ __all__ = [
 FORMAT_VERSION = 1
 CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "model.safetensors", "README.md"
 _STAGED = ".saving."
-_LEFTOVER_AFTER_S = 3600.0  # no save takes an hour
 TEXT_LIMIT = 2**20  # bytes of config.json or README.md
 
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
@@ -125,9 +122,7 @@ def _check_folder(folder: Path) -> list[str]:
 
 def _put_in_place(folder: Path, files: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f"{_STAGED}*"):  # by a process that was killed
-        if time.time() - left.stat().st_mtime > _LEFTOVER_AFTER_S:
-            shutil.rmtree(left, ignore_errors=True)
+    remove_leftovers(folder, _STAGED)
     with tempfile.TemporaryDirectory(dir=folder, prefix=_STAGED) as staged:
         for name, data in files.items():
             write_atomically(Path(staged) / name, data)

@@ -25,6 +25,7 @@ from mal_adapter.format import (
     CARD_NAME,
     CONFIG_NAME,
     WEIGHTS_NAME,
+    AdapterConfig,
     check_ours,
     copy_into,
     encode,
@@ -66,19 +67,14 @@ def read_adapter(
         HubError: The Hub can't be reached, and the files are not in its cache.
     """
     name, subfolder = os.fspath(folder_or_repo), _checked_subfolder(options.subfolder)
-    try:
-        if Path(name).is_dir():
+    if not Path(name).is_dir():
+        _check_may_be_repo_id(folder_or_repo)
+        config, tensors, _, _ = _fetch_adapter(name, shapes_of, options)
+    else:
+        with _named(name, subfolder):
             folder = _inside(Path(name), subfolder)
             config = read_config(folder / CONFIG_NAME)
-            weights_path = folder / WEIGHTS_NAME
-        else:
-            _check_may_be_repo_id(folder_or_repo)
-            config_path, commit = _fetch_config(name, options)
-            config = read_config(config_path)
-            weights_path = _fetch(name, WEIGHTS_NAME, commit)
-        tensors = read_weights(weights_path, shapes_of(config.memory), config.weights_sha256)
-    except AdapterFormatError as error:
-        raise AdapterFormatError(f"{name}{subfolder and '/' + subfolder}: {error}") from error
+            tensors = read_weights(folder / WEIGHTS_NAME, shapes_of(config.memory), config.weights_sha256)
     return config.memory, config.card, tensors
 
 
@@ -93,21 +89,36 @@ def pull_adapter(
     Raises:
         As `read_adapter`; and AdapterFormatError where `folder` is a file or holds another model.
     """
-    config_path, commit = _fetch_config(repo_id, options)
-    read_adapter(repo_id, shapes_of, commit)
-    files = {CONFIG_NAME: config_path, WEIGHTS_NAME: _fetch(repo_id, WEIGHTS_NAME, commit)}
+    _, _, files, commit = _fetch_adapter(repo_id, shapes_of, options)
     with contextlib.suppress(AdapterFormatError):  # a card may be missing
         files[CARD_NAME] = _fetch(repo_id, CARD_NAME, commit)
     copy_into(folder, files)
 
 
-def _fetch_config(repo_id: str, options: HubOptions) -> tuple[Path, HubOptions]:
-    """`config.json`, and the options that fetch other files of the same commit, whatever is pushed meanwhile."""
+def _fetch_adapter(
+    repo_id: str, shapes_of: Callable[[MemoryConfig], Shapes], options: HubOptions
+) -> tuple[AdapterConfig, dict[str, Tensor], dict[str, Path], HubOptions]:
+    """What an adapter on the Hub says and holds, checked; its files by name; and the options that fetch others of the
+    same commit, whatever is pushed meanwhile."""
     _check_repo_id(repo_id)
-    path = _fetch(repo_id, CONFIG_NAME, options)
-    # The cache's folder is named for the commit.
-    depth = len(PurePosixPath(_checked_subfolder(options.subfolder)).parts)
-    return path, options._replace(revision=path.parents[depth].name)
+    subfolder = _checked_subfolder(options.subfolder)
+    with _named(repo_id, subfolder):
+        config_path = _fetch(repo_id, CONFIG_NAME, options)
+        config = read_config(config_path)
+        # The cache's folder is named for the commit.
+        commit = options._replace(revision=config_path.parents[len(PurePosixPath(subfolder).parts)].name)
+        weights_path = _fetch(repo_id, WEIGHTS_NAME, commit)
+        tensors = read_weights(weights_path, shapes_of(config.memory), config.weights_sha256)
+    return config, tensors, {CONFIG_NAME: config_path, WEIGHTS_NAME: weights_path}, commit
+
+
+@contextlib.contextmanager
+def _named(place: str, subfolder: str) -> Iterator[None]:
+    """Errors about files within say whose files they are."""
+    try:
+        yield
+    except AdapterFormatError as error:
+        raise AdapterFormatError(f"{place}{subfolder and '/' + subfolder}: {error}") from error
 
 
 def _checked_subfolder(subfolder: str | None) -> str:

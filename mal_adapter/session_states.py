@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 
 from mal_adapter.errors import SessionConflictError, SessionError, StoreError, UnsavedSessionWarning
@@ -83,14 +83,19 @@ class SessionStates(MutableMapping[str, MemoryState]):
     def __repr__(self) -> str:
         return f"SessionStates({self.store!r}, {len(self._versions)} open, {len(self._unsaved)} unsaved)"
 
-    def clear(self) -> None:
-        """Forget every session."""
-        for session_id in list(self):
-            with suppress(KeyError):  # another process was faster
+    def forget(self, session_ids: Iterable[str]) -> None:
+        """Drop these sessions, those that there are; unlike `pop`, without reading what they hold."""
+        for session_id in session_ids:
+            with suppress(KeyError):
                 del self[session_id]
 
+    def clear(self) -> None:
+        """Forget every session."""
+        self.forget(list(self))
+
     def flush(self) -> None:
-        """Save what the store could not keep when it was written.
+        """Save what the store could not keep when it was written. Sessions that are open are left to their blocks,
+        which save them with the next utterance or at the end.
 
         Raises:
             StoreError: The store is still out of reach; the states stay in this process.
@@ -98,7 +103,9 @@ class SessionStates(MutableMapping[str, MemoryState]):
                 is the error's `state`; flush again for the others.
         """
         for session_id in self.unsaved:
-            self._save_again(session_id)
+            # Held, since a block would overwrite, or be in conflict with, what is saved behind its back.
+            with suppress(SessionError), self.opened([session_id]):
+                pass
 
     @contextmanager
     def opened(self, session_ids: Sequence[str]) -> Iterator[dict[str, MemoryState]]:

@@ -160,6 +160,7 @@ def edit_config(folder, **changes):
         ),
         (lambda f: edit_config(f, format_version=99), "99"),
         (lambda f: edit_config(f, layer_idx="4"), "layer_idx"),
+        (lambda f: edit_config(f, task={"labels": ["a", "b"], "aliases": 5}), "task is .*aliases"),
         (lambda f: edit_config(f, memory={"hidden_size": 16, "memory_dim": 12, "num_heads": 2}), "do not fit"),
         (lambda f: edit_config(f, memory={"hidden_size": 16, "color": "red"}), "color"),
     ],

@@ -145,6 +145,16 @@ def test_the_same_file_twice(run, write_audio):  # noqa: F811
     assert [entry["utterance_id"] for entry in entries] == ["0-a.wav", "1-a.wav"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file's name is Unicode")
+def test_names_that_are_not_utf_8(run, write_audio, tmp_path):  # noqa: F811
+    folder = tmp_path / os.fsdecode(b"m\xfasica")
+    folder.mkdir()
+    done = run("predict", write_audio("a.wav").rename(folder / os.fsdecode(b"\xe9.wav")))
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("dialogue m\N{REPLACEMENT CHARACTER}sica\n")
+    assert "\n\N{REPLACEMENT CHARACTER}.wav " in done.stdout
+
+
 def test_the_device_and_the_dtype_of_the_weights(run, write_audio):  # noqa: F811
     path = write_audio("a.wav")
     answers = {

@@ -83,11 +83,15 @@ def test_a_mistyped_folder_is_not_made(tmp_path: Path):
 
 def test_no_message_shows_a_password(server: RedisServer, tmp_path: Path):  # noqa: F811
     RedisStore(server.url, f"cli {tmp_path.name}:").put("a", state_of(1))
+    state_of(1).save(tmp_path / "a")
+    as_option = f"{server.url.replace(f':{PASSWORD}@', '')}?password={PASSWORD}"
+    assert PASSWORD in server.url
     for words in (["export", "x", tmp_path / "x"], ["drop", "x"], ["import", "a", tmp_path / "a"]):
-        state_of(1).save(tmp_path / "a")
-        result = run("states", *words, "--store", server.url, "--prefix", f"cli {tmp_path.name}:", "--json")
-        assert result.exit_code == 1
-        assert PASSWORD not in result.stdout + result.stderr
+        for url in (server.url, as_option):
+            result = run("states", *words, "--store", url, "--prefix", f"cli {tmp_path.name}:", "--json")
+            assert result.exit_code == 1
+            assert "session" in result.stderr
+            assert PASSWORD not in result.stdout + result.stderr
 
 
 def test_a_damaged_session_does_not_hide_the_others(tmp_path: Path):

@@ -285,6 +285,27 @@ def test_a_folder_gone_amid_a_session_and_back(model: PreTrainedModel, tmp_path:
     assert store.get("call").state.equals(last)
 
 
+def test_a_flush_beside_an_open_block_is_no_conflict_with_it(model: PreTrainedModel, tmp_path: Path):
+    expected, last = uninterrupted(model, range(3))
+    store = FolderStore(tmp_path / "sessions")
+    with attach(model, store) as memory, memory.session("call"):
+        assert same_bits(speak(model, 0), expected[0])
+        (tmp_path / "sessions").rename(tmp_path / "unmounted")
+        with pytest.warns(UnsavedSessionWarning):
+            assert same_bits(speak(model, 1), expected[1])
+        (tmp_path / "unmounted").rename(tmp_path / "sessions")
+        memory.states.flush()
+        assert same_bits(speak(model, 2), expected[2])
+    assert store.get("call").state.equals(last)
+
+
+def test_damaged_sessions_can_be_forgotten(model: PreTrainedModel, tmp_path: Path):
+    (tmp_path / "call.safetensors").write_text("no state")
+    with attach(model, FolderStore(tmp_path)) as memory:
+        memory.states.forget(["call", "never heard of"])
+        assert list(memory.states) == []
+
+
 def test_a_conflict_after_an_outage_names_the_loser(model: PreTrainedModel, own_server: RedisServer):
     store = RedisStore(own_server.url)
     with attach(model, store) as memory:

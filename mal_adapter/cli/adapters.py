@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.output import load_libraries, print_json, print_line
+from mal_adapter.cli.output import load_libraries, note, print_json, print_line
 from mal_adapter.cli.usage import json_option, shown
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def push(
     load_libraries()
     from mal_adapter import MemoryAdapter
 
+    if (folder / "lora").is_dir():
+        note(f"{folder / 'lora'} stays here, and the memory was trained beside it; push it too, with peft")
     done = MemoryAdapter.from_pretrained(folder).push_to_hub(
         repo_id,
         private=private or None,

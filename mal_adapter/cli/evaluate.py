@@ -119,6 +119,9 @@ def evaluate(
 
     if card and (adapter is None or not Path(adapter).is_dir()):
         raise ConfigError("--card writes into the adapter's folder; give one with --adapter, or leave out --card")
+    chosen = None if arms is None else [arm.strip() for arm in arms.split(",")]
+    if card and chosen is not None and "right" not in chosen:
+        raise ConfigError("--card writes the figures of the arm right; add it to --arms, or leave out --card")
     if model is None and adapter is None:
         raise ConfigError("nothing to evaluate; give --adapter, --model or both")
     load_libraries()
@@ -139,7 +142,7 @@ def evaluate(
             recognizer,
             data.dialogues,
             output=output,
-            arms=[arm.strip() for arm in arms.split(",")] if arms is not None else None,
+            arms=chosen,
             history=history,
             batch_size=batch_size,
             seed=seed,

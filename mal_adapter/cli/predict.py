@@ -1,5 +1,6 @@
 """`mal-adapter predict`."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -133,8 +134,8 @@ def _dialogues(inputs: Sequence[Path]) -> "tuple[list[Dialogue], list[ManifestEr
     sounds = [path for path in inputs if path.suffix.lower() not in (".jsonl", ".json")]
     if sounds:
         folders = {path.absolute().parent for path in sounds}
-        name = (folders.pop().name if len(folders) == 1 else "") or "dialogue"
-        names = [path.name for path in sounds]
+        name = (_name(folders.pop()) if len(folders) == 1 else "") or "dialogue"
+        names = [_name(path) for path in sounds]
         ids = [file if names.count(file) == 1 else f"{n}-{file}" for n, file in enumerate(names)]
         turns = (Utterance(name, utterance_id, "?", path) for utterance_id, path in zip(ids, sounds, strict=True))
         dialogues.append(Dialogue(name, tuple(turns)))
@@ -146,6 +147,11 @@ def _dialogues(inputs: Sequence[Path]) -> "tuple[list[Dialogue], list[ManifestEr
             except ManifestError as error:
                 unread.append(error)
     return dialogues, unread
+
+
+def _name(path: Path) -> str:
+    """A file's name as text that can be printed and name a session, also where it is not UTF-8."""
+    return os.fsencode(path.name).decode(errors="replace")
 
 
 def _print_tables(

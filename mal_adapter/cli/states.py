@@ -208,8 +208,8 @@ def _tell(session_id: str, file: Path, state: "MemoryState", verb: str, *, as_js
 
 
 def _shown(store: str) -> str:
-    """Without a password, for messages."""
-    return re.sub("//[^/]*@", "//", store)
+    """Without user, password and options, for messages; one of them may be a password too."""
+    return re.sub(r"//[^/]*@", "//", store.partition("?")[0]) if "://" in store else store
 
 
 def _open(store: str, prefix: str | None) -> "SessionStore":

@@ -107,6 +107,8 @@ class CachedHost:
 
     def prepare(self, utterances: Sequence[Utterance]) -> Prepared:
         """The inputs of utterances that `keep` has kept; padded on the left."""
+        if not self._extras:  # of its own part, this process could hear nothing
+            self.keep(utterances[0])
         kept = [load_file(self._path(utterance)) for utterance in utterances]
         longest = max(len(tensors["input_ids"]) for tensors in kept)
 
@@ -155,5 +157,6 @@ class CachedHost:
         known = [
             str(utterance.audio.absolute()), status.st_mtime_ns, status.st_size, utterance.start_s, utterance.end_s,
             self._recognizer.prompt, self._memory.layer_idx, self._memory.adapter.card.base_model_name_or_path,
+            str(self._recognizer.model.dtype),
         ]  # fmt: skip
         return self._folder / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()}.safetensors"

@@ -1,5 +1,6 @@
 """From a sound file to a waveform: decoding, and the rules for bad audio."""
 
+import os
 import struct
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers.utils import is_torchcodec_available
 from mal_adapter.errors import AudioError
 from mal_adapter.ser.dialogue import Utterance
 
-__all__ = ["Waveform", "load_waveform"]
+__all__ = ["Waveform", "load_waveform", "sound_path"]
 
 Waveform = npt.NDArray[np.float32]
 
@@ -92,8 +93,9 @@ def _cut(waveform: Waveform, utterance: Utterance, sampling_rate: int) -> Wavefo
 
 
 def _decode(path: Path, sampling_rate: int) -> Waveform:
+    name = sound_path(path)
     try:
-        info = soundfile.info(str(path))
+        info = soundfile.info(name)
     except RuntimeError as error:
         if not is_torchcodec_available():
             reason = str(error).rsplit(": ", maxsplit=1)[-1].rstrip(".")
@@ -102,13 +104,14 @@ def _decode(path: Path, sampling_rate: int) -> Waveform:
             ) from error
         info = None
     if info is not None:
-        _check_complete(path, _wav_duration_s(path), info.frames / info.samplerate)
+        found_s = info.frames / info.samplerate
+        _check_complete(path, found_s / _wav_share(path), found_s)
     try:
         if info is None:
             # Absolute, since load_audio takes a string that is not an existing file for base64.
             waveform = load_audio(str(path.absolute()), sampling_rate=sampling_rate)
         else:
-            samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+            samples, rate = soundfile.read(name, dtype="float32", always_2d=True)
             waveform = soxr.resample(samples.mean(axis=1), rate, sampling_rate)
     except (ImportError, MemoryError):  # not the file's fault
         raise
@@ -127,30 +130,35 @@ def _decode_cached(path: Path, sampling_rate: int, mtime_ns: int, size: int) -> 
     return waveform
 
 
-def _check_complete(path: Path, declared_s: float | None, found_s: float) -> None:
+def sound_path(path: Path) -> str | bytes:
+    """The path for soundfile, which would encode it itself and refuse a name that is not UTF-8."""
+    return os.fsencode(path) if os.name == "posix" else str(path)
+
+
+def _check_complete(path: Path, declared_s: float, found_s: float) -> None:
     """A file whose end is missing still decodes; half an utterance must not pass for the whole."""
-    if declared_s is not None and declared_s - found_s > TOLERANCE_S + 0.01 * declared_s:
+    if declared_s - found_s > TOLERANCE_S + 0.01 * declared_s:
         raise AudioError(
             f"{path}: the file is cut short: {found_s:.2f} s of the {declared_s:.2f} s that its header declares; "
             "copy it again"
         )
 
 
-def _wav_duration_s(path: Path) -> float | None:
-    """The duration in a WAV header. None for other files, and for streams, whose header was written before their end.
+def _wav_share(path: Path) -> float:
+    """How much of the samples that a WAV file's header declares is there. 1 for other files, and for streams, whose
+    header was written before their end.
 
     libsndfile corrects the header of a truncated WAV file silently, so it is read here.
     """
     with path.open("rb") as file:
         if file.read(4) != b"RIFF" or file.read(8)[4:] != b"WAVE":
-            return None
-        bytes_per_second = 0
+            return 1.0
         while len(head := file.read(8)) == 8:
             name, size = struct.unpack("<4sI", head)
-            if name == b"data":
-                streamed = size == 0 or size >= 0x7FFF_F000  # ffmpeg writes 0xFFFFFFFF, espeak-ng 0x7FFFF000
-                return None if streamed or not bytes_per_second else size / bytes_per_second
-            body = file.read(size + size % 2)
-            if name == b"fmt " and len(body) >= 12:
-                bytes_per_second = struct.unpack_from("<I", body, 8)[0]
-    return None
+            if name != b"data":
+                file.seek(size + size % 2, os.SEEK_CUR)
+            elif size == 0 or size >= 0x7FFF_F000:  # ffmpeg writes 0xFFFFFFFF, espeak-ng 0x7FFFF000
+                break
+            else:
+                return float(max(1, min(size, path.stat().st_size - file.tell())) / size)
+    return 1.0

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import soundfile
+from scipy.optimize import linear_sum_assignment
 
 from mal_adapter.errors import AudioError, AudioTooLongError
 from mal_adapter.ser.audio import load_waveform
@@ -96,12 +97,17 @@ def audit(
 
 
 def _mixed(turns: list[list[Utterance]], seed: int) -> list[list[Utterance]]:
-    """Sessions in which each utterance is of another dialogue, as far as there are as many dialogues as turns."""
+    """Sessions in which each utterance is of another dialogue, as far as there are as many dialogues as turns; and has
+    as many before it as in its own, as far as other dialogues are as long."""
     sessions: list[list[Utterance]] = [[] for _ in turns]
+    own = np.zeros((len(turns), len(turns)))  # utterances of each dialogue (row) in each session
     for turn in range(max(map(len, turns))):
-        spoken = [us[turn] for us in turns if turn < len(us)]
-        for place, utterance in enumerate(spoken):
-            sessions[(place + turn) % len(spoken)].append(utterance)
+        spoken = [number for number, us in enumerate(turns) if turn < len(us)]
+        longest_first = -np.array([len(session) for session in sessions])
+        costs = own[spoken] * (1 + turn * len(turns)) + longest_first  # all lengths together weigh less than one of own
+        for number, session in zip(spoken, linear_sum_assignment(costs)[1], strict=True):
+            sessions[session].append(turns[number][turn])
+            own[number, session] += 1
     return sessions
 
 
@@ -138,8 +144,8 @@ def _right(
     """The arm "right" and, with `swapped`, that one: each turn reads the next dialogue's memory before that goes on."""
     heard: Heard = {arm: {} for arm in ("right", *(("swapped",) if swapped else ()))}
     ids = [f"audit/{number}" for number in range(len(turns))]
-    memory = _memory_of(recognizer)
-    _forget(memory, ids)
+    states = _memory_of(recognizer).states
+    states.forget(ids)
     for turn in range(max(map(len, turns))):
         parts = list(_parts([n for n, us in enumerate(turns) if turn < len(us)], batch_size))
         for rows in parts if swapped else ():
@@ -153,9 +159,9 @@ def _right(
             on_answers(len(answers))
             for n, answer in zip(rows, answers, strict=True):
                 if isinstance(answer, Prediction):
-                    momentum = memory.states[ids[n]].momentum
+                    momentum = states[ids[n]].momentum
                     surprise[_key(answer.utterance)] = sum(float(s.square().sum()) for s in momentum) ** 0.5
-    _forget(memory, ids)
+    states.forget(ids)
     return heard
 
 
@@ -169,13 +175,13 @@ def _side_by_side(
     heard: dict[Key, Answer] = {}
     for first in range(0, len(sessions), batch_size):
         part = {f"audit/{first + n}": list(us) for n, us in enumerate(sessions[first : first + batch_size])}
-        _forget(recognizer.memory, list(part))
+        _forget(recognizer, part)
         for turn in range(max(map(len, part.values()))):
             ids = [session_id for session_id, us in part.items() if turn < len(us)]
             answers = recognizer.answer([part[session_id][turn] for session_id in ids], session_ids=ids)
             heard.update((_key(answer.utterance), answer) for answer in answers)
             on_answers(len(answers))
-        _forget(recognizer.memory, list(part))
+        _forget(recognizer, part)
     return heard
 
 
@@ -228,7 +234,6 @@ def _memory_of(recognizer: EmotionRecognizer) -> AttachedMemory:
     return recognizer.memory
 
 
-def _forget(memory: AttachedMemory | None, session_ids: Sequence[str]) -> None:
-    if memory is not None:
-        for session_id in session_ids:
-            memory.states.pop(session_id, None)
+def _forget(recognizer: EmotionRecognizer, session_ids: Iterable[str]) -> None:
+    if recognizer.memory is not None:
+        recognizer.memory.states.forget(session_ids)

@@ -25,7 +25,7 @@ from mal_adapter.ser.recognizer import EmotionRecognizer
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
 
-__all__ = ["DialogueLoss", "Tally", "class_weights", "forget", "target_of"]
+__all__ = ["DialogueLoss", "Tally", "class_weights", "target_of"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class DialogueLoss:
         total = Tally()
         turns = side_by_side(self.recognizer, dialogues, unusable)
         ids = [dialogue.dialogue_id for dialogue in dialogues]
-        forget(self.memory, ids)
+        self.memory.states.forget(ids)
         try:
             while (first := next(turns, None)) is not None:
                 losses: list[Tensor] = []
@@ -106,7 +106,7 @@ class DialogueLoss:
                     if losses:
                         self._backward(torch.stack(losses).sum())
         finally:
-            forget(self.memory, ids)
+            self.memory.states.forget(ids)
         return total
 
     def _add_losses(
@@ -162,9 +162,3 @@ def class_weights(
             compute_class_weight("balanced", classes=present, y=known)
         ).float()
     return weights
-
-
-def forget(memory: AttachedMemory, ids: Sequence[str]) -> None:
-    """Drops what the memory holds of these dialogues."""
-    for session_id in ids:
-        memory.states.pop(session_id, None)

@@ -11,12 +11,12 @@ import difflib
 import json
 import math
 import os
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mal_adapter.atomic import write_atomically
 from mal_adapter.errors import ManifestError
 
 __all__ = ["Dialogue", "Utterance", "read_manifest", "write_manifest"]
@@ -201,15 +201,7 @@ def write_manifest(dialogues: Iterable[Dialogue], path: str | os.PathLike[str]) 
         raise ManifestError(f"{path}: there are no dialogues to write")
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(b"".join(lines))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, b"".join(lines))
 
 
 def _parse_line(line: bytes, folder: Path) -> Utterance:

@@ -7,6 +7,7 @@ write_report("evaluation", [evaluation])        # from mal_adapter.ser.report
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections import Counter
@@ -36,7 +37,7 @@ RUN_NAME, ANSWERS_NAME, PARTS_NAME = "evaluation.json", "answers.jsonl", "parts"
 #: The arms heard unless others are asked for. What needs another prompt or the true speakers is asked for by name.
 AUDIT = ("bare", "right", *WRONG_PASTS, "shuffled")
 
-#: Dialogues among which memories are swapped and utterances mixed; one process hears them together.
+#: The most dialogues among which memories are swapped and utterances mixed; one process hears them together.
 _GROUP = 16
 
 
@@ -106,9 +107,9 @@ def evaluate(
     state.wait_for_everyone()
     if not (folder / ANSWERS_NAME).exists():
         groups = _groups(dialogues)
-        numbers = range(state.process_index, len(groups), state.num_processes)
-        parts = {number: folder / PARTS_NAME / f"{number:06d}.jsonl" for number in numbers}
-        missing = [number for number, part in parts.items() if not part.exists()]
+        parts = [folder / PARTS_NAME / f"{number:06d}-of-{len(groups):06d}.jsonl" for number in range(len(groups))]
+        own = range(state.process_index, len(groups), state.num_processes)
+        missing = [number for number in own if not parts[number].exists()]
         with progress_bar(
             desc="evaluating",
             total=len(chosen) * sum(len(dialogue.utterances) for n in missing for dialogue in groups[n]),
@@ -117,11 +118,10 @@ def evaluate(
         ) as bar:
             for number in missing:
                 lines = _hear(recognizer, groups[number], chosen, batch_size, history, seed, bar.update)
-                write_atomically(parts[number], lines.encode())
+                write_atomically(parts[number], lines.encode(errors="replace"))  # a path need not be Unicode
         state.wait_for_everyone()
         if state.is_main_process:
-            all_parts = [folder / PARTS_NAME / f"{number:06d}.jsonl" for number in range(len(groups))]
-            write_atomically(folder / ANSWERS_NAME, b"".join(part.read_bytes() for part in all_parts))
+            write_atomically(folder / ANSWERS_NAME, b"".join(part.read_bytes() for part in parts))
     state.wait_for_everyone()
     if state.is_main_process:
         shutil.rmtree(folder / PARTS_NAME, ignore_errors=True)
@@ -199,19 +199,19 @@ def _begin(folder: Path, run: dict[str, Any]) -> None:
         except (OSError, ValueError) as error:
             raise EvaluationError(f"{path} can't be read: {error}; evaluate into another folder") from error
         differs = [name for name in run if not isinstance(there, dict) or there.get(name) != run[name]]
-        if differs and differs != ["versions"]:
+        if differs and differs != ["versions"]:  # those stay: answers that are there were made by them
             raise EvaluationError(f"{folder} holds another evaluation ({', '.join(differs)}); use another folder")
     elif folder.exists() and any(folder.iterdir()):
         raise EvaluationError(f"{folder} is not empty and holds no evaluation; use another folder")
     (folder / PARTS_NAME).mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(run, indent=2) + "\n").encode())
+    if not path.exists():
+        write_atomically(path, (json.dumps(run, indent=2) + "\n").encode())
 
 
 def _groups(dialogues: list[Dialogue]) -> list[list[Dialogue]]:
-    groups = [dialogues[first : first + _GROUP] for first in range(0, len(dialogues), _GROUP)]
-    if len(groups) > 1 and len(groups[-1]) == 1:  # it needs another one to swap with
-        groups[-2] += groups.pop()
-    return groups
+    """As few as there can be, and all of about one size: among a few dialogues there is little to swap and mix."""
+    count = math.ceil(len(dialogues) / _GROUP)
+    return [dialogues[len(dialogues) * n // count : len(dialogues) * (n + 1) // count] for n in range(count)]
 
 
 def _hear(

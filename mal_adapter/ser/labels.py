@@ -1,6 +1,5 @@
 """Emotion labels: closed sets of names, and the probability a language model gives to each name as its answer."""
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -246,5 +245,4 @@ class LabelScorer:
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:
-    # A copy: what is returned belongs to the caller, and some tokenizers return a cached list.
-    return copy.copy(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

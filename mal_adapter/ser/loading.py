@@ -6,6 +6,8 @@ import torch
 
 __all__ = ["load_host"]
 
+_FILES = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
+
 
 def load_host(name: str, *, device: str | torch.device | None = None, **kwargs: Any) -> tuple[Any, Any]:
     """Loads an audio language model and its processor with transformers.
@@ -17,7 +19,8 @@ def load_host(name: str, *, device: str | torch.device | None = None, **kwargs: 
         name: a folder or a Hub id.
         device: where to; the first CUDA device where there is one, else the CPU.
         **kwargs: for the model's `from_pretrained`, such as `dtype="float32"` or `device_map="auto"`, which then
-            decides about the device.
+            decides about the device. What says which files are meant (`revision`, `token`, `cache_dir`, `subfolder`,
+            `local_files_only`) holds for its config and processor too.
 
     Returns:
         (model, processor), the model in eval mode.
@@ -28,7 +31,8 @@ def load_host(name: str, *, device: str | torch.device | None = None, **kwargs: 
     """
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    files = {option: value for option, value in kwargs.items() if option in _FILES}
+    config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **files)
     architecture = (getattr(config, "architectures", None) or [""])[0]
     model_class = getattr(transformers, architecture.replace("OmniMoeForC", "OmniMoeThinkerForC"), None)
     if config.model_type == "qwen2_5_omni":  # its checkpoints name a class that no longer exists
@@ -36,7 +40,7 @@ def load_host(name: str, *, device: str | torch.device | None = None, **kwargs: 
     if model_class is None:  # AutoModelForMultimodalLM is new in transformers 5
         auto = getattr(transformers, "AutoModelForMultimodalLM", transformers.AutoModelForImageTextToText)
         model_class = auto if type(config) in auto._model_mapping else transformers.AutoModelForCausalLM
-    processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    processor = transformers.AutoProcessor.from_pretrained(name, trust_remote_code=False, **files)
     model = model_class.from_pretrained(name, **{"dtype": "auto", **kwargs}).eval()
     if device is None and torch.cuda.is_available():
         device = "cuda"

@@ -1,6 +1,7 @@
 """Emotions of a spoken dialogue: utterances in, one answer each out, as they come."""
 
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,6 +46,8 @@ class EmotionRecognizer:
         LabelError: the labels can not be told apart by the host.
 
     Example:
+        >>> from mal_adapter import attach_memory
+        >>> from mal_adapter.ser.dialogue import read_manifest
         >>> from mal_adapter.ser.loading import load_host
         >>> from mal_adapter.ser.recognizer import EmotionRecognizer
         >>> model, processor = load_host("Qwen/Qwen2-Audio-7B-Instruct")        # doctest: +SKIP
@@ -134,7 +137,8 @@ class EmotionRecognizer:
                 if dialogue.dialogue_id in seen:
                     raise ConfigError(f"two dialogues have the id {dialogue.dialogue_id!r}; give them different ids")
                 seen.add(dialogue.dialogue_id)
-                self._forget(dialogue.dialogue_id)
+                if self.memory is not None and self._reads_memory:
+                    self.memory.states.forget([dialogue.dialogue_id])
                 active.append(deque(dialogue.utterances))
             if not active:
                 return
@@ -159,6 +163,7 @@ class EmotionRecognizer:
         Raises:
             ConfigError: two utterances of one session, of which the second could not read what the first writes; or
                 not one session id per utterance.
+            HostError: the host's answer is no number; its utterances are written all the same, where they are numbers.
         """
         ids = [utterance.dialogue_id for utterance in utterances] if session_ids is None else list(session_ids)
         if len(ids) != len(utterances):
@@ -170,9 +175,14 @@ class EmotionRecognizer:
         results: dict[int, Prediction | Failure] = dict(heard.failures)
         if heard.audio_s:
             sessions = self._session([ids[index] for index in heard.audio_s], write=write)
-            probabilities = self._score(heard.inputs, sessions).softmax(-1).tolist()
+            probabilities = self._score(heard.inputs, sessions).softmax(-1)
             elapsed_s = time.perf_counter() - started
-            for (index, audio_s), row in zip(heard.audio_s.items(), probabilities, strict=True):
+            for (index, audio_s), row in zip(heard.audio_s.items(), probabilities.tolist(), strict=True):
+                if math.isnan(row[0]):
+                    raise HostError(
+                        f"{utterances[index].audio}: the model's answer is NaN in {self.model.dtype}, as a rule since "
+                        "it overflows there; load it in bfloat16 or float32"
+                    )
                 by_label = dict(zip(self.labels, row, strict=True))
                 label = max(by_label, key=by_label.__getitem__)
                 results[index] = Prediction(utterances[index], label, by_label, audio_s, elapsed_s)
@@ -232,11 +242,6 @@ class EmotionRecognizer:
 
     def _switched_off(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self.memory is None else self.memory.disabled()
-
-    def _forget(self, session_id: str) -> None:
-        if self.memory is not None and self._reads_memory:
-            with contextlib.suppress(KeyError):
-                del self.memory.states[session_id]
 
 
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:

@@ -38,6 +38,7 @@ def choose_task(
     """
     task = (card.task if card is not None else None) or {}
     if labels is not None:
+        # LabelSet makes the tuple, since it refuses a single string; a tuple of its letters would pass.
         chosen = labels if isinstance(labels, LabelSet) else LabelSet(labels)  # type: ignore[arg-type]
         return chosen, prompt if prompt is not None else default_prompt(chosen)
     chosen = LabelSet(tuple(task["labels"]), task.get("aliases", {})) if "labels" in task else usual

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import broadcast, gather_object, set_seed
 
 from mal_adapter.atomic import TEMPORARY_PREFIX, write_atomically
 from mal_adapter.errors import ConfigError, LabelError, TrainingError
 from mal_adapter.ser.activations import CachedHost
-from mal_adapter.ser.backward import forget, target_of
+from mal_adapter.ser.backward import target_of
 from mal_adapter.ser.batches import Unusable, batches_of_epoch, report_unusable
 from mal_adapter.ser.checkpoints import Progress, load_checkpoint, save_checkpoint
 from mal_adapter.ser.dev import dev_scores
@@ -173,6 +173,8 @@ class _Run:
                 self.checkpoint, self.progress.run, parameters, self.stepper.optimizer
             )
             self.unusable.update({(d, u): reason for d, u, reason in self.progress.unusable})
+        for parameter in self.trainable.parameters.values():
+            broadcast(parameter.data)  # each process has drawn a fresh adapter of its own; the first one's counts
         if self.accelerator.is_main_process:
             self.output.mkdir(parents=True, exist_ok=True)
             for left in self.checkpoint.parent.glob(f"{TEMPORARY_PREFIX}*"):  # by a process that was killed
@@ -256,7 +258,7 @@ class _Run:
 
     def _evaluate(self, recognizer: EmotionRecognizer) -> dict[str, float]:
         scores = dev_scores(recognizer, self.dev, self.accelerator, self.config.side_by_side)
-        forget(self.memory, [dialogue.dialogue_id for dialogue in self.dev])
+        self.memory.states.forget(dialogue.dialogue_id for dialogue in self.dev)
         return scores
 
     # ------------------------------------------------------------------------------------------- what is written

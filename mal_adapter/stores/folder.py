@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from mal_adapter.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, write_atomically
+from mal_adapter.atomic import remove_leftovers, write_atomically
 from mal_adapter.errors import SessionConflictError, StateFormatError, StoreError
 from mal_adapter.state import MemoryState
 from mal_adapter.stores.advice import explained
@@ -20,7 +20,6 @@ from mal_adapter.stores.names import file_name, session_id_of
 __all__ = ["FolderStore"]
 
 LOCK_NAME = ".mal_adapter.lock"
-LEFTOVER_AFTER_S = 3600.0  # no write takes an hour, so whoever wrote such a temporary is dead
 
 
 class FolderStore:
@@ -58,7 +57,7 @@ class FolderStore:
         self.ttl_s = ttl_s
         with explained("create", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._clean_up()
+            remove_leftovers(self.folder)
 
     def get(self, session_id: str) -> Stored | None:
         """The state of a session, on the CPU, or None where there is none, or none any more.
@@ -165,13 +164,6 @@ class FolderStore:
 
     def _locked(self, *, wait: bool = True) -> AbstractContextManager[None]:
         return file_lock(self.folder / LOCK_NAME, wait=wait)
-
-    def _clean_up(self) -> None:
-        """Delete what writers that were killed have left."""
-        for path in self.folder.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > LEFTOVER_AFTER_S:
-                    path.unlink()
 
 
 def _version(data: bytes) -> str:

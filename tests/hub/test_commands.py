@@ -49,6 +49,36 @@ result = {
     assert f"fingerprint: {result['fingerprint']}" in result["shown"]
 
 
+def test_a_pull_into_a_folder_named_as_the_repository(hub, client, tmp_path):
+    (tmp_path / "alice" / "named").mkdir(parents=True)
+    folder = client.run(
+        COMMANDS
+        + """
+import os
+os.chdir(folder)
+random_adapter().push_to_hub("alice/named", token="hf_alice")
+result = mal_adapter("pull", "alice/named", "alice/named", "--token", "hf_alice")
+""",
+        folder=str(tmp_path),
+    )
+    assert folder == "alice/named"
+    assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "alice" / "named").iterdir()}
+
+
+def test_a_lora_that_is_not_pushed_is_told(hub, client, tmp_path):
+    said = client.run(
+        COMMANDS
+        + """
+random_adapter().save_pretrained(folder)
+Path(folder, "lora").mkdir()
+result = CliRunner().invoke(app, ["push", folder, "alice/beside-a-lora", "--token", "hf_alice"]).stderr
+""",
+        folder=str(tmp_path),
+    )
+    assert f"note: {tmp_path / 'lora'} stays here" in said
+    assert set(hub.store.repos["alice/beside-a-lora"].messages)
+
+
 def test_a_pull_into_another_models_folder_changes_nothing(hub, client, pushed, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     kinds = client.run(

@@ -1,5 +1,8 @@
 """Every readable sound file gives the same second of audio; every bad one gives a typed error that says what to do."""
 
+import os
+import sys
+
 import numpy as np
 import pytest
 import soundfile
@@ -8,6 +11,7 @@ import transformers
 
 from mal_adapter.errors import AudioError, AudioTooLongError, HostError
 from mal_adapter.ser.audio import load_waveform
+from mal_adapter.ser.corpora.folder import problem_of_clip
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.prompt import AudioPrompt, _pad_left
 from tests.ser.conftest import CHUNK_S, tone
@@ -126,6 +130,24 @@ def test_a_streamed_wav_whose_header_was_written_too_early_is_not_cut_short(size
     else:  # libsndfile reads nothing here, and says so
         with pytest.raises(AudioError, match="empty"):
             load(path)
+
+
+def test_a_wav_whose_header_has_a_wrong_byte_rate_is_not_cut_short(write_audio):
+    path = write_audio("tone.wav")
+    content = bytearray(path.read_bytes())
+    at = content.index(b"fmt ") + 16
+    content[at : at + 4] = (8_000).to_bytes(4, "little")  # a quarter of it, as if the file were four times as long
+    path.write_bytes(content)
+    assert load(path).size == 16_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file's name is Unicode")
+def test_a_name_that_is_not_utf_8(write_audio, tmp_path):
+    for name in ("tone.wav", "tone.flac"):
+        path = tmp_path / os.fsdecode(b"caf\xe9-" + name.encode())
+        write_audio(name).rename(path)
+        assert load(path).size == 16_000
+        assert problem_of_clip(path) is None
 
 
 @pytest.mark.parametrize(("start_s", "end_s"), [(1.0, None), (2.0, 3.0), (0.5, 1.5)])

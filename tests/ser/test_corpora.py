@@ -293,6 +293,13 @@ def test_iemocap_by_session_in_order_of_time_with_context(iemocap_root):
 
 
 @pytest.mark.filterwarnings("ignore::mal_adapter.errors.IncompleteCorpusWarning")
+def test_an_ellipsis_of_windows_ends_no_line_of_a_transcript(iemocap_root):
+    path = iemocap_root / "IEMOCAP_full_release/Session1/dialog/transcriptions/Ses01F_impro01.txt"
+    path.write_bytes(path.read_bytes().replace(b"Words 0.", b"Well\x85 words\x85"))
+    assert read_iemocap(iemocap_root).splits["session1"][0].utterances[0].text == "Well… words…"
+
+
+@pytest.mark.filterwarnings("ignore::mal_adapter.errors.IncompleteCorpusWarning")
 def test_iemocap_folds_leave_one_session_out(iemocap_root):
     folds = list(read_iemocap(iemocap_root).folds())
     assert [held_out for held_out, _, _ in folds] == [f"session{n}" for n in range(1, 6)]
@@ -419,7 +426,7 @@ def test_m3ed_of_another_format_is_named(tmp_path, content):
     (tmp_path / "annotation.json").write_text(content)
     with pytest.raises(CorpusError, match="movie_list_train"):
         read_m3ed(tmp_path)
-    (tmp_path / "movie_list_train.txt").write_text("a")
+    (tmp_path / "movie_list_train.txt").write_bytes("a\n好".encode("gbk"))
     with pytest.raises(CorpusError, match=r"annotation\.json: expected series -> dialogue"):
         read_m3ed(tmp_path)
 

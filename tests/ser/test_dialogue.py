@@ -137,6 +137,12 @@ def test_a_manifest_that_is_not_there_or_has_nothing(tmp_path):
         read_manifest(tmp_path / "blank.jsonl")
 
 
+def test_a_manifest_may_have_any_name_that_a_file_may_have(tmp_path):
+    dialogues = [Dialogue("d", (Utterance("d", "0", "A", tmp_path / "0.wav"),))]
+    write_manifest(dialogues, tmp_path / f"{'m' * 249}.jsonl")
+    assert read_manifest(tmp_path / f"{'m' * 249}.jsonl") == dialogues
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch):
     path = tmp_path / "m.jsonl"
     dialogue = Dialogue("d", (Utterance("d", "0", "A", tmp_path / "0.wav"),))

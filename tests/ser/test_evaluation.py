@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mal_adapter.demo import EMOTIONS, HOST_FOLDER, PROMPT
@@ -94,6 +97,18 @@ def test_mixed_sessions_have_each_dialogue_once_if_there_are_enough_of_them(tmp_
     assert {u for session in mixed for u in session} == {u for us in turns for u in us}
 
 
+def test_mixed_sessions_of_unlike_dialogues_have_each_once_too(tmp_path):
+    lengths = np.random.default_rng(0).integers(1, 10, 16)
+    turns = [[Utterance(f"d{d}", str(n), "A", tmp_path) for n in range(length)] for d, length in enumerate(lengths)]
+    mixed = [session for session in _mixed(turns, 0) if session]
+    for session in mixed:
+        assert len({utterance.dialogue_id for utterance in session}) == len(session)
+    assert {u for session in mixed for u in session} == {u for us in turns for u in us}
+    assert sum(n for session in mixed for n in range(len(session))) > 0.9 * sum(
+        n for us in turns for n in range(len(us))
+    )
+
+
 def test_history_is_joined_in_order_as_far_as_the_host_hears(recognizer, dialogues, heard, tmp_path):
     us = dialogues[0].utterances
     assert _join(us[:3], tmp_path / "joined.wav", 16_000)
@@ -152,6 +167,25 @@ def test_an_evaluation_that_was_stopped_goes_on(recognizer, dialogues, heard, tm
     assert again.answers == whole.answers
 
 
+@pytest.mark.parametrize("count", [1, 2, 16, 17, 18, 32, 33, 49])
+def test_each_dialogue_is_in_one_of_few_groups_of_like_size(dialogues, count):
+    many = [
+        Dialogue(str(n), (dataclasses.replace(dialogues[0].utterances[0], dialogue_id=str(n)),)) for n in range(count)
+    ]
+    groups = module._groups(many)
+    assert [dialogue for group in groups for dialogue in group] == many
+    sizes = list(map(len, groups))
+    assert len(sizes) == math.ceil(count / 16)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_complete_evaluation_keeps_the_versions_it_was_made_by(recognizer, dialogues, tmp_path):
+    evaluate(recognizer, dialogues[:1], output=tmp_path / "one", arms=["bare"])
+    path = tmp_path / "one" / "evaluation.json"
+    path.write_text(path.read_text().replace(version("torch"), "1.0"))
+    assert evaluate(recognizer, dialogues[:1], output=tmp_path / "one", arms=["bare"]).run["versions"]["torch"] == "1.0"
+
+
 def test_a_folder_of_something_else_is_refused(recognizer, dialogues, heard, tmp_path):
     evaluate(recognizer, dialogues, output=tmp_path / "one", arms=["bare"])
     with pytest.raises(EvaluationError, match="arms"):
@@ -169,13 +203,13 @@ def test_a_folder_of_something_else_is_refused(recognizer, dialogues, heard, tmp
 
 
 def test_what_can_not_be_heard_is_left_out_of_all_arms(recognizer, dialogues, heard, tmp_path):
-    gone = dataclasses.replace(dialogues[0].utterances[1], audio=tmp_path / "gone.wav")
+    gone = dataclasses.replace(dialogues[0].utterances[1], audio=tmp_path / os.fsdecode(b"gone\xe9.wav"))
     first = Dialogue(dialogues[0].dialogue_id, (dialogues[0].utterances[0], gone, *dialogues[0].utterances[2:]))
     evaluation = evaluate(recognizer, [first, *dialogues[1:]], output=tmp_path / "out", arms=list(ARMS))
     rows = {(row["dialogue_id"], row["utterance_id"]): row for row in evaluation.answers}
     assert len(rows) == sum(LENGTHS)
     broken = rows.pop((gone.dialogue_id, gone.utterance_id))
-    assert "gone.wav" in broken["error"]
+    assert "gone?.wav" in broken["error"]
     assert "arms" not in broken
     assert all(row["arms"].keys() == ARMS.keys() for row in rows.values())
     turns = [[u for u in us.utterances if u is not gone] for us in (first, *dialogues[1:])]

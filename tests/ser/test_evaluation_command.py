@@ -82,6 +82,10 @@ def test_wrong_wishes_are_one_typed_error(meld, tmp_path):
             ConfigError,
             "left",
         ),
+        ("evaluate", manifest, "--adapter", ADAPTER_FOLDER, "--card", "--arms", "bare,reset", *out): (
+            ConfigError,
+            "the arm right",
+        ),
         ("report", tmp_path / "calls", *out): (EvaluationError, "no complete evaluation"),
         ("train", "meld", "--root", meld, "--split", "exam", "--model", HOST_FOLDER, "--layer", "1", *out): (
             ConfigError,

@@ -4,6 +4,7 @@ import pytest
 
 from mal_adapter.errors import LabelError
 from mal_adapter.ser.labels import DEMO, EMORYNLP, IEMOCAP_4, IEMOCAP_6, M3ED, MELD, LabelScorer, LabelSet
+from mal_adapter.ser.task import choose_task
 
 
 def test_lookup_ignores_case_and_surrounding_space():
@@ -44,6 +45,11 @@ def test_a_label_set_is_a_value():
 def test_bad_label_sets_say_what_is_wrong(names, aliases, message):
     with pytest.raises(LabelError, match=message):
         LabelSet(names, aliases)
+
+
+def test_a_single_string_is_no_task_either():
+    with pytest.raises(LabelError, match="single string"):
+        choose_task(None, "sad")
 
 
 def test_labels_that_the_host_can_not_tell_apart(processor):

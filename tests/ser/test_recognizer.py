@@ -310,6 +310,14 @@ def test_only_the_last_position_is_asked_for_where_the_host_can(model, processor
     assert kept == [1, 0] * 3
 
 
+def test_an_answer_that_is_no_number_is_an_error(model, processor, make_dialogue, monkeypatch):
+    head = model.get_output_embeddings()
+    monkeypatch.setattr(head, "forward", lambda hidden: torch.full((*hidden.shape[:-1], head.out_features), math.nan))
+    recognizer = EmotionRecognizer(model, processor, labels=WORDS)
+    with pytest.raises(HostError, match=r"the model's answer is NaN in torch\.float32"):
+        list(recognizer.recognize(make_dialogue("d")))
+
+
 def test_a_saved_host_loads_as_what_it_is(model, processor, make_dialogue, tmp_path):
     model.save_pretrained(tmp_path / "host")
     processor.save_pretrained(tmp_path / "host")
@@ -326,3 +334,16 @@ def test_a_saved_host_loads_as_what_it_is(model, processor, make_dialogue, tmp_p
 def test_a_memory_of_another_model_is_refused(model, processor, memory):
     with pytest.raises(HostError, match="attached to another model"):
         EmotionRecognizer(copy.deepcopy(model), processor, memory)
+
+
+def test_a_revision_is_that_of_config_and_processor_too(model, processor, tmp_path):
+    """In a cache as the Hub's client leaves it, where the main branch has no files at all."""
+    cached = tmp_path / "models--org--host"
+    folder = cached / "snapshots" / ("1" * 40)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "v1").write_text("1" * 40)
+    loaded, its_processor = load_host("org/host", revision="v1", cache_dir=str(tmp_path), local_files_only=True)
+    assert type(loaded) is type(model)
+    assert its_processor.audio_token == processor.audio_token

@@ -83,6 +83,24 @@ def test_another_host_than_was_cached_is_noticed(train, tmp_path):
         CachedHost(recognizer, recognizer.memory, tmp_path).keep(train[0].utterances[0])
 
 
+def test_a_process_hears_what_others_have_kept(train, tmp_path):
+    recognizer = make_recognizer(random=True)
+    expected = gradients(recognizer, recognizer, train[1:2])[1]
+    kept = CachedHost(recognizer, recognizer.memory, tmp_path)
+    for utterance in train[1].utterances:
+        kept.keep(utterance)
+    other = CachedHost(recognizer, recognizer.memory, tmp_path)
+    assert gradients(recognizer, other, train[1:2])[1].loss == pytest.approx(expected.loss, rel=1e-5)
+
+
+def test_what_was_cached_in_another_dtype_is_left_alone(train, tmp_path):
+    for dtype in (torch.bfloat16, torch.float32):
+        recognizer = make_recognizer()
+        recognizer.model.to(dtype)
+        assert CachedHost(recognizer, recognizer.memory, tmp_path).keep(train[0].utterances[0]) is None
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_what_does_not_go_with_the_cache_is_refused():
     for field in ({"lora_rank": 2}, {"gradient_checkpointing": True}):
         with pytest.raises(ConfigError, match="goes with neither"):

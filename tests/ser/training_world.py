@@ -54,7 +54,8 @@ def parameters_of(recognizer: EmotionRecognizer) -> dict[str, Tensor]:
 def run(output: Path, train: Sequence[Dialogue], dev: Sequence[Dialogue] = (), *, resume=False, dropout=0.2, **changes):
     """One run from the same beginning each time; returns its recogniser and report."""
     AcceleratorState._reset_state()  # accelerate refuses another precision than the process began with
-    recognizer = make_recognizer(dropout=dropout, seed=1)
+    # Each process draws first weights of its own, as where nobody has set a seed; the first one's count.
+    recognizer = make_recognizer(dropout=dropout, seed=1 + int(os.environ.get("RANK", "0")))
     config = dataclasses.replace(FAST, **changes)
     return recognizer, train_memory(recognizer, train, dev, output=output, config=config, resume=resume)
 

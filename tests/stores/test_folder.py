@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mal_adapter import MemoryState
-from mal_adapter.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
+from mal_adapter.atomic import TEMPORARY_PREFIX
 from mal_adapter.errors import SessionError, StoreError
 from mal_adapter.stores import FolderStore
 from mal_adapter.stores.folder import LOCK_NAME
@@ -79,7 +79,7 @@ def test_other_files_are_not_listed_and_stay(tmp_path: Path):
 
 
 def test_old_temporaries_are_cleaned_up_at_opening_and_none_is_listed(tmp_path: Path):
-    old, new = (tmp_path / f"{TEMPORARY_PREFIX}{name}{TEMPORARY_SUFFIX}" for name in ("old", "new"))
+    old, new = (tmp_path / f"{TEMPORARY_PREFIX}{name}.tmp" for name in ("old", "new"))
     for path, age_s in ((old, 7200), (new, 60)):
         path.write_bytes(b"half a state")
         os.utime(path, (time.time() - age_s,) * 2)

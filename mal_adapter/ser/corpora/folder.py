@@ -13,8 +13,18 @@ from typing import Any
 import soundfile
 
 from mal_adapter.errors import CorpusError
+from mal_adapter.ser.audio import sound_path
 
-__all__ = ["Folder", "clean_text", "existing_folder", "natural", "problem_of_clip", "read_json", "read_table"]
+__all__ = [
+    "Folder",
+    "clean_text",
+    "existing_folder",
+    "natural",
+    "problem_of_clip",
+    "read_json",
+    "read_lines",
+    "read_table",
+]
 
 #: Sound files by suffix; of several formats of one clip the first here is taken, since soundfile reads it.
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".mp4")
@@ -119,7 +129,7 @@ def problem_of_clip(path: Path | None) -> str | None:
     try:
         if path.stat().st_size == 0:
             return "the file is empty"
-        if path.suffix.casefold() in (".wav", ".flac") and soundfile.info(str(path)).frames == 0:
+        if path.suffix.casefold() in (".wav", ".flac") and soundfile.info(sound_path(path)).frames == 0:
             return "the file has no samples"
     except OSError:
         return "there is no such clip"
@@ -168,6 +178,16 @@ def read_json(path: Path) -> Any:
         return json.loads(_decoded(path))
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{path}: this is not JSON: {error}") from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, UTF-8 or cp1252, without the blanks around them.
+
+    Raises:
+        CorpusError: it can not be read.
+    """
+    # Neither splitlines() nor strip() alone: cp1252's ellipsis, \x85, is the end of a line and a space to them.
+    return [line.strip(" \t\n") for line in io.StringIO(_decoded(path), newline=None)]
 
 
 def clean_text(text: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mal_adapter.errors import CorpusError
 from mal_adapter.ser.corpora.corpus import Corpus, Counts, Row, assemble
-from mal_adapter.ser.corpora.folder import clean_text, existing_folder, natural
+from mal_adapter.ser.corpora.folder import clean_text, existing_folder, natural, read_lines
 from mal_adapter.ser.labels import IEMOCAP_4, IEMOCAP_6, LabelSet
 
 __all__ = ["read_iemocap"]
@@ -21,7 +21,7 @@ LABELLED_4 = {"session1": 1085, "session2": 1023, "session3": 1151, "session4": 
 LABELLED_6 = 7380
 
 _LINE = re.compile(r"\[\s*(\d+\.?\d*)\s*-\s*(\d+\.?\d*)\s*\]\s+(Ses\w+)\s+(\w+)\s+\[")
-_TRANSCRIPT = re.compile(r"\s*(Ses\w+)\s*\[[^\]]*\]\s*:?\s*(.*)")
+_TRANSCRIPT = re.compile(r"(Ses\w+)\s*\[[^\]]*\]\s*:?\s*(.*)")
 
 
 def read_iemocap(root: str | os.PathLike[str], labels: LabelSet = IEMOCAP_4) -> Corpus:
@@ -87,12 +87,12 @@ def _dialogue(path: Path, session: Path) -> list[Row]:
     texts: dict[str, str] = {}
     transcript = session / "dialog" / "transcriptions" / path.name
     if transcript.is_file():
-        for line in transcript.read_text("latin-1").splitlines():
+        for line in read_lines(transcript):
             if match := _TRANSCRIPT.match(line):
                 texts[match[1]] = clean_text(match[2])
     rows = []
-    for line in path.read_text("latin-1").splitlines():
-        if not (match := _LINE.match(line.strip())):
+    for line in read_lines(path):
+        if not (match := _LINE.match(line)):
             continue  # the header, and the answers of single annotators
         start_s, end_s, name, emotion = float(match[1]), float(match[2]), match[3], match[4]
         audio = session / "sentences" / "wav" / path.stem / f"{name}.wav"

@@ -1,11 +1,10 @@
 """M3ED (Zhao et al., 2022): two-person dialogues from Chinese TV series, splits by series, seven emotions."""
 
 import os
-from pathlib import Path
 
 from mal_adapter.errors import CorpusError
 from mal_adapter.ser.corpora.corpus import Corpus, Counts, Row, assemble
-from mal_adapter.ser.corpora.folder import Folder, natural, read_json
+from mal_adapter.ser.corpora.folder import Folder, natural, read_json, read_lines
 from mal_adapter.ser.labels import M3ED, LabelSet
 
 __all__ = ["read_m3ed"]
@@ -49,7 +48,7 @@ def read_m3ed(root: str | os.PathLike[str], labels: LabelSet = M3ED) -> Corpus:
     source = "github.com/AIM3-RUC/RUCM3ED"
     path = folder.find({"annotation": "annotation.json"}, source=source)["annotation"]
     lists = folder.find(SERIES, source=f"{source}, splitInfo")
-    split_of = {name: split for split, list_path in lists.items() for name in _lines(list_path)}
+    split_of = {name: split for split, list_path in lists.items() for name in read_lines(list_path) if name}
     clips = folder.clips(by_split=False)
     rows: dict[str, list[Row]] = {split: [] for split in lists}
     unassigned = []
@@ -87,7 +86,3 @@ def read_m3ed(root: str | os.PathLike[str], labels: LabelSet = M3ED) -> Corpus:
         looked_for=f"A_jiayouernv_1_1.wav and the like below {folder.root}; the release has them in modality_speech",
         notes=notes,
     )
-
-
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
