@@ -134,8 +134,10 @@ class MemoryAdapter(Pretrained):
         answer = answer.transpose(1, 2).flatten(2)
         evidence = self.readout_norm(torch.cat((answer.to(token.dtype), token), dim=-1))
         value, gate = self.readout_in(evidence).chunk(2, dim=-1)
-        residual: Tensor = self.readout_out(self.dropout(value * F.silu(gate)))
-        return torch.where(mask[..., None], residual.to(hidden_states.dtype), 0)
+        # Zero where the narrow side is: readout_out has no bias.
+        inner = torch.where(mask[..., None], value * F.silu(gate), 0)
+        residual: Tensor = self.readout_out(self.dropout(inner))
+        return residual.to(hidden_states.dtype)
 
     def write(
         self, state: MemoryState, hidden_states: HiddenStates, mask: Mask | None = None, *, causal: bool = False
@@ -218,11 +220,10 @@ class MemoryAdapter(Pretrained):
         projected = F.linear(x, self.in_proj.weight[rows], self.in_proj.bias[rows])
         if self.pool_proj is None:
             return projected
-        total, count = torch.where(mask[..., None], x, 0), mask[..., None]
         if causal:
-            total, count = total.cumsum(-2), count.cumsum(-2)
+            total, count = torch.where(mask[..., None], x, 0).cumsum(-2), mask[..., None].cumsum(-2)
         else:
-            total, count = total.sum(-2, keepdim=True), count.sum(-2, keepdim=True)
+            total, count = mask[:, None].to(x.dtype) @ x, mask.sum(-1)[:, None, None]
         mean = (total / count.clamp_min(1)).to(x.dtype)
         return projected + F.linear(mean, self.pool_proj.weight[rows])
 
@@ -254,10 +255,13 @@ class MemoryAdapter(Pretrained):
         if state.weights[0].is_meta:
             raise StateMismatchError("the state is on the meta device and holds no numbers; load it onto another one")
         shapes = tuple((self.config.num_heads, *shape) for shape in self.config.layer_shapes)
-        if (given := tuple(tuple(w.shape[1:]) for w in state.weights)) != shapes:
-            raise StateMismatchError(
-                f"the state's layers are {given}, this adapter's {shapes}: it is another adapter's"
-            )
+        for layers in (state.weights, state.momentum):
+            if (given := tuple(tuple(layer.shape[1:]) for layer in layers)) != shapes:
+                raise StateMismatchError(
+                    f"the state's layers are {given}, this adapter's {shapes}: it is another adapter's"
+                )
+        if (dtype := state.weights[0].dtype) != self.state_dtype:
+            raise StateMismatchError(f"the state is {dtype}, this adapter's states are {self.state_dtype}")
         if not self.training and state.fingerprint is not None and state.fingerprint != self.fingerprint():
             raise StateMismatchError(
                 f"the state was written by adapter {state.fingerprint}, this one is {self.fingerprint()}; "

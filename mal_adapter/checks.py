@@ -51,12 +51,16 @@ def check_host(adapter: MemoryAdapter, facts: Mapping[str, Any]) -> None:
     """
     if adapter.config.hidden_size != facts["hidden_size"]:
         raise HostMismatchError(
-            f"the adapter is for layers {adapter.config.hidden_size} wide, the host's are {facts['hidden_size']} wide"
+            f"the adapter is for layers {adapter.config.hidden_size} wide, the host's are {facts['hidden_size']} wide; "
+            "attach it to the kind of host that it was trained on, or train one for this host"
         )
     for name in ("model_type", "num_hidden_layers"):
         trained, here = getattr(adapter.card, name), facts[name]
         if trained is not None and here is not None and trained != here:
-            raise HostMismatchError(f"the adapter was trained on a host with {name} {trained!r}, this one has {here!r}")
+            raise HostMismatchError(
+                f"the adapter was trained on a host with {name} {trained!r}, this one has {here!r}; load that host, or "
+                "train an adapter for this one"
+            )
     trained, here = adapter.card.base_model_name_or_path, facts["base_model_name_or_path"]
     if trained and here and trained.rpartition("/")[2] != here.rpartition("/")[2]:
         warnings.warn(

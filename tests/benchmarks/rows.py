@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
     def line(self) -> str:
         """As a row of a Markdown table."""
-        times = " · ".join(f"{t.median:.3g} ({t[0]:.3g}–{t[2]:.3g})" for t in self.times) or self.note
+        times = " · ".join("{} ({}–{})".format(*map(_short, (t.median, t[0], t[2]))) for t in self.times) or self.note
         target = "" if self.target is None else f"{self.sense} {self.target:.3g}"
         verdict = {True: "met", False: "**missed**", None: ""}[self.met]
         return f"| {self.measure} | {self.size} | {self.figure:.3g} | {target} | {verdict} | {times} |"
@@ -45,3 +45,7 @@ class Row(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """Field by field, with the verdict."""
         return self._asdict() | {"met": self.met}
+
+
+def _short(milliseconds: float) -> str:
+    return f"{milliseconds:.3g}" if milliseconds < 1000 else f"{milliseconds:.0f}"
