@@ -183,7 +183,6 @@ class MemoryAdapter(Pretrained):
             weights, momentum = self._recur(state, value, written), state.momentum
         totals = torch.stack([_total(layer, (1, 2, 3)) for layer in (*weights, *momentum)])
         finite = finite & totals.isfinite().all(0)
-
         failed = ~finite[:, None, None, None]
 
         def landed(new: Weights, old: Weights) -> Weights:
@@ -221,11 +220,11 @@ class MemoryAdapter(Pretrained):
         if self.pool_proj is None:
             return projected
         if causal:
-            total, count = torch.where(mask[..., None], x, 0).cumsum(-2), mask[..., None].cumsum(-2)
+            mean = torch.where(mask[..., None], x, 0).cumsum(-2) / mask[..., None].cumsum(-2).clamp_min(1)
         else:
-            total, count = mask[:, None].to(x.dtype) @ x, mask.sum(-1)[:, None, None]
-        mean = (total / count.clamp_min(1)).to(x.dtype)
-        return projected + F.linear(mean, self.pool_proj.weight[rows])
+            share = mask.to(x.dtype) / mask.sum(-1, keepdim=True).clamp_min(1)
+            mean = share[:, None] @ x
+        return projected + F.linear(mean.to(x.dtype), self.pool_proj.weight[rows])
 
     def _by_head(self, projected: Float[Tensor, "batch seq_len memory_dim"]) -> ByHead:
         return torch.unflatten(projected, -1, (self.config.num_heads, -1)).transpose(1, 2)
