@@ -212,3 +212,15 @@ def test_a_save_clears_what_a_killed_one_left_an_hour_ago(tmp_path):
         "config.json",
         "model.safetensors",
     }
+
+
+@torch.no_grad()
+def test_the_mean_of_a_long_utterance_does_not_overflow_half_precision():
+    adapter = MemoryAdapter(MemoryConfig(hidden_size=32, memory_dim=16, num_heads=2)).eval()
+    adapter.norm.bias += 40  # 2 000 of them sum up to more than float16 holds, 65 504
+    adapter.readout_out.weight.normal_()
+    adapter = adapter.half()
+    utterance = torch.randn(1, 2000, 32, generator=torch.Generator().manual_seed(0)).half()
+    state = adapter.write(adapter.initial_state(), utterance)
+    assert state.utterances.tolist() == [1]
+    assert adapter.read(state, utterance).isfinite().all()
