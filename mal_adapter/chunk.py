@@ -1,4 +1,4 @@
-"""One chunk of the Titans update, and its derivative written out: as many GEMMs as it needs, three tensors kept.
+"""One chunk of the Titans update, and its derivative written out: as many GEMMs as it needs, few tensors kept.
 
 The equations are in `mal_adapter.update`. Here rows and heads are one dimension, and all of a memory is one tensor
 (rows·heads, layers, 2, d, h): weights and momentum of a layer lie behind one another, so that one GEMM adds to both.

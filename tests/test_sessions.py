@@ -272,7 +272,8 @@ def test_what_only_this_process_has_is_listed_and_can_be_set_anew(model: PreTrai
         assert memory.states.unsaved == []
 
 
-def test_a_folder_gone_amid_a_session_and_back(model: PreTrainedModel, tmp_path: Path):
+@pytest.mark.parametrize("flush", [False, True])  # beside the open block, which is no conflict with it
+def test_a_folder_gone_amid_a_session_and_back(model: PreTrainedModel, tmp_path: Path, flush: bool):
     expected, last = uninterrupted(model, range(3))
     store = FolderStore(tmp_path / "sessions")
     with attach(model, store) as memory, memory.session("call"):
@@ -281,20 +282,8 @@ def test_a_folder_gone_amid_a_session_and_back(model: PreTrainedModel, tmp_path:
         with pytest.warns(UnsavedSessionWarning, match="the folder is gone"):
             assert same_bits(speak(model, 1), expected[1])
         (tmp_path / "unmounted").rename(tmp_path / "sessions")
-        assert same_bits(speak(model, 2), expected[2])
-    assert store.get("call").state.equals(last)
-
-
-def test_a_flush_beside_an_open_block_is_no_conflict_with_it(model: PreTrainedModel, tmp_path: Path):
-    expected, last = uninterrupted(model, range(3))
-    store = FolderStore(tmp_path / "sessions")
-    with attach(model, store) as memory, memory.session("call"):
-        assert same_bits(speak(model, 0), expected[0])
-        (tmp_path / "sessions").rename(tmp_path / "unmounted")
-        with pytest.warns(UnsavedSessionWarning):
-            assert same_bits(speak(model, 1), expected[1])
-        (tmp_path / "unmounted").rename(tmp_path / "sessions")
-        memory.states.flush()
+        if flush:
+            memory.states.flush()
         assert same_bits(speak(model, 2), expected[2])
     assert store.get("call").state.equals(last)
 
