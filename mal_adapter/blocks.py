@@ -7,7 +7,7 @@ from contextvars import ContextVar
 
 from mal_adapter.sessions import Session
 
-__all__ = ["Block", "current_block", "entered"]
+__all__ = ["BLOCKS", "Block", "current_block", "entered"]
 
 
 @dataclasses.dataclass(eq=False)
@@ -30,7 +30,7 @@ class Block:
 
 # One variable for all memories: a ContextVar per memory would never be freed. The mapping, from a memory's key to its
 # innermost block, is replaced and never changed, so that a task's copy of the context keeps what it saw.
-_BLOCKS: ContextVar[Mapping[object, Block]] = ContextVar("mal_adapter_blocks", default={})  # noqa: B039
+BLOCKS: ContextVar[Mapping[object, Block]] = ContextVar("mal_adapter_blocks", default={})  # noqa: B039
 
 
 def current_block(memory: object) -> Block | None:
@@ -40,7 +40,7 @@ def current_block(memory: object) -> Block | None:
     and must not run without it unnoticed: in contexts that were copied inside of the block, such as a task's; and after
     a block in which no forward ran, since what was made there may run now, such as a generator.
     """
-    block = _BLOCKS.get().get(memory)
+    block = BLOCKS.get().get(memory)
     while block is not None and block.left and (block.session is None or block.left_elsewhere):
         block = block.outer
     return block
@@ -53,18 +53,18 @@ def entered(memory: object, session: Session | None) -> Iterator[None]:
     It may be left in any context or thread: web frameworks enter and leave a dependency in two of them, and a generator
     that nobody finishes is closed wherever it is collected.
     """
-    before = _BLOCKS.get()
+    before = BLOCKS.get()
     block = Block(session, before.get(memory))
-    token = _BLOCKS.set({**before, memory: block})
+    token = BLOCKS.set({**before, memory: block})
     finished = False
     try:
         yield
         finished = True
     finally:
         block.left = True
-        blocks = dict(_BLOCKS.get())
+        blocks = dict(BLOCKS.get())
         try:
-            _BLOCKS.reset(token)
+            BLOCKS.reset(token)
         except ValueError:  # of another context, which can't be reached from here
             block.left_elsewhere = True
         else:
@@ -74,4 +74,4 @@ def entered(memory: object, session: Session | None) -> Iterator[None]:
                 innermost = innermost.outer
             if innermost is None and finished and session is not None and not session.used:
                 innermost = block
-            _BLOCKS.set(blocks if innermost is None else {**blocks, memory: innermost})
+            BLOCKS.set(blocks if innermost is None else {**blocks, memory: innermost})

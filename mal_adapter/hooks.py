@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mal_adapter.adapter import MemoryAdapter
-from mal_adapter.blocks import Block, current_block, entered
+from mal_adapter.blocks import BLOCKS, current_block, entered
 from mal_adapter.checkpointing import step_inside, step_outside
 from mal_adapter.errors import (
     AudioMaskError,
@@ -52,9 +52,6 @@ def _hook(function: _Function) -> _Function:
     return _untraced(function, recursive=False)
 
 
-_block_of = _hook(current_block)
-
-
 class MemoryHooks:
     """The hooks of one memory. Picklable, and without a session's tensors: a copied or unpickled host carries hooks
     that no session belongs to."""
@@ -79,7 +76,7 @@ class MemoryHooks:
     @property
     def session(self) -> Session | None:
         """The session whose block this thread or task is in."""
-        block = _block_of(self.key)
+        block = current_block(self.key)
         return None if block is None or block.left else block.session
 
     @contextmanager
@@ -135,28 +132,31 @@ class MemoryHooks:
 
     @_hook
     def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        block = _block_of(self.key)
-        if block is not None and block.session is not None and not block.left:
-            self._begin(block.session, module)
+        if self.key in BLOCKS.get():
+            self._begin(module)
 
     @_untraced
-    def _begin(self, session: Session, module: nn.Module) -> None:
-        session.begin(module)
-        self._stay_outermost()
+    def _begin(self, module: nn.Module) -> None:
+        if (session := self.session) is not None:
+            session.begin(module)
+            self._stay_outermost()
 
     @_hook
     def prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        block = _block_of(self.key)
-        if block is None:
-            if self._open or AudioOutsideSessionWarning not in self._warned:
-                self._prompt_outside(module, args, kwargs)
-        elif block.session is not None:
-            self._prompt(block, block.session, module, args, kwargs)
+        if self.key in BLOCKS.get():
+            self._prompt(module, args, kwargs)
+        elif self._open or AudioOutsideSessionWarning not in self._warned:
+            self._prompt_outside(module, args, kwargs)
 
     @_untraced
-    def _prompt(
-        self, block: Block, session: Session, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        block = current_block(self.key)
+        if block is None:  # one that was left in another context is still in this one
+            self._prompt_outside(module, args, kwargs)
+            return
+        session = block.session
+        if session is None:
+            return
         arguments = bind_call(module, args, kwargs)
         if session.call is None:
             if block.left and self._carries_audio(module, arguments, [session]):
@@ -208,14 +208,14 @@ class MemoryHooks:
 
     @_hook
     def layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        block = _block_of(self.key)
-        session = None if block is None else block.session
-        if session is not None or self._unrecorded:
-            return self._heard_layer(session, output)
+        if self.key in BLOCKS.get() or self._unrecorded:
+            return self._heard_layer(output)
         return None
 
     @_untraced
-    def _heard_layer(self, session: Session | None, output: Any) -> Any:
+    def _heard_layer(self, output: Any) -> Any:
+        block = current_block(self.key)
+        session = None if block is None else block.session
         call = None if session is None else session.call
         if _runs_backward():
             if self._unrecorded:
@@ -283,12 +283,15 @@ class MemoryHooks:
 
     @_hook
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        block = _block_of(self.key)
-        if block is not None and block.session is not None:
-            self._end(block.session, module, output)
+        if self.key in BLOCKS.get():
+            self._end(module, output)
 
     @_untraced
-    def _end(self, session: Session, module: nn.Module, output: Any) -> None:
+    def _end(self, module: nn.Module, output: Any) -> None:
+        block = current_block(self.key)
+        if block is None or block.session is None:
+            return
+        session = block.session
         # always_call: after an exception this runs with output None, so that the failed call commits nothing
         skipped = session.end(module, succeeded=output is not None, keep_graph=self.adapter.training)
         if skipped and SkippedWriteWarning not in self._warned:
