@@ -67,14 +67,16 @@ def read_data(corpus: str, root: Path | None, splits: Sequence[str] | None, usua
     from mal_adapter.errors import ConfigError
     from mal_adapter.ser.corpora import read_corpus
     from mal_adapter.ser.dialogue import read_manifest
+    from mal_adapter.ser.names import composed, folded
 
     if root is None and Path(corpus).is_file() and not splits:
-        return Data(Path(corpus).stem, None, read_manifest(corpus), None)
+        return Data(composed(Path(corpus).stem), None, read_manifest(corpus), None)
     found = read_corpus(corpus, root)
     there = list(found.splits)
-    chosen = list(splits or [])
+    spelled = {folded(name): name for name in there}
+    chosen = [spelled.get(folded(name), name) for name in splits or ()]
     if not chosen:
-        chosen = [name for name in usual if name in there] or there
+        chosen = [spelled[name] for name in usual if name in spelled] or there
         if chosen == there and len(there) > 1:
             raise ConfigError(f"{corpus} has the splits {', '.join(there)}; choose with --split")
     if unknown := [name for name in chosen if name not in there]:

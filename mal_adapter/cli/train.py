@@ -203,21 +203,21 @@ def _dev(corpus: str, root: Path | None, dev: str | None) -> "list[Dialogue]":
 
     if dev is None:
         return []
-    return read_manifest(dev) if dev.endswith(".jsonl") else read_data(corpus, root, [dev], ()).dialogues
+    return read_manifest(dev) if dev.lower().endswith(".jsonl") else read_data(corpus, root, [dev], ()).dialogues
 
 
 def _labels(names: str | None, data: Data) -> "LabelSet":
     from mal_adapter.errors import LabelError
-    from mal_adapter.ser.labels import LabelSet
+    from mal_adapter.ser.labels import LabelSet, emotions_that_occur
 
     if names is not None:
         return LabelSet(tuple(name.strip() for name in names.split(",")))
     if data.labels is not None:
         return data.labels
-    found = {utterance.emotion for dialogue in data.dialogues for utterance in dialogue.utterances} - {None}
+    found = emotions_that_occur(utterance.emotion for dialogue in data.dialogues for utterance in dialogue.utterances)
     if len(found) < 2:
         raise LabelError("the training manifest has fewer than two emotions; give its utterances labels, or --labels")
-    return LabelSet(tuple(sorted(str(emotion) for emotion in found)))
+    return LabelSet(found)
 
 
 def _attach(host: Any, layer: int, fields: dict[str, Any]) -> "AttachedMemory":
