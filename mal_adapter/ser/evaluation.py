@@ -24,6 +24,7 @@ from mal_adapter.files import parse_json
 from mal_adapter.ser.audit import ARMS, WRONG_PASTS, Answer, audit
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.labels import LabelSet
+from mal_adapter.ser.names import composed_all
 from mal_adapter.ser.prediction import Prediction
 from mal_adapter.ser.progress import progress_bar
 from mal_adapter.ser.recognizer import EmotionRecognizer
@@ -136,8 +137,8 @@ def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
     """
     folder = Path(folder)
     try:
-        run = parse_json((folder / RUN_NAME).read_bytes())
-        answers = [parse_json(line) for line in (folder / ANSWERS_NAME).read_bytes().splitlines()]
+        run = composed_all(parse_json((folder / RUN_NAME).read_bytes()))
+        answers = [composed_all(parse_json(line)) for line in (folder / ANSWERS_NAME).read_bytes().splitlines()]
         if run["format_version"] != FORMAT_VERSION:
             raise EvaluationError(f"{folder} is of format {run['format_version']}, this version reads {FORMAT_VERSION}")
         return Evaluation(folder.absolute().name, run, answers)

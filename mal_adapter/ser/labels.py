@@ -72,13 +72,13 @@ class LabelSet:
         names = dict(known)
         aliases: dict[str, str] = {}
         for alias, given in dict(self.aliases).items():
-            alias, name = _checked(alias), _found(_checked(given), names)
-            if name is None:
+            alias, target = _checked(alias), _found(_checked(given), names)
+            if target is None:
                 raise LabelError(f"alias {alias!r} leads to {given!r}; expected one of {', '.join(self.names)}")
-            if (other := _found(alias, known)) not in (None, name):
-                raise LabelError(f"alias {alias!r} leads to {name!r}, but stands for {other!r} already")
-            known |= dict.fromkeys(label_keys(alias), name)
-            aliases[alias] = name
+            if (other := _found(alias, known)) not in (None, target):
+                raise LabelError(f"alias {alias!r} leads to {target!r}, but stands for {other!r} already")
+            known |= dict.fromkeys(label_keys(alias), target)
+            aliases[alias] = target
         object.__setattr__(self, "aliases", aliases)
         object.__setattr__(self, "_known", known)
 

@@ -6,8 +6,9 @@ Labels, speakers, ids and files are compared by the functions here alone.
 
 import re
 import unicodedata
+from typing import Any
 
-__all__ = ["cleaned", "composed", "folded", "label_keys", "natural"]
+__all__ = ["cleaned", "composed", "composed_all", "folded", "label_keys", "natural"]
 
 #: Characters without width: soft hyphens, zero-width spaces, marks of direction, word joiners, byte order marks.
 _INVISIBLE = re.compile("[\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
@@ -25,6 +26,22 @@ def composed(text: str) -> str:
         True
     """
     return unicodedata.normalize("NFC", text)
+
+
+def composed_all(content: Any) -> Any:
+    """JSON values whose texts, keys too, are in composed form; for files that other tools may have written.
+
+    Example:
+        >>> composed_all({"e\u0301": ["e\u0301", 1]}) == {"\u00e9": ["\u00e9", 1]}
+        True
+    """
+    if isinstance(content, str):
+        return composed(content)
+    if isinstance(content, list):
+        return list(map(composed_all, content))
+    if isinstance(content, dict):
+        return {composed_all(key): composed_all(value) for key, value in content.items()}
+    return content
 
 
 def cleaned(text: str) -> str:

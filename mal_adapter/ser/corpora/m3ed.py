@@ -60,9 +60,8 @@ def read_m3ed(root: str | os.PathLike[str], labels: LabelSet = M3ED) -> Corpus:
                 unassigned.append(series)
                 continue
             for number, dialogue in dialogues.items():
-                dialogue_id = (
-                    number if folded(number).startswith(folded(series)) else f"{series}_{number}"
-                )  # unique over all series
+                whole = folded(number).startswith(folded(series))
+                dialogue_id = number if whole else f"{series}_{number}"  # unique over all series
                 for utterance_id, turn in dialogue["Dialog"].items():
                     clip = f"{turn['Speaker']}_{utterance_id}"
                     emotion = (turn.get("EmoAnnotation") or {}).get("final_main_emo") or ""

@@ -75,5 +75,5 @@ def read_manifests(path: str | os.PathLike[str], labels: LabelSet | None = None)
         for split, in_split in dialogues.items()
     }  # fmt: skip
     return assemble(
-        path.stem, labels, rows, own=labels, annotated=(), published={}, looked_for=f"the files that {path} names"
+        composed(path.stem), labels, rows, own=labels, annotated=(), published={}, looked_for=f"the files that {path} names"
     )  # fmt: skip
