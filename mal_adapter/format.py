@@ -70,6 +70,9 @@ def encode(
 ) -> dict[str, bytes]:
     """The files of an adapter, by name; `repo_id` and `existing_card` as in `model_card`."""
     card.check()
+    if (name := card.base_model_name_or_path) is not None:  # of a folder, which need not be UTF-8; JSON has to be
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        card = dataclasses.replace(card, base_model_name_or_path=name)
     weights = save_tensors(tensors, {"format": "pt"})
     content = {
         "library_name": "mal_adapter",

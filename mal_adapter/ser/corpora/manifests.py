@@ -74,6 +74,5 @@ def read_manifests(path: str | os.PathLike[str], labels: LabelSet | None = None)
         ]
         for split, in_split in dialogues.items()
     }  # fmt: skip
-    return assemble(
-        composed(path.stem), labels, rows, own=labels, annotated=(), published={}, looked_for=f"the files that {path} names"
-    )  # fmt: skip
+    name, looked_for = composed(path.stem), f"the files that {path} names"
+    return assemble(name, labels, rows, own=labels, annotated=(), published={}, looked_for=looked_for)
