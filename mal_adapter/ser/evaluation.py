@@ -20,7 +20,7 @@ from accelerate import PartialState
 
 from mal_adapter.atomic import write_atomically
 from mal_adapter.errors import ConfigError, EvaluationError
-from mal_adapter.files import parse_json
+from mal_adapter.files import in_unicode, parse_json
 from mal_adapter.ser.audit import ARMS, WRONG_PASTS, Answer, audit
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.labels import LabelSet
@@ -175,7 +175,7 @@ def _identity(
     config, memory = recognizer.model.config, recognizer.memory
     return {
         "format_version": FORMAT_VERSION,
-        "host": getattr(config, "_name_or_path", "") or config.model_type,
+        "host": in_unicode(getattr(config, "_name_or_path", "") or config.model_type),
         "model_type": config.model_type,
         "dtype": str(recognizer.model.dtype).removeprefix("torch."),
         "memory": None if memory is None else memory.adapter.config.to_dict(),
