@@ -52,7 +52,7 @@ def open_regular(path: Path) -> tuple[BinaryIO, int]:
 
 
 def in_unicode(name: str) -> str:
-    """The name of a file or folder as text for JSON: what is not UTF-8 in it, and a lone surrogate in Python, becomes �.
+    """The name of a file or folder as text for JSON. What is not UTF-8 in it, lone surrogates in Python, becomes �.
 
     Example:
         >>> in_unicode("m\udcfasica"), in_unicode("\udcc3\udca9")
