@@ -136,8 +136,8 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Dialogue]:
 
     Returns:
         The dialogues in the order of their first lines. Relative audio paths are joined to the folder of the manifest;
-        where a file's name on the disk differs in accents composed or decomposed, or in letter case alone, the path is
-        the one on the disk.
+        where a file's name on the disk differs in accents composed or decomposed, or in letter case alone, or the
+        manifest separates folders by backslashes as Windows does, the path is the one on the disk.
 
     Raises:
         ManifestError: the file can not be read or has no utterances, or a line is not understood. The message begins
@@ -242,6 +242,8 @@ def _parse_line(line: bytes, folder: Path) -> Utterance:
     # Joining is only of use to a relative path: `folder / absolute` is the absolute path.
     audio = folder / utterance.audio
     found = paths_alike(audio)
+    if not found and not record["audio"].startswith("\\"):  # a path below the manifest, written on Windows
+        found = tuple(path for path in paths_alike(folder / record["audio"].replace("\\", "/")) if path.is_file())
     return Utterance(**{**record, "audio": found[0] if len(found) == 1 else audio})
 
 

@@ -227,6 +227,16 @@ def test_a_manifest_of_one_system_finds_the_files_of_another(written, on_disk, t
     assert load_waveform(by_hand).size == 1600
 
 
+def test_a_manifest_with_the_backslashes_of_windows(tmp_path):
+    path = sound(tmp_path / "données" / "wav" / "0.WAV")
+    record = {"dialogue_id": "d", "utterance_id": "0", "speaker": "A", "audio": "données\\wav\\0.wav"}
+    (dialogue,) = read_manifest(lines(tmp_path / "m.jsonl", record))
+    assert os.path.samefile(dialogue.utterances[0].audio, path)
+    if os.sep == "/":  # where a backslash may be part of a name, a file of that name is meant
+        exact = sound(tmp_path / "données\\wav\\0.wav")
+        assert read_manifest(tmp_path / "m.jsonl")[0].utterances[0].audio == exact
+
+
 def test_of_names_that_look_the_same_the_exact_one_is_taken_and_several_are_named(tmp_path):
     if not keeps_forms(tmp_path):
         pytest.skip("the file system has one name for all of them")
