@@ -71,9 +71,11 @@ def read_data(corpus: str, root: Path | None, splits: Sequence[str] | None, usua
     from mal_adapter.ser.corpora import read_corpus
     from mal_adapter.ser.dialogue import read_manifest
     from mal_adapter.ser.names import composed, folded
+    from mal_adapter.ser.paths import existing_path
 
-    if root is None and Path(corpus).is_file() and not splits:
-        return Data(composed(Path(corpus).stem), None, read_manifest(corpus), None)
+    path = existing_path(Path(corpus))
+    if root is None and path.is_file() and not splits:
+        return Data(composed(path.stem), None, read_manifest(path), None)
     found = read_corpus(corpus, root)
     there = list(found.splits)
     spelled = {folded(name): name for name in there}

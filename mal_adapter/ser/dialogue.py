@@ -20,7 +20,7 @@ from typing import Any
 from mal_adapter.atomic import write_atomically
 from mal_adapter.errors import ManifestError
 from mal_adapter.ser.names import cleaned, composed
-from mal_adapter.ser.paths import paths_alike
+from mal_adapter.ser.paths import existing_path, paths_alike
 
 __all__ = ["Dialogue", "Utterance", "read_manifest", "write_manifest"]
 
@@ -152,7 +152,7 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Dialogue]:
         Traceback (most recent call last):
         mal_adapter.errors.ManifestError: ...calls.jsonl, line 1: unknown key 'emotoin', did you mean 'emotion'?
     """
-    path = Path(path)
+    path = existing_path(Path(path))
     try:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:

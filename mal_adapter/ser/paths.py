@@ -7,7 +7,7 @@ from pathlib import Path
 from mal_adapter.errors import AudioError
 from mal_adapter.ser.names import composed, folded
 
-__all__ = ["existing_sound", "paths_alike"]
+__all__ = ["existing_path", "existing_sound", "paths_alike"]
 
 
 def paths_alike(path: Path) -> tuple[Path, ...]:
@@ -33,6 +33,12 @@ def paths_alike(path: Path) -> tuple[Path, ...]:
     for part in path.parts[1 if path.anchor else 0 :]:
         found = [inside for folder in found for inside in _inside(folder, part)]
     return tuple(found)
+
+
+def existing_path(path: Path) -> Path:
+    """The one existing path that people would take for this one; `path` itself where there is none, or several."""
+    found = paths_alike(path)
+    return found[0] if len(found) == 1 else path
 
 
 def existing_sound(path: Path) -> Path:

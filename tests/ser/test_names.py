@@ -18,7 +18,7 @@ from mal_adapter.ser.colors import emotion_colors
 from mal_adapter.ser.dialogue import Dialogue, Utterance, read_manifest, write_manifest
 from mal_adapter.ser.labels import LabelSet, emotions_that_occur
 from mal_adapter.ser.names import cleaned, composed, folded, label_keys, natural
-from mal_adapter.ser.paths import existing_sound, paths_alike
+from mal_adapter.ser.paths import existing_path, existing_sound, paths_alike
 from mal_adapter.ser.task import choose_task
 from mal_adapter.ser.training_config import TrainingConfig
 
@@ -225,6 +225,14 @@ def test_a_manifest_of_one_system_finds_the_files_of_another(written, on_disk, t
     assert os.path.samefile(dialogue.utterances[0].audio, path)
     by_hand = Utterance("d", "0", "A", tmp_path / written("données") / written("ÉNERVÉ 1.WAV"))
     assert load_waveform(by_hand).size == 1600
+
+
+def test_a_manifest_itself_is_found_in_either_form(tmp_path):
+    record = {"dialogue_id": "d", "utterance_id": "0", "speaker": "A", "audio": "0.wav"}
+    lines(tmp_path / NFD("données.jsonl"), record)
+    assert read_manifest(tmp_path / "données.jsonl")[0].dialogue_id == "d"
+    assert existing_path(tmp_path / "Données.JSONL").read_bytes()
+    assert existing_path(tmp_path / "autre.jsonl") == tmp_path / "autre.jsonl"
 
 
 def test_a_manifest_with_the_backslashes_of_windows(tmp_path):

@@ -16,7 +16,7 @@ import soundfile
 from mal_adapter.errors import AudioError, CorpusError
 from mal_adapter.ser.audio import sound_path
 from mal_adapter.ser.names import cleaned, composed, folded, natural
-from mal_adapter.ser.paths import existing_sound, paths_alike
+from mal_adapter.ser.paths import existing_path, existing_sound, paths_alike
 
 __all__ = [
     "Clips",
@@ -44,7 +44,7 @@ def existing_folder(root: str | os.PathLike[str]) -> Path:
     Raises:
         CorpusError: it is not.
     """
-    path = Path(root)
+    path = existing_path(Path(root))
     if not path.is_dir():
         raise CorpusError(f"{path}: there is no such folder; give the one into which the corpus was unpacked")
     return path

@@ -9,6 +9,7 @@ from mal_adapter.ser.corpora.folder import files_in
 from mal_adapter.ser.dialogue import read_manifest
 from mal_adapter.ser.labels import LabelSet, emotions_that_occur
 from mal_adapter.ser.names import composed, natural
+from mal_adapter.ser.paths import existing_path
 
 __all__ = ["read_manifests"]
 
@@ -41,7 +42,7 @@ def read_manifests(path: str | os.PathLike[str], labels: LabelSet | None = None)
         >>> read_manifests(folder, LabelSet(("neutral", "sad"))).splits["train"][0].utterances[0].emotion
         'sad'
     """
-    path = Path(path)
+    path = existing_path(Path(path))
     if path.is_dir():
         files = {composed(file.stem): file for file in files_in(path, ".jsonl")}
         if not files:
