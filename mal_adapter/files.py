@@ -55,7 +55,7 @@ def in_unicode(name: str) -> str:
     """The name of a file or folder as text for JSON. What is not UTF-8 in it, lone surrogates in Python, becomes �.
 
     Example:
-        >>> in_unicode("m\udcfasica"), in_unicode("\udcc3\udca9")
+        >>> in_unicode("m\\udcfasica"), in_unicode("\\udcc3\\udca9")
         ('m�sica', 'é')
     """
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

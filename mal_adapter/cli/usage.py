@@ -57,7 +57,7 @@ def as_typed(text: str) -> str:
     labels, questions and ids; paths stay as they are.
 
     Example:
-        >>> as_typed("calm,\udcc3\udca9nerv\udcc3\udca9")
+        >>> as_typed("calm,\\udcc3\\udca9nerv\\udcc3\\udca9")
         'calm,énervé'
     """
     try:
