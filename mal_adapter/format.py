@@ -23,7 +23,7 @@ from mal_adapter.atomic import remove_leftovers, write_atomically
 from mal_adapter.card import AdapterCard, model_card
 from mal_adapter.config import MemoryConfig
 from mal_adapter.errors import AdapterFormatError, ConfigError
-from mal_adapter.files import load_tensors, open_regular, parse_json, read_header, save_tensors
+from mal_adapter.files import in_unicode, load_tensors, open_regular, parse_json, read_header, save_tensors
 
 __all__ = [
     "CARD_NAME",
@@ -70,6 +70,8 @@ def encode(
 ) -> dict[str, bytes]:
     """The files of an adapter, by name; `repo_id` and `existing_card` as in `model_card`."""
     card.check()
+    if (name := card.base_model_name_or_path) is not None:  # of a folder, which need not be UTF-8; JSON has to be
+        card = dataclasses.replace(card, base_model_name_or_path=in_unicode(name))
     weights = save_tensors(tensors, {"format": "pt"})
     content = {
         "library_name": "mal_adapter",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.data import Corpus, Root, Split, read_data
+from mal_adapter.cli.data import Corpus, Root, Split, note_unlabelled, read_data
 from mal_adapter.cli.hosts import (
     MODEL_PANEL,
     Device,
@@ -137,6 +137,8 @@ def evaluate(
     recognizer = load_recognizer(
         model, adapter, labels, prompt, place, dtype, spread=device == "auto", usual_labels=data.labels
     )
+    if state.is_main_process:
+        note_unlabelled(data.dialogues, recognizer.labels)
     try:
         heard = evaluation.evaluate(
             recognizer,

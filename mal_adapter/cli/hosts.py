@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mal_adapter.cli.usage import as_typed
+
 if TYPE_CHECKING:
     import torch
 
@@ -169,7 +171,8 @@ def load_recognizer(
         model = _with_lora(model, Path(str(adapter_name)))
         attached = attach_memory(model, adapter=adapter)
 
-    given = None if labels is None else [name.strip() for name in labels.split(",")]
+    given = None if labels is None else as_typed(labels).split(",")
+    prompt = None if prompt is None else as_typed(prompt)
     label_set, question = choose_task(None if adapter is None else adapter.card, given, prompt, usual_labels or DEMO)
     return EmotionRecognizer(model, processor, attached, label_set, question)
 

@@ -1,15 +1,14 @@
 """`mal-adapter train`."""
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.data import CORPUS_PANEL, Corpus, Data, Root, Split, read_data
+from mal_adapter.cli.data import CORPUS_PANEL, Corpus, Data, Root, Split, note_unlabelled, read_data
 from mal_adapter.cli.hosts import MODEL_PANEL, Device, Dtype, DtypeOption, load_model, start_process
 from mal_adapter.cli.output import load_libraries, note, print_json, print_line
-from mal_adapter.cli.usage import json_option, shown
+from mal_adapter.cli.usage import as_typed, json_option, shown
 
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
@@ -159,14 +158,12 @@ def train(
     dialogues, dev_dialogues = data.dialogues, _dev(corpus, root, dev)
     label_set = _labels(labels, data)
     state, place = start_process(device)
-    emotions = Counter(u.emotion for dialogue in dialogues for u in dialogue.utterances if u.emotion is not None)
-    for emotion, count in emotions.items():
-        if emotion not in label_set and state.is_main_process:
-            note(f"{count} utterances are {emotion!r}, no label: heard and not judged")
+    if state.is_main_process:
+        note_unlabelled(dialogues, label_set)
     host, processor = load_model(model, place, dtype, spread=device == "auto")
     torch.manual_seed(settings.seed)
     memory = _attach(host, layer, memory_fields)
-    recognizer = EmotionRecognizer(host, processor, memory, label_set, prompt)
+    recognizer = EmotionRecognizer(host, processor, memory, label_set, None if prompt is None else as_typed(prompt))
     try:
         report = train_memory(
             recognizer, dialogues, dev_dialogues, output=output, config=settings, resume=resume, log_with=log_with
@@ -203,21 +200,21 @@ def _dev(corpus: str, root: Path | None, dev: str | None) -> "list[Dialogue]":
 
     if dev is None:
         return []
-    return read_manifest(dev) if dev.endswith(".jsonl") else read_data(corpus, root, [dev], ()).dialogues
+    return read_manifest(dev) if dev.lower().endswith(".jsonl") else read_data(corpus, root, [dev], ()).dialogues
 
 
 def _labels(names: str | None, data: Data) -> "LabelSet":
     from mal_adapter.errors import LabelError
-    from mal_adapter.ser.labels import LabelSet
+    from mal_adapter.ser.labels import LabelSet, emotions_that_occur
 
     if names is not None:
-        return LabelSet(tuple(name.strip() for name in names.split(",")))
+        return LabelSet(tuple(as_typed(names).split(",")))
     if data.labels is not None:
         return data.labels
-    found = {utterance.emotion for dialogue in data.dialogues for utterance in dialogue.utterances} - {None}
+    found = emotions_that_occur(utterance.emotion for dialogue in data.dialogues for utterance in dialogue.utterances)
     if len(found) < 2:
         raise LabelError("the training manifest has fewer than two emotions; give its utterances labels, or --labels")
-    return LabelSet(tuple(sorted(str(emotion) for emotion in found)))
+    return LabelSet(found)
 
 
 def _attach(host: Any, layer: int, fields: dict[str, Any]) -> "AttachedMemory":

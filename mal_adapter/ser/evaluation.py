@@ -20,10 +20,11 @@ from accelerate import PartialState
 
 from mal_adapter.atomic import write_atomically
 from mal_adapter.errors import ConfigError, EvaluationError
-from mal_adapter.files import parse_json
+from mal_adapter.files import in_unicode, parse_json
 from mal_adapter.ser.audit import ARMS, WRONG_PASTS, Answer, audit
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.labels import LabelSet
+from mal_adapter.ser.names import composed_all
 from mal_adapter.ser.prediction import Prediction
 from mal_adapter.ser.progress import progress_bar
 from mal_adapter.ser.recognizer import EmotionRecognizer
@@ -136,8 +137,8 @@ def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
     """
     folder = Path(folder)
     try:
-        run = parse_json((folder / RUN_NAME).read_bytes())
-        answers = [parse_json(line) for line in (folder / ANSWERS_NAME).read_bytes().splitlines()]
+        run = composed_all(parse_json((folder / RUN_NAME).read_bytes()))
+        answers = [composed_all(parse_json(line)) for line in (folder / ANSWERS_NAME).read_bytes().splitlines()]
         if run["format_version"] != FORMAT_VERSION:
             raise EvaluationError(f"{folder} is of format {run['format_version']}, this version reads {FORMAT_VERSION}")
         return Evaluation(folder.absolute().name, run, answers)
@@ -174,7 +175,7 @@ def _identity(
     config, memory = recognizer.model.config, recognizer.memory
     return {
         "format_version": FORMAT_VERSION,
-        "host": getattr(config, "_name_or_path", "") or config.model_type,
+        "host": in_unicode(getattr(config, "_name_or_path", "") or config.model_type),
         "model_type": config.model_type,
         "dtype": str(recognizer.model.dtype).removeprefix("torch."),
         "memory": None if memory is None else memory.adapter.config.to_dict(),

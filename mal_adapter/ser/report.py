@@ -52,7 +52,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / JSON_NAME, (json.dumps(figures, indent=2) + "\n").encode())
     page = _page(figures, plots_of(figures, whole.answers))
-    write_atomically(folder / HTML_NAME, page.encode())
+    write_atomically(folder / HTML_NAME, page.encode(errors="backslashreplace"))  # a path need not be Unicode
     return figures
 
 

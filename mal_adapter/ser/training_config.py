@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from mal_adapter.errors import ConfigError
+from mal_adapter.ser.names import composed
 
 __all__ = ["TrainingConfig"]
 
@@ -105,7 +106,9 @@ class TrainingConfig:
         if isinstance(weights, Mapping):
             if not all(isinstance(k, str) and _is_number(w) and 0 <= w <= 1e6 for k, w in weights.items()):
                 raise ConfigError(f"class_weights={dict(weights)!r} are not labels with weights from 0 to 1e6")
-            object.__setattr__(self, "class_weights", dict(weights))
+            if len(spelled := {composed(name): weight for name, weight in weights.items()}) < len(weights):
+                raise ConfigError(f"class_weights={dict(weights)!a} has a label twice, in two Unicode forms")
+            object.__setattr__(self, "class_weights", spelled)
         elif weights not in (None, "balanced"):
             raise ConfigError(f"class_weights={weights!r} is neither None, 'balanced' nor label -> weight")
 
