@@ -22,7 +22,15 @@ from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.metrics import compare, score
 from mal_adapter.ser.scores import METRICS
 
-__all__ = ["card_entry", "figures_of", "pooled", "report_problems", "rival_problems", "write_report"]
+__all__ = [
+    "FEWEST_DIALOGUES",
+    "card_entry",
+    "figures_of",
+    "pooled",
+    "report_problems",
+    "rival_problems",
+    "write_report",
+]
 
 JSON_NAME, HTML_NAME = "report.json", "report.html"
 Rows = list[dict[str, Any]]
@@ -30,6 +38,8 @@ Rows = list[dict[str, Any]]
 _BINS = 10  # of the reliability plot
 _NEEDED = {"scikit-learn": "sklearn", "matplotlib": "matplotlib", "jinja2": "jinja2"}
 _ABSENT = object()
+FEWEST_DIALOGUES = 6
+"""The fewest dialogues that can be significant at 5 %: the p of an exchange of n is 2 / 2 ** n at least."""
 
 
 def write_report(
