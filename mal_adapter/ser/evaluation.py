@@ -110,10 +110,10 @@ def evaluate(
         chosen = AUDIT if recognizer.reads_memory else ("bare",)
     folder = Path(output)
     problems = _problems(recognizer, dialogues, chosen, {"batch_size": batch_size, "history": history, "seed": seed})
-    if not problems and not (folder / ANSWERS_NAME).exists():  # else all is done, and read
-        problems += sound_problems(dialogues, recognizer.labels)
     if problem := folder_problem(folder):
         problems.append(EvaluationError(problem))
+    if not problems and not (folder / ANSWERS_NAME).exists():  # else all is done, and read
+        problems = sound_problems(dialogues, recognizer.labels)
     raise_problems(problems)
     if set(chosen) != {"bare"}:
         warn_of_no_past(dialogues, recognizer.labels)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from accelerate.tracking import get_available_trackers
 
+from mal_adapter.atomic import folder_problem
 from mal_adapter.errors import ConfigError, MalAdapterError, TrainingError
 from mal_adapter.format import WEIGHTS_NAME, check_folder
 from mal_adapter.ser.backward import class_weights, target_of
@@ -119,7 +120,9 @@ def _setting_problems(
 
 
 def output_problem(output: Path, resume: bool) -> MalAdapterError | None:
-    """That another run's work is in the folder, which training would replace."""
+    """That the folder can't be written to, or holds another run's work, which training would replace."""
+    if problem := folder_problem(output):
+        return TrainingError(problem)
     if (checkpoint := output / CHECKPOINT_NAME).exists():
         if not resume:
             return TrainingError(f"{checkpoint} is there already; resume that run, or train into another folder")
