@@ -189,7 +189,7 @@ def test_a_processor_of_another_model_is_refused_when_the_recognizer_is_made(hos
     bare.tokenizer = None
     with pytest.raises(HostError, match="no tokenizer"):
         EmotionRecognizer(model, bare)
-    monkeypatch.setattr(model.config, "audio_token_id", len(processor.tokenizer) + 1, raising=False)
+    monkeypatch.setattr(model.config, "audio_token_index", len(processor.tokenizer) + 1)
     with pytest.raises(HostError, match="no audio token"):
         EmotionRecognizer(model, processor)
 
