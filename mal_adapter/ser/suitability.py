@@ -79,10 +79,9 @@ def sound_problems(dialogues: Sequence[Dialogue], labels: LabelSet, what: str = 
     paths = dict.fromkeys(utterance.audio for _, utterance in _judged(dialogues, labels))
     if not paths or any(map(_exists, paths)):
         return []
-    count = f"all {len(paths)} sound files" if len(paths) > 1 else "the one sound file"
     return [
         AudioError(
-            f"{count} of labelled utterances of the {_named(what)} are missing, such as {_some(map(str, paths))}; "
+            f"the sound files of all labelled utterances of the {_named(what)} ({len(paths)}) are missing, such as {_some(map(str, paths))}; "
             "check the paths and whether their disk is mounted"
         )
     ]

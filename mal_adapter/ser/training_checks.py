@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelerate.tracking import get_available_trackers
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from mal_adapter.atomic import folder_problem
 from mal_adapter.errors import ConfigError, MalAdapterError, TrainingError
@@ -72,8 +74,7 @@ def training_problems(
     try:
         adapter = trained_memory(recognizer).adapter
         card = adapter.card.with_task(labels.names, recognizer.prompt)
-        if isinstance(datasets, str):
-            raise ConfigError(f"datasets={datasets!r} is a string; give a list of Hub ids")
+        _check_datasets(datasets)
         card = dataclasses.replace(card, training_data=training_data, datasets=list(datasets))
         check_folder(output, adapter.config, card)
     except MalAdapterError as error:
@@ -81,6 +82,17 @@ def training_problems(
     else:
         problems += [problem] if (problem := output_problem(output, resume)) is not None else []
     return problems
+
+
+def _check_datasets(datasets: Sequence[str]) -> None:
+    """The Hub refuses a card with other names, and that only when the trained adapter is pushed."""
+    if isinstance(datasets, str):  # a sequence of strings too, but not meant
+        raise ConfigError(f"datasets={datasets!r} is a string; give a list of Hub ids")
+    for name in datasets:
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise ConfigError(f"datasets has {name!r}, which is no Hub id such as user/meld; leave it out") from error
 
 
 def _weight_problems(config: TrainingConfig, train: Sequence[Dialogue], labels: LabelSet) -> list[MalAdapterError]:
