@@ -81,7 +81,8 @@ def sound_problems(dialogues: Sequence[Dialogue], labels: LabelSet, what: str = 
         return []
     return [
         AudioError(
-            f"the sound files of all labelled utterances of the {_named(what)} ({len(paths)}) are missing, such as {_some(map(str, paths))}; "
+            f"the sound files of all labelled utterances of the {_named(what)} ({len(paths)}) are missing, such as "
+            f"{_some(map(str, paths))}; "
             "check the paths and whether their disk is mounted"
         )
     ]
