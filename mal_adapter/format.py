@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mal_adapter.atomic import remove_leftovers, write_atomically
+from mal_adapter.atomic import folder_problem, remove_leftovers, write_atomically
 from mal_adapter.card import AdapterCard, model_card
 from mal_adapter.config import MemoryConfig
 from mal_adapter.errors import AdapterFormatError, ConfigError
@@ -30,6 +30,7 @@ __all__ = [
     "CONFIG_NAME",
     "WEIGHTS_NAME",
     "AdapterConfig",
+    "check_folder",
     "check_ours",
     "copy_into",
     "encode",
@@ -101,6 +102,20 @@ def write_folder(
     names = _check_folder(folder)
     existing_card = _read_text(folder / CARD_NAME) if CARD_NAME in names else b""
     _put_in_place(folder, encode(config, card, tensors, existing_card=existing_card.decode(errors="replace")))
+
+
+def check_folder(folder: str | os.PathLike[str], config: MemoryConfig, card: AdapterCard) -> None:
+    """Raise what `write_folder` would raise, before the work that makes the adapter; nothing is written.
+
+    Raises:
+        AdapterFormatError: As `write_folder`, or the folder can't be written to.
+    """
+    folder = Path(folder)
+    if problem := folder_problem(folder):
+        raise AdapterFormatError(problem)
+    names = _check_folder(folder)
+    existing_card = _read_text(folder / CARD_NAME) if CARD_NAME in names else b""
+    encode(config, card, {}, existing_card=existing_card.decode(errors="replace"))
 
 
 def copy_into(folder: str | os.PathLike[str], files: Mapping[str, Path]) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mal_adapter.ser.dialogue import Dialogue
     from mal_adapter.ser.labels import LabelSet
 
-__all__ = ["CORPUS_PANEL", "Corpus", "Data", "Root", "Split", "note_unlabelled", "read_data"]
+__all__ = ["CORPUS_PANEL", "Corpus", "Data", "Root", "Split", "note_what_is_left_out", "read_data"]
 
 CORPUS_PANEL = "Corpus"
 
@@ -91,9 +91,14 @@ def read_data(corpus: str, root: Path | None, splits: Sequence[str] | None, usua
     return Data(found.name, split, dialogues, found.labels)
 
 
-def note_unlabelled(dialogues: "Sequence[Dialogue]", labels: "LabelSet") -> None:
-    """A note for each emotion that is not in the label set: its utterances are context, which a user may not expect."""
+def note_what_is_left_out(dialogues: "Sequence[Dialogue]", labels: "LabelSet") -> None:
+    """Lines on stderr about emotions that are no labels, and about sound files that do not exist."""
+    from mal_adapter.ser.suitability import missing_sounds
+
     emotions = Counter(u.emotion for dialogue in dialogues for u in dialogue.utterances if u.emotion is not None)
     for emotion, count in emotions.items():
         if emotion not in labels:
             note(f"{count} utterances are {emotion!r}, no label: heard and not judged")
+    missing, count = missing_sounds(dialogues)
+    if missing:
+        note(f"{len(missing)} of {count} sound files are missing, such as {missing[0]}: their utterances are left out")

@@ -100,7 +100,13 @@ def predict(
         raise unread[-1]
     load_libraries()
     from mal_adapter.ser.progress import progress_bar
+    from mal_adapter.ser.suitability import missing_sounds
 
+    missing, count = missing_sounds(dialogues)
+    if len(missing) == count and not as_json:  # nothing would be answered, so no model is loaded for it
+        for path in missing:
+            complain(f"{path}: there is no such file; check the path")
+        raise typer.Exit(WRONG_INPUT)
     if model is None and adapter is None:
         model, adapter = str(demo.HOST_FOLDER), str(demo.ADAPTER_FOLDER)
     recognizer = load_recognizer(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.data import CORPUS_PANEL, Corpus, Data, Root, Split, note_unlabelled, read_data
+from mal_adapter.cli.data import CORPUS_PANEL, Corpus, Data, Root, Split, note_what_is_left_out, read_data
 from mal_adapter.cli.hosts import MODEL_PANEL, Device, Dtype, DtypeOption, load_model, start_process
 from mal_adapter.cli.output import load_libraries, note, print_json, print_line
 from mal_adapter.cli.usage import as_typed, json_option, shown
@@ -144,11 +144,13 @@ def train(
     load_libraries()
     import torch
 
-    from mal_adapter.errors import TrainingError
+    from mal_adapter.errors import TrainingError, raise_problems
     from mal_adapter.ser.recognizer import EmotionRecognizer
+    from mal_adapter.ser.suitability import label_problems, sound_problems
 
     try:
         from mal_adapter.ser.training import train_memory
+        from mal_adapter.ser.training_checks import output_problem
     except ImportError as error:
         raise TrainingError(f"{error}; pip install 'mal-adapter[train]'") from error
 
@@ -158,8 +160,10 @@ def train(
     dialogues, dev_dialogues = data.dialogues, _dev(corpus, root, dev)
     label_set = _labels(labels, data)
     state, place = start_process(device)
+    problems = [*label_problems(dialogues, label_set, "training"), *sound_problems(dialogues, label_set, "training")]
+    raise_problems(problems + ([problem] if (problem := output_problem(output, resume)) is not None else []))
     if state.is_main_process:
-        note_unlabelled(dialogues, label_set)
+        note_what_is_left_out([*dialogues, *dev_dialogues], label_set)
     host, processor = load_model(model, place, dtype, spread=device == "auto")
     torch.manual_seed(settings.seed)
     memory = _attach(host, layer, memory_fields)
