@@ -1,7 +1,7 @@
 """The probability that a language model gives to each label as its answer."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +11,7 @@ from mal_adapter.detection import unwrap
 from mal_adapter.errors import HostError, LabelError
 from mal_adapter.families import REGISTRY
 
-__all__ = ["LabelScorer"]
+__all__ = ["LabelScorer", "continuation"]
 
 RunAgain = Callable[[Int[Tensor, " tokens"]], Float[Tensor, "batch tokens vocabulary"]]
 """Runs the prompts again with these tokens behind each, and gives the logits at the tokens."""
@@ -130,11 +130,13 @@ class LabelScorer:
         scores = prompt_logits.float().log_softmax(-1)[:, [ids[0] for ids in self.token_ids]]
         if not self._branches:
             return scores
-        if _can_continue(past_key_values, attention_mask.shape[1]):
-            log_probs = self._on_cache(model, past_key_values, attention_mask, position_ids, scores.device)
+        way = continuation(past_key_values, attention_mask.shape[1])
+        if way != "again":
+            step = 1 if way == "by token" else max(map(len, self._branches))
+            log_probs = self._on_cache(model, past_key_values, attention_mask, position_ids, step)
         elif run_again is not None:
             behind = [run_again(torch.tensor(branch, device=attention_mask.device)) for branch in self._branches]
-            log_probs = [logits.to(scores.device).float().log_softmax(-1) for logits in behind]
+            log_probs = [logits.float().log_softmax(-1) for logits in behind]
         else:
             raise HostError(
                 "labels of several tokens are scored on the prompts' cache, but this host returned "
@@ -145,7 +147,7 @@ class LabelScorer:
             for position in range(len(fed)):
                 branch = next(n for n, branch in enumerate(self._branches) if _begins(branch, fed))
                 following = self.token_ids[index][position + 1 : position + 2] or self.end_ids
-                scores[:, index] += log_probs[branch][:, position, following].logsumexp(-1)
+                scores[:, index] += log_probs[branch][:, position, following].logsumexp(-1).to(scores.device)
         return scores
 
     def _on_cache(
@@ -154,21 +156,22 @@ class LabelScorer:
         cache: Any,
         attention_mask: Int[Tensor, "batch seq_len"],
         position_ids: Int[Tensor, "batch seq_len"] | None,
-        device: torch.device,
+        step: int,
     ) -> list[Float[Tensor, "batch tokens vocabulary"]]:
-        """Log-probabilities behind each token of each branch."""
+        """Log-probabilities behind each token of each branch; `step` tokens are fed at once."""
+        device = attention_mask.device
         batch, rows = len(attention_mask), len(self._branches)
         width = max(map(len, self._branches))
         pad = self.token_ids[0][0]  # any token that exists: padded positions are masked and come last
         ids = torch.tensor([branch + [pad] * (width - len(branch)) for branch in self._branches], device=device)
-        counts = torch.tensor([[len(branch)] for branch in self._branches], device=attention_mask.device)
+        counts = torch.tensor([[len(branch)] for branch in self._branches], device=device)
 
         # Row b of the prompt becomes rows b·branches … of the answers. Every layer of a cache can be reordered, for
         # beams; layers with a running state can't be repeated.
         prompt_of_row = torch.arange(batch, device=device).repeat_interleave(rows)
         cache.reorder_cache(prompt_of_row)
         ids = ids.repeat(batch, 1)
-        answer_mask = torch.arange(width, device=counts.device) < counts
+        answer_mask = torch.arange(width, device=device) < counts
         mask = torch.cat(
             (attention_mask.repeat_interleave(rows, dim=0), answer_mask.to(attention_mask.dtype).repeat(batch, 1)),
             dim=1,
@@ -178,7 +181,6 @@ class LabelScorer:
             following = position_ids[:, -1:] + 1 + torch.arange(width, device=position_ids.device)
             positions = following.repeat_interleave(rows, dim=0)
 
-        step = width if _is_attention(cache) else 1
         found = []
         for start in range(0, width, step):
             stop = start + step
@@ -192,25 +194,28 @@ class LabelScorer:
                 use_cache=True,
                 **({} if positions is None else {"position_ids": positions[:, start:stop]}),
             ).logits
-            found.append(logits.to(device).float().log_softmax(-1))
+            found.append(logits.float().log_softmax(-1))
         log_probs = torch.unflatten(torch.cat(found, dim=1), 0, (batch, rows))
         return list(log_probs.unbind(1))
 
 
-def _can_continue(cache: Any, seq_len: int) -> bool:
-    """Whether `cache` is one of transformers, and holds what was fed: a host that hands back an empty one does not use
-    it, and one whose sequence changed its length inside counts other positions than the attention mask."""
+def continuation(cache: Any, seq_len: int) -> Literal["at once", "by token", "again"]:
+    """How tokens behind prompts of `seq_len` tokens can be fed to a host that returned `cache`.
+
+    Returns:
+        "at once" on a cache of keys and values alone; "by token" on one with running states; "again", with the prompts
+        before them, without a cache of transformers. A host that hands back an empty one does not use it, and one
+        whose sequence changed its length inside counts other positions than the attention mask.
+    """
     from transformers import Cache, EncoderDecoderCache  # takes seconds, which who only names labels need not spend
 
-    if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache):
-        return False
+    if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache) or not cache.layers:
+        return "again"
     counts = any(hasattr(layer, "keys") for layer in cache.layers)  # running states alone don't count tokens
-    return bool(cache.layers) and (not counts or int(cache.get_seq_length()) == seq_len)
-
-
-def _is_attention(cache: Any) -> bool:
-    """Whether all layers keep keys and values alone, so that several tokens can be fed to them at once."""
-    return not any(hasattr(layer, "recurrent_states") or hasattr(layer, "conv_states") for layer in cache.layers)
+    if counts and int(cache.get_seq_length()) != seq_len:
+        return "again"
+    running = any(hasattr(layer, "recurrent_states") or hasattr(layer, "conv_states") for layer in cache.layers)
+    return "by token" if running else "at once"
 
 
 def _begins(ids: Sequence[int], part: Sequence[int]) -> bool:
