@@ -6,6 +6,7 @@ subtracted: products come from sums of terms of one sign, recurrences from sums 
 device has and computes well; log1p, expm1 and logcumsumexp are not among them.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ __all__ = ["chunk_scalars_float32"]
 
 PerToken = Float[Tensor, "*chunks chunk_size"]
 PerChunk = Float[Tensor, "*chunks 1"]
+
+_LOG_ZERO = -1e9  # exp gives 0
+
+_LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
 
 _ATANH_TERMS = 7
 """Of the series of log(1 + e), e ≤ 1: the rest is below half a unit in float32's last place."""
@@ -32,19 +37,20 @@ def chunk_scalars_float32(
         logits: of θ, η and 1 − α, clamped.
         valid: At a False token θ = 0, η = 1, α = 0.
     """
-    log_eta, log_keep = (_LogSigmoid.apply(logits[1:]) * valid).unbind(0)  # type: ignore[no-untyped-call]
-    theta, friction = (torch.stack((logits[0], -logits[1])).sigmoid() * valid).unbind(0)
+    gates = torch.stack((logits[1], logits[2], -logits[1]))
+    log_eta, log_keep, log_friction = (_LogSigmoid.apply(gates) * valid).unbind(0)  # type: ignore[no-untyped-call]
 
     until_t, log_a_back = _running_sums(torch.stack((log_eta, _later_first(log_keep)))).unbind(0)
     a = log_a_back.flip(-1).exp()
-    before_t = _shift(until_t).exp()  # Π_{i<t} η_i
     # c_t = m_t a_t + η_{t+1} c_{t+1}, from the last token on; p_t is the product of the same factors
     log_p_back, c_back = _recur(_later_first(log_eta), (a * valid).flip(-1))
     log_p, c = log_p_back.flip(-1), c_back.flip(-1)
     # θ (q p_t − P c_t) = θ p_t Σ_{j<t} m_j a_j Π_{i≤j} η_i, and 1 − P = Σ_t (1 − η_t) Π_{i<t} η_i
-    arrived, lost = _running_sums(torch.stack((_shift(a * valid * until_t.exp()), friction * before_t))).unbind(0)
-    later = log_p.exp() * arrived / lost[..., -1:].clamp_min(torch.finfo(torch.float32).tiny)
+    arrived = _running_sums(_shift(a * valid * until_t.exp()))
+    lost = torch.where(valid, log_friction + _shift(until_t), _LOG_ZERO).logsumexp(-1, keepdim=True)
+    later = (log_p - lost.clamp_min(_LOG_TINY)).exp() * arrived
 
+    theta = logits[0].sigmoid() * valid
     tokens = torch.stack((c, log_p.exp(), later), dim=-1) * theta[..., None]
     carry = log_eta[..., :1].exp() * c[..., :1]
     decay, persist = (log_keep[..., :1] + log_a_back[..., -1:]).exp(), until_t[..., -1:].exp()

@@ -26,7 +26,7 @@ class LabelScorer:
     What follows a label's first token is scored on the KV cache of that forward, all labels in one more forward. Where
     layers keep a running state instead of keys and values (Mamba, short convolutions), one token is fed at a time, as
     generate() does: with several at once, transformers was wrong until mid 2026 (its issue 46032). A host without a
-    cache of transformers runs the prompt again for each label.
+    cache of transformers, or with running states where autograd records, runs the prompt again for each label.
 
     Args:
         tokenizer: the host's tokenizer.
@@ -117,9 +117,8 @@ class LabelScorer:
             past_key_values: the cache of the forward over the prompts; not looked at unless `needs_cache`.
             attention_mask: (batch, seq_len) of the prompts, padded on the left.
             position_ids: (batch, seq_len) as passed with the prompts; None where the host counts by itself.
-            run_again: called with (tokens,) for each label where `past_key_values` is no cache of transformers with the
-                prompts in it. It runs the prompts again with these tokens behind each, and returns the logits (batch,
-                tokens, vocabulary) at the tokens.
+            run_again: called with (tokens,) for each label where the cache can't be used. It runs the prompts again
+                with these tokens behind each, and returns the logits (batch, tokens, vocabulary) at the tokens.
 
         Returns:
             (batch, labels) float32, not normalised over the labels; differentiable where autograd records.
@@ -131,6 +130,8 @@ class LabelScorer:
         if not self._branches:
             return scores
         way = continuation(past_key_values, attention_mask.shape[1])
+        if way == "by token" and scores.requires_grad:
+            way = "again"  # each step overwrites the running state that a backward through it needs
         if way != "again":
             step = 1 if way == "by token" else max(map(len, self._branches))
             log_probs = self._on_cache(model, past_key_values, attention_mask, position_ids, step)
@@ -184,9 +185,6 @@ class LabelScorer:
         found = []
         for start in range(0, width, step):
             stop = start + step
-            if start and torch.is_grad_enabled():
-                # A running state is overwritten at each step, but backward needs it: the next step gets a copy.
-                cache.reorder_cache(torch.arange(batch * rows, device=device))
             logits = model(
                 input_ids=ids[:, start:stop],
                 attention_mask=mask[:, : attention_mask.shape[1] + stop],
