@@ -37,6 +37,9 @@ def chunk_scalars_float32(
         logits: of θ, η and 1 − α, clamped.
         valid: At a False token θ = 0, η = 1, α = 0.
     """
+    shape = logits.shape[1:-1]
+    # MPS has reductions of tensors of up to four dimensions.
+    logits, valid = logits.flatten(1, -2), valid.expand(logits.shape[1:]).flatten(0, -2)
     gates = torch.stack((logits[1], logits[2], -logits[1]))
     log_eta, log_keep, log_friction = (_LogSigmoid.apply(gates) * valid).unbind(0)  # type: ignore[no-untyped-call]
 
@@ -54,7 +57,7 @@ def chunk_scalars_float32(
     tokens = torch.stack((c, log_p.exp(), later), dim=-1) * theta[..., None]
     carry = log_eta[..., :1].exp() * c[..., :1]
     decay, persist = (log_keep[..., :1] + log_a_back[..., -1:]).exp(), until_t[..., -1:].exp()
-    return tokens, torch.stack((decay, carry, persist))
+    return torch.unflatten(tokens, 0, shape), torch.unflatten(torch.stack((decay, carry, persist)), 1, shape)
 
 
 def _shift(x: PerToken) -> PerToken:

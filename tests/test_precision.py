@@ -46,9 +46,9 @@ def test_scalars_and_their_gradients_in_float32_are_those_of_float64(seed, seq_l
     ours = without_float64(chunk_scalars, gates, mask, chunk_size, torch.float32)
     for found, expected in zip(ours, exact, strict=True):
         assert found.dtype == torch.float32
-        # Each kind of scalar, in proportion to its chunk's largest.
+        # Each kind of scalar, in proportion to its chunk's largest; exp(−s) has the absolute error of s.
         scale = expected.abs().amax(-2, keepdim=True).clamp_min(1e-30)
-        assert ((found.double() - expected).abs() / scale).max() < 5e-6
+        assert ((found.double() - expected).abs() / scale / (1 + scale.log().abs() / 5)).max() < 5e-6
 
     weights = [torch.randn(t.shape, generator=torch.Generator().manual_seed(1)) for t in exact]
     sizes = [t.detach().abs().amax((-2, -1), keepdim=True).clamp_min(1e-6) for t in exact]
