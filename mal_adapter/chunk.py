@@ -189,7 +189,8 @@ def _write_chunk_backward(
     dots = torch.bmm(d_written.flatten(0, 1).flatten(2), memory.flatten(0, 1).flatten(2).mT)
     dots = torch.unflatten(dots, 0, memory.shape[:2]).sum(1)
     d_decay, d_carry, d_persist = (dots[:, i, j, None, None] for i, j in ((0, 0), (0, 1), (1, 1)))
-    d_initial = torch.unflatten(d_current, 0, (-1, len(initial))).sum(0)
+    # As few dimensions as there can be: MPS has failed on sums of five.
+    d_initial = torch.unflatten(d_current.flatten(1), 0, (-1, len(initial))).sum(0).view_as(initial)
     return d_initial, d_memory, *d_tokens, d_decay, d_carry, d_persist
 
 

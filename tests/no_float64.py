@@ -13,7 +13,8 @@ XPU_ERROR = RuntimeError("Required aspect fp64 is not supported on the device")
 
 
 class NoFloat64(TorchDispatchMode):
-    """Within this block there is no float64. `operations` has the names of all that ran, such as "addcmul.out".
+    """Within this block there is no float64. `operations` has the names of all that ran, such as "addcmul.out", each
+    with the most dimensions of its first tensor.
 
     with NoFloat64() as device:
         adapter.write(state, hidden_states)
@@ -22,11 +23,13 @@ class NoFloat64(TorchDispatchMode):
     def __init__(self, error: Exception = MPS_ERROR) -> None:
         super().__init__()
         self.error = error
-        self.operations: set[str] = set()
+        self.operations: dict[str, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if any(isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float64 for leaf in tree_leaves(output)):
             raise self.error
-        self.operations.add(str(func).removeprefix("aten.").removesuffix(".default"))
+        name = str(func).removeprefix("aten.").removesuffix(".default")
+        dimensions = args[0].dim() if args and isinstance(args[0], torch.Tensor) else 0
+        self.operations[name] = max(dimensions, self.operations.get(name, 0))
         return output
