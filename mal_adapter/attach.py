@@ -1,5 +1,6 @@
 """`attach_memory`, and the object that owns a host's memory: its adapter, its hooks and its sessions."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -194,6 +195,17 @@ class AttachedMemory:
     def disabled(self) -> Iterator[None]:
         """Within this block the host answers without memory, and nothing is written, even inside a session."""
         with self._hooks.active(None):
+            yield
+
+    @contextmanager
+    def rereading(self) -> Iterator[None]:
+        """Within this block, forwards feed an utterance of the open session again, with more tokens behind its prompt.
+
+        They read what the utterance read, and write nothing: for scoring answers where the host has no KV cache.
+        Without an open session it changes nothing.
+        """
+        session = self._hooks.session
+        with contextlib.nullcontext() if session is None else session.rereading():
             yield
 
     def detach(self) -> None:

@@ -2,9 +2,11 @@
 
 import asyncio
 import dataclasses
+import functools
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -118,6 +120,7 @@ class Session:
         self._prompts: list[Prompt] = []  # the last one at the end
         self._task: object = None  # that fed it
         self._shared = False
+        self._rereading: set[int] = set()  # the threads that do
         self._lock = threading.Lock()  # of what several threads change: writer, state and prompts
 
     @property
@@ -136,6 +139,17 @@ class Session:
             raise SessionError(f"a session of {list(self.ids)} can't go on with {list(ids)}; give some of its own ids")
         rows = torch.tensor([self.ids.index(i) for i in ids])
         self.ids, self.state, self._prompts = tuple(ids), self.state.rows(rows), []
+
+    @contextmanager
+    def rereading(self) -> Iterator[None]:
+        """Within this block, this thread's forwards feed a prompt of this session again with any tokens behind it. They
+        read what the prompt read, and write nothing."""
+        thread = threading.get_ident()
+        self._rereading.add(thread)
+        try:
+            yield
+        finally:
+            self._rereading.discard(thread)
 
     def begin(self, module: object) -> None:
         """A forward of `module` starts. The outermost one owns the call; one left over from an interrupt is dropped."""
@@ -180,7 +194,9 @@ class Session:
         elif mode == "all":
             call.continues = next((p for p in prompts if _repeats(p, tokens, features, grown=True)), None)
         else:
-            call.continues = next((p for p in prompts if _decodes(p, tokens, features)), None)
+            again = threading.get_ident() in self._rereading
+            follows = functools.partial(_repeats, grown=False) if again else _decodes
+            call.continues = next((p for p in prompts if follows(p, tokens, features)), None)
             call.repeated = call.continues is not None
 
     def _continued(self, prompts: list[Prompt], cache: object | None) -> Prompt | None:
@@ -260,7 +276,8 @@ class Session:
 
     def _remember(self, call: Call, prompt: Prompt) -> None:
         if call.repeated and call.continues is not None:
-            call.continues.length = prompt.length
+            if threading.get_ident() not in self._rereading:
+                call.continues.length = prompt.length
             return
         task = _running_task()
         self._shared = self._shared or (bool(self._prompts) and task != self._task)
