@@ -15,6 +15,7 @@ __all__ = [
     "AudioTooLongError",
     "BaseModelWarning",
     "ConfigError",
+    "CopyError",
     "CorpusError",
     "EvaluationError",
     "HostError",
@@ -90,6 +91,10 @@ class SessionConflictError(MalAdapterError, RuntimeError):
     """
 
     state: Any = None
+
+
+class CopyError(MalAdapterError, TypeError):
+    """An object that belongs to this process can't be pickled or deep-copied; the message says what to hand over."""
 
 
 class HostMismatchError(MalAdapterError, ValueError):

@@ -1,7 +1,5 @@
 """Sessions over a store: a dialogue goes on wherever its state lies, and no outage or second writer loses an update."""
 
-import contextlib
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +21,7 @@ from mal_adapter.stores import FolderStore, InMemoryStore, RedisStore, SessionSt
 from tests.hosts.builders import HOSTS
 from tests.hosts.probes import random_adapter, same_bits
 from tests.stores.conftest import make_store, server, short_path  # noqa: F401
-from tests.stores.servers import RedisServer
+from tests.stores.servers import Proxy, RedisServer
 
 HOST = HOSTS["qwen2_audio"]
 Stores = Callable[..., SessionStore]
@@ -307,41 +305,6 @@ def test_a_conflict_after_an_outage_names_the_loser(model: PreTrainedModel, own_
         assert store.get("call").version == theirs
         assert conflict.value.state.utterances.tolist() == [2]
         memory.states.flush()  # the others
-
-
-class Proxy:
-    """Between a client and a server on loopback; may swallow answers, as a cut connection does."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.swallow = False
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.own_port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            try:
-                redis = socket.create_connection(("127.0.0.1", self.port))
-            except OSError:
-                client.close()
-                continue
-            threading.Thread(target=self._pass, args=(client, redis), daemon=True).start()
-            threading.Thread(target=self._pass, args=(redis, client, True), daemon=True).start()
-
-    def _pass(self, source: socket.socket, sink: socket.socket, answers: bool = False) -> None:
-        with source, sink, contextlib.suppress(OSError):
-            while (data := source.recv(65536)) and not (answers and self.swallow):
-                sink.sendall(data)
-            for end in (source, sink):
-                end.shutdown(socket.SHUT_RDWR)  # a close alone waits for the other direction
-
-    def close(self) -> None:
-        self._listener.close()
 
 
 def test_a_save_whose_answer_was_lost_is_no_conflict_with_oneself(model: PreTrainedModel, own_server: RedisServer):

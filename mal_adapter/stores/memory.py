@@ -5,9 +5,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-from mal_adapter.errors import SessionConflictError
+from mal_adapter.errors import CopyError, SessionConflictError
 from mal_adapter.state import MemoryState
 from mal_adapter.stores.base import Stored
 from mal_adapter.stores.checks import check_count, check_ttl, id_bytes
@@ -130,6 +130,12 @@ class InMemoryStore:
 
     def __repr__(self) -> str:
         return f"InMemoryStore({len(self)} sessions, {self._nbytes} bytes, {self.evicted} evicted)"
+
+    def __getstate__(self) -> NoReturn:
+        raise CopyError(
+            "an InMemoryStore is in one process; a copy would be a second store, and dialogues would split. Give the "
+            "other process a FolderStore or the URL of a Redis, or send it single states: MemoryState.to_bytes"
+        )
 
     def _remove(self, session_id: str) -> bool:
         entry = self._entries.pop(session_id, None)
