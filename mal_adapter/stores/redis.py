@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisStore"]
 
-# A script is one round trip, and nothing else runs in Redis meanwhile. The last argument is "again" where a client sends
-# it once more, since the answer was lost: then what is kept already is what the first sending put.
+# A script is one round trip, and nothing else runs in Redis meanwhile. The last argument is "again" where a client
+# sends it once more, since the answer was lost: then what is kept already is what the first sending put.
 _COMPARE_AND_SET = b"""
 local kept = redis.call('GET', KEYS[1])
 if kept and ARGV[4] == 'again' and kept == ARGV[1] then return 1 end

@@ -1,5 +1,5 @@
-"""A real Redis of our own: on a free port, a unix socket and, with a certificate made on the spot, TLS; three of them as
-a cluster, and a Sentinel beside one."""
+"""A real Redis of our own: on a free port, a unix socket and, with a certificate made on the spot, TLS.
+Three of them as a cluster, and a Sentinel beside one."""
 
 import contextlib
 import shutil
@@ -151,11 +151,15 @@ class Sentinel:
         wait_until(answers)
         return self
 
-    def manager(self, **options: Any) -> Any:
+    def manager(self, **sentinel_options: Any) -> Any:
+        """A client of the sentinel, for whom each failure is the last."""
         import redis.sentinel
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
 
-        mine = {"password": self.password, "socket_timeout": 2.0}
-        return redis.sentinel.Sentinel([self.address], sentinel_kwargs=mine, password=PASSWORD, **options)
+        once = {"retry": Retry(NoBackoff(), 0)}
+        mine = {"password": self.password, "socket_timeout": 2.0, **once, **sentinel_options}
+        return redis.sentinel.Sentinel([self.address], sentinel_kwargs=mine, password=PASSWORD, **once)
 
     def kill(self) -> None:
         assert self._process is not None
