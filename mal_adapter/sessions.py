@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from mal_adapter.errors import SessionError
+from mal_adapter.errors import CopyError, SessionError
 from mal_adapter.session_states import SessionStates
 from mal_adapter.state import MemoryState
 
@@ -93,6 +94,12 @@ class Session:
         self.call: Call | None = None
         self._states = states
         self._last: Prompt | None = None
+
+    def __getstate__(self) -> NoReturn:
+        raise CopyError(
+            "an open session is one block in one process and can't be pickled or deep-copied; a state can: "
+            "memory.states[id]. In another process call attach_memory, and open the session by its id there"
+        )
 
     def narrow(self, ids: Sequence[str]) -> None:
         """Go on with these of the dialogues alone, in this order, when others have ended; what they wrote in this

@@ -26,6 +26,7 @@ class Unsaved:
         state: Of batch size 1 and detached.
         version: The version that it follows.
         attempts: Digests of all states of this session that the store failed to keep since, this one included.
+        nbytes: Of the state's tensors.
         since_s: When the first of them failed, on a monotonic clock.
         due_s: When to try again, on that clock.
         failures: How often it was tried again in vain.
@@ -35,6 +36,7 @@ class Unsaved:
     state: MemoryState
     version: str | None
     attempts: frozenset[bytes]
+    nbytes: int
     since_s: float
     due_s: float
     failures: int = 0
@@ -122,8 +124,9 @@ class Backlog:
         """
         with self._lock:
             now, before = monotonic(), self._records.get(session_id)
-            nbytes = self._nbytes() + state.nbytes - (0 if before is None else before.state.nbytes)
-            if before is None and (len(self._records) >= self.max_sessions or nbytes > self.max_bytes):
+            nbytes = state.nbytes
+            too_large = self._nbytes() + nbytes > self.max_bytes
+            if before is None and (len(self._records) >= self.max_sessions or too_large):
                 raise StoreError(
                     f"{error}; and {len(self._records)} sessions wait for the store in this process already, with "
                     f"which it is full (memory.states.backlog). This utterance of {session_id!r} is not kept; open the "
@@ -131,10 +134,12 @@ class Backlog:
                 ) from error
             self._answered, self._error = False, str(error)
             if before is None:
-                self._records[session_id] = Unsaved(state, version, frozenset({digest}), now, now + _delay(0))
+                self._records[session_id] = Unsaved(state, version, frozenset({digest}), nbytes, now, now + _delay(0))
             else:
                 attempts = before.attempts | {digest}
-                self._records[session_id] = dataclasses.replace(before, state=state, version=version, attempts=attempts)
+                self._records[session_id] = dataclasses.replace(
+                    before, state=state, version=version, attempts=attempts, nbytes=nbytes
+                )
             self._start()
 
     def failed_again(self, session_id: str, error: Exception) -> None:
@@ -172,7 +177,7 @@ class Backlog:
             return len(self._records) >= self.max_sessions or self._nbytes() >= self.max_bytes
 
     def _nbytes(self) -> int:
-        return sum(record.state.nbytes for record in self._records.values())
+        return sum(record.nbytes for record in self._records.values())
 
     def _start(self) -> None:
         if self._thread is not None and self._thread.is_alive():  # after a fork there is none in the child

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mal_adapter import AttachedMemory, MemoryState, attach_memory
+from mal_adapter import AttachedMemory, MemoryState, attach_memory, unsaved
 from mal_adapter.errors import (
     SessionConflictError,
     SessionError,
@@ -206,6 +206,13 @@ class _fresh_thread_of:  # noqa: N801 - reads as a verb
 
 
 @pytest.fixture
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is saved again by itself; that is tests/test_unsaved.py's."""
+    monkeypatch.setattr(unsaved, "FIRST_S", 3600.0)
+    monkeypatch.setattr(unsaved, "LONGEST_S", 3600.0)
+
+
+@pytest.fixture
 def own_server(short_path: Path) -> Iterator[RedisServer]:  # noqa: F811
     own = RedisServer(short_path, "--appendonly", "yes", "--appendfsync", "always", "--save", "").start()
     yield own
@@ -220,6 +227,7 @@ def _speak_while(leave: Callable[[], object], model: PreTrainedModel, memory: At
             speak(model, 1)
 
 
+@pytest.mark.usefixtures("by_hand")
 def test_redis_gone_amid_a_session_and_back_within_it(model: PreTrainedModel, own_server: RedisServer):
     expected, last = uninterrupted(model, range(4))
     store = RedisStore(own_server.url)
@@ -236,6 +244,7 @@ def test_redis_gone_amid_a_session_and_back_within_it(model: PreTrainedModel, ow
     assert store.get("call").state.equals(last)
 
 
+@pytest.mark.usefixtures("by_hand")
 def test_redis_gone_until_after_the_session(model: PreTrainedModel, own_server: RedisServer):
     expected, last = uninterrupted(model, range(3))
     store = RedisStore(own_server.url)
@@ -257,6 +266,7 @@ def test_redis_gone_until_after_the_session(model: PreTrainedModel, own_server: 
     assert store.get("call").state.equals(last)
 
 
+@pytest.mark.usefixtures("by_hand")
 def test_what_only_this_process_has_is_listed_and_can_be_set_anew(model: PreTrainedModel, tmp_path: Path):
     store = FolderStore(tmp_path / "sessions")
     with attach(model, store) as memory:
@@ -270,6 +280,7 @@ def test_what_only_this_process_has_is_listed_and_can_be_set_anew(model: PreTrai
         assert memory.states.unsaved == []
 
 
+@pytest.mark.usefixtures("by_hand")
 @pytest.mark.parametrize("flush", [False, True])  # beside the open block, which is no conflict with it
 def test_a_folder_gone_amid_a_session_and_back(model: PreTrainedModel, tmp_path: Path, flush: bool):
     expected, last = uninterrupted(model, range(3))
@@ -293,6 +304,7 @@ def test_damaged_sessions_can_be_forgotten(model: PreTrainedModel, tmp_path: Pat
         assert list(memory.states) == []
 
 
+@pytest.mark.usefixtures("by_hand")
 def test_a_conflict_after_an_outage_names_the_loser(model: PreTrainedModel, own_server: RedisServer):
     store = RedisStore(own_server.url)
     with attach(model, store) as memory:
@@ -307,6 +319,7 @@ def test_a_conflict_after_an_outage_names_the_loser(model: PreTrainedModel, own_
         memory.states.flush()  # the others
 
 
+@pytest.mark.usefixtures("by_hand")
 def test_a_save_whose_answer_was_lost_is_no_conflict_with_oneself(model: PreTrainedModel, own_server: RedisServer):
     expected, last = uninterrupted(model, range(5))
     proxy = Proxy(own_server.port)

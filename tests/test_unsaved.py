@@ -306,9 +306,10 @@ def test_a_long_outage_fills_no_memory_and_an_utterance_without_room_is_an_error
     speak(states, "in time 0", 2)  # those that wait go on
     assert states["in time 0"].equals(state_of(2))
     batch = {"in time 1": state_of(3), "late": state_of(1)}
-    with contextlib.suppress(StoreError), states.opened(list(batch)):
-        with pytest.warns(UnsavedSessionWarning, match="'in time 1' kept"), pytest.raises(StoreError, match="'late'"):
-            states.keep(batch)
+    warned = pytest.warns(UnsavedSessionWarning, match="'in time 1' kept")
+    refused = pytest.raises(StoreError, match="'late'")
+    with contextlib.suppress(StoreError), states.opened(list(batch)), warned, refused:
+        states.keep(batch)
     assert states["in time 1"].equals(state_of(3))
     assert states.unsaved == ["in time 0", "in time 1", "in time 2"]
     store.away = False

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mal_adapter.errors import ConfigError, HostError, StoreError
+from mal_adapter.errors import ConfigError, CopyError, HostError, StoreError
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.inputs import HostInputs, Prepared, argument_names
 from mal_adapter.ser.labels import LabelScorer, LabelSet
@@ -87,6 +87,15 @@ class EmotionRecognizer:
         twin = EmotionRecognizer(self.model, self.processor, self.memory, self.labels, self.prompt)
         twin._reads_memory = False
         return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.memory is not None:
+            raise CopyError(
+                "an EmotionRecognizer with a memory belongs to this process and can't be pickled or deep-copied. Give "
+                "the other process the names of model and adapter, and make it there: load_host, attach_memory, "
+                "EmotionRecognizer; what only prepares audio needs its processor and no recogniser"
+            )
+        return self.__dict__
 
     @property
     def sampling_rate(self) -> int:

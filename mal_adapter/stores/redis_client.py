@@ -1,6 +1,6 @@
 """Which clients of Redis a store can use; the others are refused when the store is made, with what to give instead."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mal_adapter.errors import ConfigError, StoreError
 
@@ -50,11 +50,10 @@ def check_client(client: object) -> "Redis | RedisCluster":
         ConfigError: It is none; the message says what to give instead.
         StoreError: redis-py is not installed.
     """
-    redis = _redis()
+    _redis()
     if (refusal := _other_object(client) or _other_setting(client)) is not None:
         raise ConfigError(f"RedisStore got {refusal}")
-    assert isinstance(client, redis.Redis | redis.RedisCluster)
-    return client
+    return cast("Redis | RedisCluster", client)
 
 
 def _redis() -> Any:
