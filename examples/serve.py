@@ -109,7 +109,8 @@ def make_app(recognizer: EmotionRecognizer, memory: AttachedMemory, limits: argp
         except errors.MalAdapterError as error:
             log.error("the last utterances of the sessions %s are lost: %s", states.unsaved, error)
 
-    app = FastAPI(title="Emotions of spoken dialogues", lifespan=lifespan)
+    # An id may end in a slash, so nobody is redirected to a path with one or without it.
+    app = FastAPI(title="Emotions of spoken dialogues", lifespan=lifespan, redirect_slashes=False)
 
     # An id may have slashes in it. They come decoded, since an ASGI server decodes %2F before the path is matched.
     @app.post("/sessions/{session_id:text}/utterances")
