@@ -181,8 +181,8 @@ register_url_convertor("text", Text())
 def check_id(session_id: str) -> None:
     """Raise `SessionError`, which is answered 400, for what no session may be called."""
     # What is not UTF-8 is decoded to this sign, whatever it was: two dialogues would have one memory.
-    if not session_id or "\ufffd" in session_id:
-        raise errors.SessionError(f"session id {session_id!r} is empty or not UTF-8")
+    if not session_id or "\ufffd" in session_id or "\0" in session_id:
+        raise errors.SessionError(f"session id {session_id!r} is empty, not UTF-8, or has a null character in it")
 
 
 async def read(request: Request, max_bytes: int) -> bytes:

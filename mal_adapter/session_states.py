@@ -10,6 +10,7 @@ from typing import NoReturn
 from weakref import WeakValueDictionary
 
 from mal_adapter.errors import CopyError, SessionConflictError, SessionError, StoreError, UnsavedSessionWarning
+from mal_adapter.forking import renew_after_fork
 from mal_adapter.state import MemoryState
 from mal_adapter.stores import SessionStore
 from mal_adapter.stores.checks import id_bytes
@@ -52,9 +53,8 @@ class SessionStates(MutableMapping[str, MemoryState]):
         self.store = store
         self._check = check
         self._versions: dict[str, str | None] = {}  # of the sessions that are open, as this process knows them
-        self._lock = threading.Lock()
-        # A state is saved by a forward, a block's end, a flush or the backlog's thread: per session one at a time.
-        self._saving: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
+        self._renew_locks()
+        renew_after_fork(self)
         self.backlog = Backlog(self, _save_in_background)
 
     @property
@@ -263,6 +263,11 @@ class SessionStates(MutableMapping[str, MemoryState]):
             lock = self._saving.setdefault(session_id, threading.Lock())
         with lock:
             yield
+
+    def _renew_locks(self) -> None:
+        self._lock = threading.Lock()
+        # A state is saved by a forward, a block's end, a flush or the backlog's thread: per session one at a time.
+        self._saving: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 
     def _must_be_closed(self, session_id: str, remedy: str) -> None:
         if session_id in self._versions:

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from mal_adapter.errors import StoreError
+from mal_adapter.forking import renew_after_fork
 from mal_adapter.state import MemoryState
 
 __all__ = ["GIVE_UP_AFTER", "Backlog", "Outage", "Unsaved"]
@@ -89,10 +90,9 @@ class Backlog:
         self._answered = False  # whether the last attempt of any session succeeded
         self._failed_rounds = 0
         self._pause_until_s = 0.0  # after a round that gave up
-        self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._thread: threading.Thread | None = None
-        weakref.finalize(owner, self._wake.set).atexit = False
+        self._renew_locks()
+        renew_after_fork(self)
+        weakref.finalize(owner, self._end).atexit = False
 
     def __len__(self) -> int:
         return len(self._records)
@@ -176,11 +176,19 @@ class Backlog:
         with self._lock:
             return len(self._records) >= self.max_sessions or self._nbytes() >= self.max_bytes
 
+    def _renew_locks(self) -> None:
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def _end(self) -> None:
+        self._wake.set()
+
     def _nbytes(self) -> int:
         return sum(record.nbytes for record in self._records.values())
 
     def _start(self) -> None:
-        if self._thread is not None and self._thread.is_alive():  # after a fork there is none in the child
+        if self._thread is not None and self._thread.is_alive():
             return
         self._thread = threading.Thread(target=_work_off, args=(self._owner, self), name="mal_adapter", daemon=True)
         with contextlib.suppress(RuntimeError):  # the interpreter is about to end

@@ -107,7 +107,6 @@ IDS += [
     "a/../b",
     "a\nb",
     "a\tb",
-    "a\x00b",
     "\\",
     "'\"",
     "énervé",
@@ -142,7 +141,7 @@ def test_ids_that_look_alike_are_different_sessions(send: Send, sound: bytes):
         assert send("DELETE", f"/sessions/{quote(session_id, safe='')}")[0] == 204
 
 
-@pytest.mark.parametrize("coded", ["", "%FF", "a%FEb", "%ED%A0%80", "%C3"], ids=lambda coded: coded or "empty")
+@pytest.mark.parametrize("coded", ["", "a%00b", "%FF", "a%FEb", "%ED%A0%80", "%C3"], ids=lambda coded: coded or "empty")
 def test_what_can_be_no_id_is_answered_400_with_advice_by_every_route(coded: str, send: Send, sound: bytes):
     for method, path, body in (
         ("POST", f"/sessions/{coded}/utterances", sound),

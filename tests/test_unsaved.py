@@ -3,6 +3,8 @@
 import contextlib
 import gc
 import logging
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -398,3 +400,26 @@ def test_a_conflict_on_the_way_is_the_blocks_and_not_the_threads(store: Faulty, 
     assert conflict.value.state.equals(state_of(3))
     assert nothing_unsaved(states)
     assert states.backlog.lost == 0
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.filterwarnings(
+    "ignore:This process:DeprecationWarning"
+)  # it is multi-threaded, and forks: that is the case
+def test_a_process_forked_while_the_thread_is_at_work_has_locks_of_its_own(store: Faulty, states: SessionStates):
+    """As gunicorn's --preload and DataLoader's workers do."""
+    state = state_of(1)
+    store.hold = threading.Event()
+    store.away = True
+    speak(states, "call")
+    assert store.holding.wait(20)  # the thread holds the session's lock
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        store.hold, store.away = None, False
+        with contextlib.suppress(StoreError), states.opened(["call"]):
+            states.keep({"call": state})
+        states.flush()
+        os._exit(0 if sorted(store) == ["call"] and states.unsaved == [] else 1)
+    store.hold.set()
+    assert os.waitpid(child, 0)[1] == 0
