@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from jaxtyping import Bool
@@ -16,7 +16,7 @@ from mal_adapter.adapter import MemoryAdapter
 from mal_adapter.checks import check_audio_mask, check_host, check_layer_idx, check_session_ids, check_store
 from mal_adapter.config import MemoryConfig
 from mal_adapter.detection import count_shared_layers, detect_host, unwrap, warn_if_compiled
-from mal_adapter.errors import AudioMaskError, ConfigError, HostError, SessionError
+from mal_adapter.errors import AudioMaskError, ConfigError, CopyError, HostError, SessionError
 from mal_adapter.hosts import HostSpec
 from mal_adapter.session_states import SessionStates
 from mal_adapter.sessions import Session
@@ -261,6 +261,13 @@ class AttachedMemory:
 
     def __exit__(self, *_: object) -> None:
         self.detach()
+
+    def __getstate__(self) -> NoReturn:
+        raise CopyError(
+            "an AttachedMemory is the hooks of one model in one process, and can't be pickled or deep-copied. Copy or "
+            "load the model there, and call attach_memory(model, adapter=…, store=…) with memory.adapter, or with the "
+            "folder that its save_pretrained wrote"
+        )
 
     def __repr__(self) -> str:
         return f"AttachedMemory({', '.join(f'{name}={value}' for name, value in self.status().items())})"

@@ -16,6 +16,7 @@ __all__ = [
     "AudioTooLongError",
     "BaseModelWarning",
     "ConfigError",
+    "CopyError",
     "CorpusError",
     "EvaluationError",
     "HostError",
@@ -93,6 +94,10 @@ class SessionConflictError(MalAdapterError, RuntimeError):
     """
 
     state: Any = None
+
+
+class CopyError(MalAdapterError, TypeError):
+    """An object that belongs to this process can't be pickled or deep-copied; the message says what to hand over."""
 
 
 class HostMismatchError(MalAdapterError, ValueError):

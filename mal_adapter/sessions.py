@@ -7,13 +7,13 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from mal_adapter.errors import SessionError
+from mal_adapter.errors import CopyError, SessionError
 from mal_adapter.session_states import SessionStates
 from mal_adapter.state import MemoryState
 
@@ -127,6 +127,12 @@ class Session:
     def call(self) -> Call | None:
         """The forward that this thread is running."""
         return self._calls.get(threading.get_ident())
+
+    def __getstate__(self) -> NoReturn:
+        raise CopyError(
+            "an open session is one block in one process and can't be pickled or deep-copied; a state can: "
+            "memory.states[id]. In another process call attach_memory, and open the session by its id there"
+        )
 
     def narrow(self, ids: Sequence[str]) -> None:
         """Continue with these of the dialogues alone, in this order, when others have ended; what they wrote in this

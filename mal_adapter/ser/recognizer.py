@@ -1,7 +1,6 @@
 """Emotions of a spoken dialogue: utterances in, one answer each out, as they come."""
 
 import contextlib
-import copy
 import functools
 import math
 import time
@@ -14,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mal_adapter.config import check_integer
-from mal_adapter.errors import ConfigError, HostError, SessionError, StoreError, raise_problems
+from mal_adapter.errors import ConfigError, CopyError, HostError, SessionError, StoreError, raise_problems
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.inputs import HostInputs, Prepared, argument_names
 from mal_adapter.ser.labels import LabelSet
@@ -102,9 +101,21 @@ class EmotionRecognizer:
 
     def without_memory(self) -> "EmotionRecognizer":
         """The same recogniser on the same model, with the memory neither read nor written, for comparison."""
-        twin = copy.copy(self)  # with the same prompt to the letter, also where its template writes a date
+        twin = object.__new__(
+            type(self)
+        )  # no copy.copy, which a memory refuses; a template may write a date, so no new one
+        twin.__dict__.update(self.__dict__)
         twin._reads_memory = False
         return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.memory is not None:
+            raise CopyError(
+                "an EmotionRecognizer with a memory belongs to this process and can't be pickled or deep-copied. Give "
+                "the other process the names of model and adapter, and make it there: load_host, attach_memory, "
+                "EmotionRecognizer; what only prepares audio needs its processor and no recogniser"
+            )
+        return self.__dict__
 
     @property
     def sampling_rate(self) -> int:
