@@ -1,0 +1,167 @@
+"""MP3: the number of frames, counted.
+
+An MP3 file is a row of frames. The first may be a Xing or Info header with their number, which is missing where an
+encoder wrote to a pipe, and wrong where a file was cut or joined. Without it, libsndfile guesses the length from the
+first frame's bit rate and reads no more than that.
+"""
+
+import struct
+from typing import BinaryIO, NamedTuple
+
+from mal_adapter.ser.sound.source import DamagedSoundError, read_at
+from mal_adapter.ser.sound.tags import end_without_tags, tag_size
+
+__all__ = ["MpegLength", "is_mpeg", "measure_mpeg"]
+
+_BLOCK = 1 << 20
+_HEADER_LIMIT = 1 << 16  # bytes before the first frame that may be something else, as mpg123 has it
+_KBPS = {  # by (MPEG 1, layer)
+    (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+
+
+class MpegLength(NamedTuple):
+    """What the frames say.
+
+    Attributes:
+        frames: how many MPEG frames there are, the Xing header apart.
+        samples_per_frame: per channel.
+        sampling_rate: in Hz.
+        declared: how many the Xing header declares; None without one.
+        declared_at: offset of that number; None without one.
+    """
+
+    frames: int
+    samples_per_frame: int
+    sampling_rate: int
+    declared: int | None = None
+    declared_at: int | None = None
+
+
+class _Frame(NamedTuple):
+    size: int
+    samples: int
+    rate: int
+    side_info: int  # bytes between the header and a Xing tag
+    kind: int  # bits that all frames of one file share
+
+
+def measure_mpeg(file: BinaryIO, start: int, end: int) -> MpegLength:
+    """Counts the frames.
+
+    Args:
+        file: opened in binary mode.
+        start: after the ID3 tags.
+        end: of the file.
+
+    Raises:
+        DamagedSoundError: there are no frames, the last one is incomplete, or other bytes are between them.
+    """
+    end = end_without_tags(file, start, end)
+    at = _first_frame(file, start, end)
+    first = _parse(int.from_bytes(read_at(file, at, 4), "big"))
+    assert first is not None
+    declared_at = declared = None
+    content = read_at(file, at, first.size)
+    tag = content[4 + first.side_info :][:12]
+    count = 0
+    if tag[:4] in (b"Xing", b"Info"):
+        if len(tag) == 12 and tag[7] & 1:
+            declared_at, declared = at + 4 + first.side_info + 8, struct.unpack(">I", tag[8:])[0]
+            count = -1
+    count += _count(file, at, end, first.kind)
+    return MpegLength(count, first.samples, first.rate, declared, declared_at)
+
+
+def is_mpeg(file: BinaryIO, start: int, end: int) -> bool:
+    """Whether two MPEG frames follow each other near the start."""
+    return _find(file, start, min(end, start + _HEADER_LIMIT), None, end) is not None
+
+
+def _count(file: BinaryIO, at: int, end: int, kind: int) -> int:
+    count, known = 0, {}
+    block_start, block = at, b""
+    while at + 4 <= end:
+        offset = at - block_start
+        head = block[offset : offset + 4]
+        if len(head) < 4:
+            block_start, block, offset = at, read_at(file, at, _BLOCK), 0
+            head = block[:4]
+            if len(head) < 4:
+                break
+        size = known.get(head)
+        if size is None:
+            frame = _parse(int.from_bytes(head, "big"))
+            if frame is None or frame.kind != kind:
+                skipped = tag_size(file, at, end)
+                if skipped == 0:
+                    _check_rest(file, at, end, kind)
+                    return count
+                at += skipped
+                continue
+            size = known[head] = frame.size
+        if at + size > end:
+            raise DamagedSoundError(
+                f"the file is cut short: it ends within its {count + 1}th frame, {end - at} of {size} bytes; copy it again"
+            )
+        at += size
+        count += 1
+    if 0 < end - at < 4 and read_at(file, at, 1) == b"\xff":
+        raise DamagedSoundError("the file is cut short: it ends within the header of a frame; copy it again")
+    return count
+
+
+def _check_rest(file: BinaryIO, at: int, end: int, kind: int) -> None:
+    """Bytes that are no frame end the sound only if no frames follow them."""
+    found = _find(file, at, end, kind)
+    if found is not None:
+        raise DamagedSoundError(
+            f"the file is damaged: {found - at} bytes at {at} are no MP3 frame, but frames follow; convert it again"
+        )
+
+
+def _first_frame(file: BinaryIO, start: int, end: int) -> int:
+    found = _find(file, start, min(end, start + _HEADER_LIMIT), None, end)
+    if found is None:
+        raise DamagedSoundError("no MP3 frame can be found in this file; convert it to WAV, FLAC, OGG or MP3")
+    return found
+
+
+def _find(file: BinaryIO, start: int, stop: int, kind: int | None, end: int | None = None) -> int | None:
+    """The first offset from which two frames of one kind follow each other, or one up to the end of the file."""
+    end = stop if end is None else end
+    while start < stop:
+        block = read_at(file, start, min(_BLOCK, stop - start) + 3)
+        at = -1
+        while 0 <= (at := block.find(b"\xff", at + 1)) < len(block) - 3:
+            frame = _parse(int.from_bytes(block[at : at + 4], "big"))
+            if frame is None or kind not in (None, frame.kind):
+                continue
+            after = start + at + frame.size
+            following = _parse(int.from_bytes(read_at(file, after, 4), "big")) if after + 4 <= end else None
+            if (following is not None and following.kind == frame.kind) or (kind is None and after == end):
+                return start + at
+        start += _BLOCK
+    return None
+
+
+def _parse(header: int) -> _Frame | None:
+    version, layer_code = header >> 19 & 3, header >> 17 & 3
+    kbps_code, rate_code = header >> 12 & 15, header >> 10 & 3
+    if header >> 21 != 0x7FF or version == 1 or layer_code == 0 or kbps_code in (0, 15) or rate_code == 3:
+        return None
+    mpeg1, layer = version == 3, 4 - layer_code
+    rate = (44_100, 48_000, 32_000)[rate_code] >> {3: 0, 2: 1, 0: 2}[version]
+    samples = {1: 384, 2: 1152, 3: 1152 if mpeg1 else 576}[layer]
+    padding = header >> 9 & 1
+    bits = _KBPS[mpeg1, layer][kbps_code] * 1000
+    size = (12 * bits // rate + padding) * 4 if layer == 1 else samples // 8 * bits // rate + padding
+    mono = header >> 6 & 3 == 3
+    side_info = (17 if mono else 32) if mpeg1 else (9 if mono else 17)
+    protected = 0 if header >> 16 & 1 else 2
+    return _Frame(size, samples, rate, side_info + protected, header & 0x001E_0C00)
