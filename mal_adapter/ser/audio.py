@@ -192,7 +192,8 @@ def _check_some(samples: int, sampling_rate: int) -> None:
 def _check_length(duration_s: float) -> None:
     if duration_s > LONGEST_S:
         raise AudioTooLongError(
-            f"the audio lasts {duration_s:.2f} s, and an utterance at most {LONGEST_S:.0f} s; give its start_s and end_s"
+            f"the audio lasts {duration_s:.2f} s, and an utterance at most {LONGEST_S:.0f} s; "
+            "give its start_s and end_s"
         )
 
 

@@ -115,13 +115,14 @@ def _of_chunks(file: BinaryIO, file_size: int, family: _Family) -> SampleBytes |
                 break
     if found is None:
         return None
-    offset, declared, size_at, size_format = found.content + family.skip, found.size - family.skip, found.size_at, family.size
+    offset, declared = found.content + family.skip, found.size - family.skip
+    size_at, size_format = found.size_at, family.size
     if ds64 is not None and found.size == 0xFFFF_FFFF:
         size_at, size_format = ds64.content + 8, "<Q"
         (declared,) = struct.unpack(size_format, read_at(file, size_at, 8).rjust(8, b"\0"))
     rest = max(0, file_size - offset)
     wide = struct.calcsize(size_format) == 8
-    streamed = declared > rest and (declared >= PLACEHOLDER if not wide else declared >= 2**62) or declared < 0
+    streamed = declared < 0 or declared > max(rest, 2**62 if wide else PLACEHOLDER - 1)
     if declared <= 0 and rest > 0 and not _is_chain(file, offset, file_size, family):
         streamed = True
     if streamed:
@@ -164,9 +165,7 @@ def _beyond(file: BinaryIO, start: int, end: int, family: _Family) -> int:
             if not _is_name(chunk.name) or not 0 <= chunk.size <= end - chunk.content:
                 break
             if chunk.name == family.samples and chunk.size > 0:
-                raise DamagedSoundError(
-                    f"the file has more than one {family.samples.decode()} chunk; convert it again"
-                )
+                raise DamagedSoundError(f"the file has more than one {family.samples.decode()} chunk; convert it again")
             at = chunk.content + chunk.size
         best = min(best, end - at)
     at = end - best

@@ -11,8 +11,11 @@ from mal_adapter.ser.sound.source import DamagedSoundError, read_at
 
 __all__ = ["FlacLength", "measure_flac"]
 
-_BLOCK_SIZES = {1: 192, **{code: 576 << code - 2 for code in range(2, 6)}, **{code: 256 << code - 8 for code in range(8, 16)}}
-_LARGEST_FRAME = 1 << 24  # in bytes; the header's field has 24 bits
+_BLOCK_SIZES = {1: 192} | {code: 576 << code - 2 for code in range(2, 6)}
+_BLOCK_SIZES |= {code: 256 << code - 8 for code in range(8, 16)}
+_LARGEST_FRAME = 1 << 21  # in bytes: 65535 samples of eight channels with 32 bits
+_STEP = 1 << 14
+_TRIED = 3  # places that look like the header of the last frame
 
 
 class FlacLength(NamedTuple):
@@ -47,7 +50,7 @@ def measure_flac(file: BinaryIO, start: int, end: int) -> FlacLength:
         end: of the frames; ID3 tags may follow it.
 
     Raises:
-        DamagedSoundError: the header is incomplete, or there are no frames.
+        DamagedSoundError: the header or the last frame is incomplete.
     """
     info = read_at(file, start + 4, 38)
     if len(info) < 38 or info[0] & 0x7F != 0:
@@ -56,7 +59,12 @@ def measure_flac(file: BinaryIO, start: int, end: int) -> FlacLength:
     packed = int.from_bytes(info[14:22], "big")
     declared = packed & (1 << 36) - 1
     frames_start = _skip_metadata(file, start + 4, end)
-    found = _end_of_last_frame(file, frames_start, end, largest_block, declared)
+    begin, found, complete = _last_frame(file, frames_start, end, largest_block)
+    if not complete:
+        rate = packed >> 44 or 1
+        raise DamagedSoundError(
+            f"the file is cut short: it ends within the frame that begins at {begin / rate:.2f} s; copy it again"
+        )
     return FlacLength(declared, found, end, start + 4 + 17, info[17] & 0xF0)
 
 
@@ -71,25 +79,26 @@ def _skip_metadata(file: BinaryIO, at: int, end: int) -> int:
     return at
 
 
-def _end_of_last_frame(file: BinaryIO, start: int, end: int, largest_block: int, declared: int) -> int:
-    """The number of the first sample after the last frame; 0 if there are no frames."""
-    stop, kept = end, b""
-    while stop > start and end - stop < _LARGEST_FRAME:
-        first = max(start, stop - (1 << 16))
-        window = read_at(file, first, stop - first) + kept
-        at = len(window)
-        while (at := window.rfind(b"\xff", 0, at)) >= 0:
-            if at + 1 < len(window) and window[at + 1] & 0xFE == 0xF8:
-                sample = _end_of_frame(window[at : at + 16], largest_block)
-                if sample is not None:
-                    return sample
-        stop, kept = first, window[:16]
-    return 0
+def _last_frame(file: BinaryIO, start: int, end: int, largest_block: int) -> tuple[int, int, bool]:
+    """The numbers of the first sample of the last frame and of the one after its last, and whether it is complete."""
+    stop, tail, last, tried = end, b"", None, 0
+    while stop > start and tried < _TRIED and len(tail) < _LARGEST_FRAME:
+        first = max(start, stop - _STEP)
+        at = stop - first + 16  # a header may begin in this step and end in the next
+        tail = read_at(file, first, stop - first) + tail
+        while tried < _TRIED and (at := tail.rfind(b"\xff", 0, at)) >= 0:
+            samples = _samples_of_frame(tail[at : at + 16], largest_block)
+            if samples is not None:
+                if _crc16(tail[at:]) == 0:
+                    return (*samples, True)
+                last, tried = last or samples, tried + 1
+        stop = first
+    return (0, 0, True) if last is None else (*last, False)
 
 
-def _end_of_frame(head: bytes, largest_block: int) -> int | None:
-    """The number of the first sample after a frame; None where `head` is no frame's header."""
-    if len(head) < 6 or head[3] & 1:
+def _samples_of_frame(head: bytes, largest_block: int) -> tuple[int, int] | None:
+    """The numbers of a frame's first sample and of the one after its last; None where `head` is no frame's header."""
+    if len(head) < 6 or head[1] & 0xFE != 0xF8 or head[3] & 1:
         return None
     block_code, rate_code = head[2] >> 4, head[2] & 0x0F
     length = 1 if head[4] < 0x80 else 8 - (head[4] ^ 0xFF).bit_length()
@@ -106,7 +115,8 @@ def _end_of_frame(head: bytes, largest_block: int) -> int | None:
     at += extra + {12: 1, 13: 2, 14: 2}.get(rate_code, 0)
     if at >= len(head) or _crc8(head[:at]) != head[at]:
         return None
-    return number + size if head[1] & 1 else number * largest_block + size
+    first = number if head[1] & 1 else number * largest_block
+    return first, first + size
 
 
 def _crc8(data: bytes) -> int:
@@ -116,3 +126,21 @@ def _crc8(data: bytes) -> int:
         for _ in range(8):
             crc = (crc << 1 ^ 0x07) & 0xFF if crc & 0x80 else crc << 1
     return crc
+
+
+def _crc16(data: bytes) -> int:
+    """Of a frame with its checksum: 0. Zeros that follow leave it so."""
+    crc = 0
+    for byte in data:
+        crc = (crc << 8 & 0xFFFF) ^ _CRC16[crc >> 8 ^ byte]
+    return crc
+
+
+def _crc16_of(byte: int) -> int:
+    crc = byte << 8
+    for _ in range(8):
+        crc = (crc << 1 ^ 0x8005 if crc & 0x8000 else crc << 1) & 0xFFFF
+    return crc
+
+
+_CRC16 = [_crc16_of(byte) for byte in range(256)]

@@ -95,18 +95,15 @@ def _read_layout(file: BinaryIO, size: int) -> Layout | None:
 
 def _of_mpeg(file: BinaryIO, start: int, size: int) -> Layout:
     mpeg = measure_mpeg(file, start, size)
-    if mpeg.declared is None or mpeg.declared_at is None:
+    if mpeg.declared is None:
         return Layout(("MP3", "MPEG"), start, _UNKNOWN_END, frames=mpeg.frames * mpeg.samples_per_frame)
     if mpeg.frames < mpeg.declared:
         found_s, declared_s = (n * mpeg.samples_per_frame / mpeg.sampling_rate for n in (mpeg.frames, mpeg.declared))
         raise DamagedSoundError(cut_short(found_s, declared_s))
     # More frames than declared: files that were joined, or a header that was written too early.
-    patch = (mpeg.declared_at, mpeg.frames.to_bytes(4, "big"))
-    return Layout(("MP3", "MPEG"), start, size, (patch,) if mpeg.frames != mpeg.declared else ())
+    return Layout(("MP3", "MPEG"), start, size, mpeg.patches)
 
 
 def cut_short(found_s: float, declared_s: float) -> str:
     """The reason, with both durations."""
-    return (
-        f"the file is cut short: {found_s:.2f} s of the {declared_s:.2f} s that its header declares; copy it again"
-    )
+    return f"the file is cut short: {found_s:.2f} s of the {declared_s:.2f} s that its header declares; copy it again"

@@ -33,14 +33,14 @@ class MpegLength(NamedTuple):
         samples_per_frame: per channel.
         sampling_rate: in Hz.
         declared: how many the Xing header declares; None without one.
-        declared_at: offset of that number; None without one.
+        patches: what makes the Xing header say how many frames and bytes there are.
     """
 
     frames: int
     samples_per_frame: int
     sampling_rate: int
     declared: int | None = None
-    declared_at: int | None = None
+    patches: tuple[tuple[int, bytes], ...] = ()
 
 
 class _Frame(NamedTuple):
@@ -66,16 +66,16 @@ def measure_mpeg(file: BinaryIO, start: int, end: int) -> MpegLength:
     at = _first_frame(file, start, end)
     first = _parse(int.from_bytes(read_at(file, at, 4), "big"))
     assert first is not None
-    declared_at = declared = None
-    content = read_at(file, at, first.size)
-    tag = content[4 + first.side_info :][:12]
-    count = 0
-    if tag[:4] in (b"Xing", b"Info"):
-        if len(tag) == 12 and tag[7] & 1:
-            declared_at, declared = at + 4 + first.side_info + 8, struct.unpack(">I", tag[8:])[0]
-            count = -1
-    count += _count(file, at, end, first.kind)
-    return MpegLength(count, first.samples, first.rate, declared, declared_at)
+    count = _count(file, at, end, first.kind)
+    tag_at = at + 4 + first.side_info
+    tag = read_at(file, tag_at, min(16, first.size - 4 - first.side_info))
+    if tag[:4] not in (b"Xing", b"Info") or len(tag) < 16 or not tag[7] & 1:
+        return MpegLength(count, first.samples, first.rate)
+    count -= 1
+    # A wrong number of bytes makes mpg123 print a warning.
+    numbers = struct.pack(">II", count, end - at)[: 8 if tag[7] & 2 else 4]
+    patches = ((tag_at + 8, numbers),) if numbers != tag[8 : 8 + len(numbers)] else ()
+    return MpegLength(count, first.samples, first.rate, struct.unpack(">I", tag[8:12])[0], patches)
 
 
 def is_mpeg(file: BinaryIO, start: int, end: int) -> bool:
@@ -84,7 +84,8 @@ def is_mpeg(file: BinaryIO, start: int, end: int) -> bool:
 
 
 def _count(file: BinaryIO, at: int, end: int, kind: int) -> int:
-    count, known = 0, {}
+    count = 0
+    known: dict[bytes, int] = {}  # sizes by header: there are few different ones
     block_start, block = at, b""
     while at + 4 <= end:
         offset = at - block_start
@@ -107,7 +108,7 @@ def _count(file: BinaryIO, at: int, end: int, kind: int) -> int:
             size = known[head] = frame.size
         if at + size > end:
             raise DamagedSoundError(
-                f"the file is cut short: it ends within its {count + 1}th frame, {end - at} of {size} bytes; copy it again"
+                f"the file is cut short: it ends within a frame, after {end - at} of {size} bytes; copy it again"
             )
         at += size
         count += 1

@@ -46,7 +46,9 @@ def check_ogg(file: BinaryIO, start: int, end: int) -> None:
             break
         page = head[:22] + bytes(4) + head[26:] + lacing + body
         if _checksum(page) != checksum:
-            raise DamagedSoundError(f"the file is damaged: the OGG page at byte {at} has a wrong checksum; copy it again")
+            raise DamagedSoundError(
+                f"the file is damaged: the OGG page at byte {at} has a wrong checksum; copy it again"
+            )
         if flags & _FIRST and body.startswith(_AUDIO):
             if sound is not None:
                 raise DamagedSoundError(

@@ -85,7 +85,7 @@ class Sound:
             position += len(block)
             if skipped < len(block):
                 yield block[skipped:]
-        if last == self.frames and len(self._read(max(1, round(TOLERANCE_S * self.sampling_rate)))) > 0:
+        if last == self.frames and self._has_more():
             raise DamagedSoundError(
                 f"the file holds more than the {self.duration_s:.2f} s that its header declares; convert it again"
             )
@@ -94,6 +94,13 @@ class Sound:
         self._decoder.close()
         self._file.close()
 
+    def _has_more(self) -> bool:
+        """Whether another frame can be decoded; what follows the last one may be padding, which is no sound."""
+        try:
+            return len(self._read(1)) > 0
+        except DamagedSoundError:
+            return False
+
     def _open(self) -> tuple[_Decoder, View]:
         layout = self._layout
         view = View(self._file, layout.start, layout.end, layout.patches)
@@ -101,7 +108,9 @@ class Sound:
             decoder = _Decoder(view)
         except Exception as error:  # soundfile's own, and TypeError or ValueError for absurd headers
             raise UnknownFormatError(_reason(view.error or error)) from error
-        if decoder.format not in layout.formats or decoder.subtype.startswith("MPEG_") and decoder.format != "MP3":
+        if decoder.format not in layout.formats or (
+            decoder.subtype.startswith("MPEG_") and decoder.format != "MP3"  # in WAV, whose length would be a guess
+        ):
             decoder.close()
             raise UnknownFormatError(f"{decoder.subtype_info} in {decoder.format_info}")
         return decoder, view
@@ -118,8 +127,9 @@ class Sound:
         beyond_s = self.duration_s * layout.beyond / max(1, layout.present)
         if beyond_s > TOLERANCE_S:
             raise DamagedSoundError(
-                f"the file holds about {beyond_s:.2f} s more than the {self.duration_s:.2f} s that its header declares, as "
-                "if the recorder had not closed it; repair it, for example with ffmpeg -ignore_length 1 -i in.wav out.wav"
+                f"the file holds about {beyond_s:.2f} s more than the {self.duration_s:.2f} s of its header, as if "
+                "the recorder had not closed it; repair it, for example with "
+                "ffmpeg -ignore_length 1 -i in.wav out.wav"
             )
 
     def _seek(self, frame: int) -> int:
@@ -137,7 +147,8 @@ class Sound:
         try:
             count = self._decoder.buffer_read_into(block, dtype="float32")
         except Exception as error:
-            raise DamagedSoundError(f"the audio can not be decoded ({_reason(error)}); convert or copy it again") from error
+            reason = f"the audio can not be decoded ({_reason(error)}); convert or copy it again"
+            raise DamagedSoundError(reason) from error
         if self._view.error is not None:
             raise DamagedSoundError(f"the file can not be read ({_reason(self._view.error)}); copy it again")
         return block[:count]
