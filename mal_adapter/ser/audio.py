@@ -14,7 +14,7 @@ import soxr
 from transformers.audio_utils import load_audio
 from transformers.utils import is_torchcodec_available
 
-from mal_adapter.errors import AudioError, AudioTooLongError
+from mal_adapter.errors import AudioError, AudioFormatError, AudioTooLongError
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.sound.levels import Levels
 from mal_adapter.ser.sound.reader import TOLERANCE_S, Sound, UnknownFormatError, open_sound
@@ -62,6 +62,7 @@ def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform
         AudioError: the file is missing, unreadable, damaged, cut short, longer than its header says, empty, silent or
             not finite, its channels cancel, or it ends before the utterance does. The message names the file, the
             reason and what to do.
+        AudioFormatError: the file has no format that is read as audio.
         AudioTooLongError: the utterance is longer than an hour.
 
     Example:
@@ -107,6 +108,7 @@ def sound_info(path: Path) -> SoundInfo:
 
     Raises:
         AudioError: as `load_waveform`, as far as it can be known without decoding.
+        AudioFormatError: the file has none of these formats.
 
     Example:
         >>> import soundfile, tempfile
@@ -115,12 +117,8 @@ def sound_info(path: Path) -> SoundInfo:
         >>> sound_info(path)
         SoundInfo(duration_s=1.0, sampling_rate=8000, channels=2)
     """
-    with _named(path):
-        try:
-            with open_sound(path) as sound:
-                return SoundInfo(sound.duration_s, sound.sampling_rate, sound.channels)
-        except UnknownFormatError as error:
-            raise _unknown_format(error) from error
+    with _named(path), open_sound(path) as sound:
+        return SoundInfo(sound.duration_s, sound.sampling_rate, sound.channels)
 
 
 def sound_path(path: Path) -> str | bytes:
@@ -200,7 +198,7 @@ def _check_length(duration_s: float) -> None:
 def _decode_elsewhere(path: Path, sampling_rate: int, error: UnknownFormatError) -> Waveform:
     """By transformers' `load_audio`, which decodes the whole file."""
     if not is_torchcodec_available():
-        raise _unknown_format(error) from error
+        raise error
     with open_regular_file(path) as file:
         status = os.fstat(file.fileno())
     try:
@@ -220,10 +218,6 @@ def _load_audio(path: Path, sampling_rate: int, mtime_ns: int, size: int) -> Wav
     return waveform
 
 
-def _unknown_format(error: UnknownFormatError) -> DamagedSoundError:
-    return DamagedSoundError(f"this can not be read as audio ({error}); convert it to WAV, FLAC, OGG or MP3")
-
-
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     """Raises an AudioError that names the file instead of a decoder's error."""
@@ -232,6 +226,9 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except AudioTooLongError as error:
         raise AudioTooLongError(f"{name}: {error}") from None
+    except UnknownFormatError as error:
+        advice = "convert it to WAV, FLAC, OGG or MP3"
+        raise AudioFormatError(f"{name}: this can not be read as audio ({error}); {advice}") from error.__cause__
     except DamagedSoundError as error:
         raise AudioError(f"{name}: {error}") from error.__cause__
     except MemoryError as error:

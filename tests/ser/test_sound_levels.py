@@ -102,6 +102,13 @@ def test_quiet_sound_short_sound_and_a_word_in_silence_are_no_silence(level, loa
     assert load(wav(word[:200])).size == 200
 
 
+@pytest.mark.parametrize("name", ["mp3", "vorbis", "opus"])
+def test_a_word_that_was_padded_to_seconds_before_it_was_encoded(name, load):
+    word, silence = speech(0.3), np.zeros((32_000, 1), dtype=np.float32)
+    for pieces in ([word, silence], [silence, word]):
+        assert load(encode(name, np.concatenate(pieces), 16_000)).size == pytest.approx(36_800, abs=400)
+
+
 @pytest.mark.parametrize("gain", [-1.0, -0.97, -1.05, -0.85])
 @pytest.mark.parametrize("name", ["wav", "wav-8", "flac", "mp3", "vorbis", "opus", "au-ulaw"])
 def test_an_inverted_channel_is_an_error_that_says_so(name, gain, load):
@@ -122,7 +129,10 @@ def test_channels_that_cancel_in_a_part_of_the_time_or_among_others(load):
 
 @settings(deadline=None, max_examples=40)
 @given(
-    channels=st.integers(2, 8), alive=st.integers(1, 8), offset=st.floats(-0.9, 0.9), subtype=st.sampled_from(["PCM_16", "FLOAT"])
+    channels=st.integers(2, 8),
+    alive=st.integers(1, 8),
+    offset=st.floats(-0.9, 0.9),
+    subtype=st.sampled_from(["PCM_16", "FLOAT"]),
 )
 def test_dead_channels_and_their_offsets_do_no_harm(channels, alive, offset, subtype, tmp_path_factory):
     path = tmp_path_factory.mktemp("dead") / "sound.wav"

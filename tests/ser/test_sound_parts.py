@@ -75,7 +75,9 @@ def decoded(monkeypatch):
     return counts
 
 
-@pytest.mark.parametrize("name", ["wav-ulaw", "wav-ima", "flac", "flac-streamed", "mp3", "mp3-streamed", "vorbis", "opus"])
+@pytest.mark.parametrize(
+    "name", ["wav-ulaw", "wav-ima", "flac", "flac-streamed", "mp3", "mp3-streamed", "vorbis", "opus"]
+)
 def test_only_a_part_is_decoded(name, decoded, tmp_path):
     base = name.removesuffix("-streamed")
     content = encode(base, speech(60.0, 16_000), 16_000)

@@ -10,10 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
-from mal_adapter.errors import CorpusError
-from mal_adapter.ser.audio import sound_path
+from mal_adapter.errors import AudioError, AudioFormatError, CorpusError
+from mal_adapter.ser.audio import sound_info
 
 __all__ = [
     "Folder",
@@ -129,12 +127,14 @@ def problem_of_clip(path: Path | None) -> str | None:
     try:
         if path.stat().st_size == 0:
             return "the file is empty"
-        if path.suffix.casefold() in (".wav", ".flac") and soundfile.info(sound_path(path)).frames == 0:
+        if path.suffix.casefold() in (".wav", ".flac") and sound_info(path).duration_s == 0:
             return "the file has no samples"
     except OSError:
         return "there is no such clip"
-    except RuntimeError:  # soundfile's error for what it can't read
+    except AudioFormatError:
         return "the file can not be read as audio"
+    except AudioError as error:
+        return str(error).removeprefix(f"{path}: ").partition(";")[0]
     return None
 
 

@@ -3,6 +3,7 @@
 `mal_adapter.ser.audio` is its door. Each module imports only from those before it:
 
     source      the file's bytes, as libsndfile is to see them
+    tags        ID3, Lyrics3 and APE tags before and after the sound
     chunks      WAV, RF64, W64, AIFF, AU, CAF, NIST: the size of the samples against the size of the file
     flac        the number of samples, from the last frame
     mpeg        the number of samples, from all frames' headers
@@ -12,4 +13,4 @@
     levels      silence, and channels that cancel
 """
 
-__all__: list[str] = []
+__all__ = ["chunks", "flac", "layout", "levels", "mpeg", "ogg", "reader", "source", "tags"]

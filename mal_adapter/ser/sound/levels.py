@@ -11,8 +11,8 @@ __all__ = ["SILENCE_PEAK", "Levels"]
 SILENCE_PEAK = 1e-4
 #: In windows this long, whatever a parabola follows is offset or drift and no sound.
 WINDOW_S = 0.05
-#: A codec rings this long where a constant begins or ends.
-EDGE_S = 0.25
+#: A codec rings this long where a constant begins or ends, and no louder than the constant.
+EDGE_S = 0.4
 #: A lossy codec gives a constant a noise of up to this share of it.
 CODEC_NOISE = 0.03
 #: A window whose mean of channels has less than this share of the power of independent channels has cancelled.
@@ -104,11 +104,14 @@ class Levels:
         begins and ends there."""
         rings = np.zeros(peak.size, dtype=bool)
         edge = min(self._edge, peak.size // 3)
-        rings[:edge] = at_start
-        rings[peak.size - edge :] |= at_end
-        inside = offset[edge : peak.size - edge]
-        height = float(np.median(inside)) if inside.size else 0.0
-        return rings & (self._lossy | (peak <= height))
+        if edge == 0:
+            return rings
+        inside = float(np.median(offset[edge:-edge]))
+        for there, ends in ((at_start, slice(0, edge)), (at_end, slice(-edge, None))):
+            # Opus lets an offset fade away: only the windows at the end itself still have some of it.
+            height = max(inside, float(offset[ends].max())) if self._lossy else inside
+            rings[ends] = there & (peak[ends] <= height)
+        return rings
 
     def _silence(self, offset: _Floats) -> str:
         if self._peak == 0:
