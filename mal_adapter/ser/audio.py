@@ -146,7 +146,7 @@ def _decode_part(sound: Sound, sampling_rate: int, start: int, end: int) -> Wave
     stop = min(sound.frames, last + margin)
     waveform = _decode_frames(sound, sampling_rate, steps * step_in, stop, first, last)
     skipped = start - steps * step_out
-    return np.ascontiguousarray(waveform[skipped : skipped + end - start])
+    return waveform[skipped : skipped + end - start].copy()  # without the margins
 
 
 def _decode_frames(sound: Sound, sampling_rate: int, start: int, stop: int, first: int, last: int) -> Waveform:
@@ -156,15 +156,19 @@ def _decode_frames(sound: Sound, sampling_rate: int, start: int, stop: int, firs
     resampler = None
     if sound.sampling_rate != sampling_rate:
         resampler = soxr.ResampleStream(sound.sampling_rate, sampling_rate, 1, dtype="float32")
-    pieces = []
+    # One array for all, since the pieces and their concatenation would take twice the memory.
+    waveform = np.empty(-(-(stop - start) * sampling_rate // sound.sampling_rate) + 1, dtype=np.float32)
+    filled = 0
     position = start
     for block in sound.blocks(start, stop):
         levels.add(block[max(0, first - position) : max(0, last - position)])
         position += len(block)
         mono = block.mean(axis=1)
-        pieces.append(mono if resampler is None else resampler.resample_chunk(mono, last=position == stop))
+        piece = mono if resampler is None else resampler.resample_chunk(mono, last=position == stop)
+        waveform[filled : filled + piece.size] = piece
+        filled += piece.size
     levels.check(at_start=first == 0, at_end=last == sound.frames)
-    waveform = np.ascontiguousarray(np.concatenate(pieces), dtype=np.float32)
+    waveform = waveform[:filled]
     if not np.isfinite(waveform).all():
         raise DamagedSoundError("the audio contains values that are too large to be resampled; export it again")
     return waveform

@@ -184,6 +184,25 @@ def test_mp3_with_a_wrong_xing_header(factor, seconds):
         assert seconds(changed) == 3.0
 
 
+def test_mp3_whose_xing_header_has_no_number_of_frames(seconds):
+    content = encode("mp3-vbr", speech(3.0), 16_000)
+    at = next(content.index(tag) for tag in (b"Xing", b"Info") if tag in content) + 4
+    assert 0 <= seconds(content[:at] + bytes(4) + content[at + 4 :]) - 3.0 < 0.2
+
+
+@pytest.mark.parametrize("name", ["vorbis", "opus"])
+def test_ogg_whose_positions_do_not_begin_at_zero(name, seconds):
+    """As of a broadcast that was joined late."""
+
+    def shift(page):
+        (position,) = struct.unpack("<q", page[6:14])
+        page[6:14] = struct.pack("<q", position + 11_968 if position > 0 else position)
+
+    content = b"".join(ogg_page(page, shift) for page in ogg_pages(encode(name, speech(6.0), 16_000)))
+    assert seconds(content) == 6.0
+    assert seconds(content, start_s=3.0, end_s=4.0) == 1.0
+
+
 def test_mp3_files_that_were_joined(seconds):
     first, second = (encode("mp3", speech(duration_s), 16_000) for duration_s in (2.0, 1.0))
     assert seconds(first + second) == pytest.approx(3.0, abs=0.2)

@@ -40,6 +40,7 @@ class Levels:
         #: Per window: peak without offset, offset, power of independent channels' mean, power of the channels' mean.
         self._rows: list[_Floats] = []
         self._peak = 0.0
+        self._has_sound = False
 
     def add(self, block: npt.NDArray[np.float32]) -> None:
         """Measures a block, (frames, channels) float32.
@@ -51,10 +52,13 @@ class Levels:
         if not np.isfinite(peak):
             raise DamagedSoundError("the audio contains values that are not finite (NaN or infinity); export it again")
         self._peak = max(self._peak, peak)
+        if self._has_sound and block.shape[1] == 1:
+            return  # nothing else can come of it
         block = np.concatenate((self._rest, block)) if len(self._rest) else block
         count = len(block) // self._window
         if count:
             self._measure(block[: count * self._window].reshape(count, self._window, -1))
+            self._has_sound = self._has_sound or self._sounds_inside()
         self._rest = block[count * self._window :].copy()
 
     def check(self, at_start: bool, at_end: bool) -> None:
@@ -67,11 +71,12 @@ class Levels:
         Raises:
             DamagedSoundError: they are silent, or the channels cancel.
         """
+        if self._has_sound and self._rest.shape[1] == 1:
+            return
         if len(self._rest):
             self._measure(self._rest[np.newaxis])
         peak, offset, independent, mean = np.concatenate(self._rows, axis=1)
-        active = peak > np.maximum(SILENCE_PEAK, CODEC_NOISE * offset if self._lossy else 0.0)
-        active &= ~self._rings(peak, offset, at_start, at_end)
+        active = self._is_active(peak, offset) & ~self._rings(peak, offset, at_start, at_end)
         if not active.any():
             raise DamagedSoundError(
                 f"the audio is silent ({self._silence(offset)}); check the recording or leave this utterance out"
@@ -91,13 +96,21 @@ class Levels:
         frames = values.shape[1]
         if frames >= 32:  # fewer are the end of a file, and a parabola would follow sound too
             basis = _parabola(frames)
-            values -= np.einsum("fb,wbc->wfc", basis, np.einsum("fb,wfc->wbc", basis, values))
+            values -= basis @ (basis.T @ values)
         count = values.shape[2]
         independent = np.square(values).mean(axis=1).sum(axis=1) / count**2
         mean = np.square(values.mean(axis=2)).mean(axis=1)
         # Rounding in float64 is no sound, however large the offset is.
         peak = np.maximum(0.0, np.abs(values).max(axis=(1, 2)) - 1e-9 * np.abs(offset).max(axis=(1, 2)))
         self._rows.append(np.stack((peak, np.abs(offset).max(axis=(1, 2)), independent, mean)))
+
+    def _is_active(self, peak: _Floats, offset: _Floats) -> npt.NDArray[np.bool_]:
+        return peak > np.maximum(SILENCE_PEAK, CODEC_NOISE * offset if self._lossy else 0.0)
+
+    def _sounds_inside(self) -> bool:
+        """Whether there is sound in windows that are at neither end of the file, however long it is."""
+        rows = np.concatenate(self._rows, axis=1)[:, self._edge : -self._edge]
+        return bool(self._is_active(rows[0], rows[1]).any())
 
     def _rings(self, peak: _Floats, offset: _Floats, at_start: bool, at_end: bool) -> npt.NDArray[np.bool_]:
         """Windows at the ends of the file that may be no more than the answer of a filter or codec to an offset that

@@ -69,9 +69,11 @@ def measure_mpeg(file: BinaryIO, start: int, end: int) -> MpegLength:
     count = _count(file, at, end, first.kind)
     tag_at = at + 4 + first.side_info
     tag = read_at(file, tag_at, min(16, first.size - 4 - first.side_info))
-    if tag[:4] not in (b"Xing", b"Info") or len(tag) < 16 or not tag[7] & 1:
+    if tag[:4] not in (b"Xing", b"Info") or len(tag) < 16:
         return MpegLength(count, first.samples, first.rate)
     count -= 1
+    if not tag[7] & 1:
+        return MpegLength(count, first.samples, first.rate)
     # A wrong number of bytes makes mpg123 print a warning.
     numbers = struct.pack(">II", count, end - at)[: 8 if tag[7] & 2 else 4]
     patches = ((tag_at + 8, numbers),) if numbers != tag[8 : 8 + len(numbers)] else ()
