@@ -59,11 +59,12 @@ def test_a_part_equals_the_same_part_of_the_whole(recording, data):
     assert np.abs(part - expected).max() < 2e-6
 
 
-@pytest.mark.parametrize("name", ["wav", "flac", "mp3", "vorbis", "opus"])
-def test_parts_that_follow_each_other_are_the_whole(name, recording):
+@pytest.mark.parametrize("name", ["wav", "flac", "mp3", "mp3-vbr", "mp3-vbr-streamed", "vorbis", "opus"])
+def test_parts_that_follow_each_other_are_the_whole(name, recording, capfd):
     path = recording(name, 48_000, 2)
     parts = [load(path, start_s, start_s + 0.25) for start_s in np.arange(0, DURATION_S, 0.25)]
-    assert np.allclose(np.concatenate(parts), load(path), atol=2e-6)
+    assert np.allclose(np.concatenate(parts), load(path)[: round(DURATION_S * 16_000)], atol=2e-6)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ from typing import BinaryIO, NamedTuple
 
 from mal_adapter.ser.sound.chunks import find_sample_bytes
 from mal_adapter.ser.sound.flac import measure_flac
-from mal_adapter.ser.sound.mpeg import is_mpeg, measure_mpeg
+from mal_adapter.ser.sound.mpeg import INDEXED, is_mpeg, measure_mpeg
 from mal_adapter.ser.sound.ogg import check_ogg
 from mal_adapter.ser.sound.source import DamagedSoundError, read_at
 from mal_adapter.ser.sound.tags import end_without_tags, start_without_tags
 
-__all__ = ["Layout", "cut_short", "layout_of"]
+__all__ = ["UNKNOWN_END", "Layout", "cut_short", "layout_of"]
 
-_UNKNOWN_END = 1 << 50  # libsndfile then reads to the real end
+UNKNOWN_END = 1 << 50  # libsndfile then reads to the real end
 _KEPT = 256
 _SETTLED_S = 2.0
 
@@ -31,6 +31,8 @@ class Layout(NamedTuple):
         present: bytes of samples that the file holds; 0 if the format does not know.
         declared: bytes of samples that the header declares.
         beyond: bytes after the samples that seem to be samples too.
+        places: (frame of samples, offset from which a decoder gives the samples from there on), where libsndfile would
+            go through the whole file to find it. The first samples are wrong.
     """
 
     formats: tuple[str, ...]
@@ -42,6 +44,7 @@ class Layout(NamedTuple):
     present: int = 0
     declared: int = 0
     beyond: int = 0
+    places: tuple[tuple[int, int], ...] = ()
 
 
 _layouts: dict[tuple[int, ...], Layout] = {}
@@ -95,13 +98,16 @@ def _read_layout(file: BinaryIO, size: int) -> Layout | None:
 
 def _of_mpeg(file: BinaryIO, start: int, size: int) -> Layout:
     mpeg = measure_mpeg(file, start, size)
+    step = INDEXED * mpeg.samples_per_frame
+    places = tuple((number * step - mpeg.skipped, offset) for number, offset in enumerate(mpeg.starts) if number)
     if mpeg.declared is None:
-        return Layout(("MP3", "MPEG"), start, _UNKNOWN_END, frames=mpeg.frames * mpeg.samples_per_frame)
+        frames = mpeg.frames * mpeg.samples_per_frame
+        return Layout(("MP3", "MPEG"), start, UNKNOWN_END, frames=frames, places=places)
     if mpeg.frames < mpeg.declared:
         found_s, declared_s = (n * mpeg.samples_per_frame / mpeg.sampling_rate for n in (mpeg.frames, mpeg.declared))
         raise DamagedSoundError(cut_short(found_s, declared_s))
     # More frames than declared: files that were joined, or a header that was written too early.
-    return Layout(("MP3", "MPEG"), start, size, mpeg.patches)
+    return Layout(("MP3", "MPEG"), start, size, mpeg.patches, places=places)
 
 
 def cut_short(found_s: float, declared_s: float) -> str:

@@ -11,8 +11,10 @@ from typing import BinaryIO, NamedTuple
 from mal_adapter.ser.sound.source import DamagedSoundError, read_at
 from mal_adapter.ser.sound.tags import end_without_tags, tag_size
 
-__all__ = ["MpegLength", "is_mpeg", "measure_mpeg"]
+__all__ = ["INDEXED", "MpegLength", "is_mpeg", "measure_mpeg", "start_patches"]
 
+INDEXED = 32
+_DECODER_DELAY = 529
 _BLOCK = 1 << 20
 _HEADER_LIMIT = 1 << 16  # bytes before the first frame that may be something else, as mpg123 has it
 _KBPS = {  # by (MPEG 1, layer)
@@ -33,13 +35,17 @@ class MpegLength(NamedTuple):
         samples_per_frame: per channel.
         sampling_rate: in Hz.
         declared: how many the Xing header declares; None without one.
+        starts: offset of every `INDEXED`th frame, the Xing header included.
+        skipped: samples of these frames, the Xing header included, that a decoder leaves out at the start.
         patches: what makes the Xing header say how many frames and bytes there are.
     """
 
     frames: int
     samples_per_frame: int
     sampling_rate: int
+    starts: tuple[int, ...]
     declared: int | None = None
+    skipped: int = 0
     patches: tuple[tuple[int, bytes], ...] = ()
 
 
@@ -47,7 +53,9 @@ class _Frame(NamedTuple):
     size: int
     samples: int
     rate: int
-    side_info: int  # bytes between the header and a Xing tag
+    side_info: int  # bytes between the header and a Xing tag, with the checksum
+    checksum: int  # bytes of the checksum
+    mpeg1: bool
     kind: int  # bits that all frames of one file share
 
 
@@ -66,18 +74,20 @@ def measure_mpeg(file: BinaryIO, start: int, end: int) -> MpegLength:
     at = _first_frame(file, start, end)
     first = _parse(int.from_bytes(read_at(file, at, 4), "big"))
     assert first is not None
-    count = _count(file, at, end, first.kind)
+    count, starts = _count(file, at, end, first.kind)
     tag_at = at + 4 + first.side_info
     tag = read_at(file, tag_at, min(16, first.size - 4 - first.side_info))
     if tag[:4] not in (b"Xing", b"Info") or len(tag) < 16:
-        return MpegLength(count, first.samples, first.rate)
+        return MpegLength(count, first.samples, first.rate, starts)
     count -= 1
+    skipped = first.samples + _delay(file, tag_at, tag[7])
     if not tag[7] & 1:
-        return MpegLength(count, first.samples, first.rate)
+        return MpegLength(count, first.samples, first.rate, starts, skipped=first.samples)
     # A wrong number of bytes makes mpg123 print a warning.
     numbers = struct.pack(">II", count, end - at)[: 8 if tag[7] & 2 else 4]
     patches = ((tag_at + 8, numbers),) if numbers != tag[8 : 8 + len(numbers)] else ()
-    return MpegLength(count, first.samples, first.rate, struct.unpack(">I", tag[8:12])[0], patches)
+    declared = struct.unpack(">I", tag[8:12])[0]
+    return MpegLength(count, first.samples, first.rate, starts, declared, skipped, patches)
 
 
 def is_mpeg(file: BinaryIO, start: int, end: int) -> bool:
@@ -85,8 +95,44 @@ def is_mpeg(file: BinaryIO, start: int, end: int) -> bool:
     return _find(file, start, min(end, start + _HEADER_LIMIT), None, end) is not None
 
 
-def _count(file: BinaryIO, at: int, end: int, kind: int) -> int:
+def start_patches(file: BinaryIO, at: int) -> tuple[tuple[int, bytes], ...]:
+    """What makes a decoder that starts at a frame silent until it has what later frames take from those before them.
+
+    A frame may use up to 511 bytes (255 in MPEG 2) of the frames before it. Without them mpg123 prints an error. So the
+    first frames here claim to use all that there is, and to have no sound.
+
+    Args:
+        file: opened in binary mode.
+        at: offset of a frame.
+
+    Returns:
+        (offset, bytes to be there).
+    """
+    patches = []
+    before = 0
+    while (frame := _parse(int.from_bytes(read_at(file, at, 4), "big"))) is not None:
+        bits = 9 if frame.mpeg1 else 8
+        if before >= 1 << bits:
+            break
+        bare = frame.side_info - frame.checksum
+        side_info = min(before, (1 << bits) - 1) << 8 * bare - bits
+        patches.append((at + 4 + frame.checksum, side_info.to_bytes(bare, "big")))
+        before += frame.size - 4 - frame.side_info
+        at += frame.size
+    return tuple(patches)
+
+
+def _delay(file: BinaryIO, tag_at: int, flags: int) -> int:
+    """Samples of the encoder's delay and the decoder's, which mpg123 leaves out where a Xing header has LAME's part."""
+    lame_at = tag_at + 8 + 4 * (flags & 1) + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
+    delays = read_at(file, lame_at + 21, 2)
+    return (delays[0] << 4 | delays[1] >> 4) + _DECODER_DELAY
+
+
+def _count(file: BinaryIO, at: int, end: int, kind: int) -> tuple[int, tuple[int, ...]]:
+    """How many frames there are, and where every `INDEXED`th begins."""
     count = 0
+    starts: list[int] = []
     known: dict[bytes, int] = {}  # sizes by header: there are few different ones
     block_start, block = at, b""
     while at + 4 <= end:
@@ -104,7 +150,7 @@ def _count(file: BinaryIO, at: int, end: int, kind: int) -> int:
                 skipped = tag_size(file, at, end)
                 if skipped == 0:
                     _check_rest(file, at, end, kind)
-                    return count
+                    return count, tuple(starts)
                 at += skipped
                 continue
             size = known[head] = frame.size
@@ -112,11 +158,13 @@ def _count(file: BinaryIO, at: int, end: int, kind: int) -> int:
             raise DamagedSoundError(
                 f"the file is cut short: it ends within a frame, after {end - at} of {size} bytes; copy it again"
             )
+        if count % INDEXED == 0:
+            starts.append(at)
         at += size
         count += 1
     if 0 < end - at < 4 and read_at(file, at, 1) == b"\xff":
         raise DamagedSoundError("the file is cut short: it ends within the header of a frame; copy it again")
-    return count
+    return count, tuple(starts)
 
 
 def _check_rest(file: BinaryIO, at: int, end: int, kind: int) -> None:
@@ -166,5 +214,5 @@ def _parse(header: int) -> _Frame | None:
     size = (12 * bits // rate + padding) * 4 if layer == 1 else samples // 8 * bits // rate + padding
     mono = header >> 6 & 3 == 3
     side_info = (17 if mono else 32) if mpeg1 else (9 if mono else 17)
-    protected = 0 if header >> 16 & 1 else 2
-    return _Frame(size, samples, rate, side_info + protected, header & 0x001E_0C00)
+    checksum = 0 if header >> 16 & 1 else 2
+    return _Frame(size, samples, rate, side_info + checksum, checksum, mpeg1, header & 0x001E_0C00)

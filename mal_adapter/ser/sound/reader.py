@@ -1,15 +1,18 @@
 """An opened sound file: any part of it, in blocks of bounded size."""
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from mal_adapter.ser.sound.layout import Layout, cut_short, layout_of
+from mal_adapter.ser.sound.layout import UNKNOWN_END, Layout, cut_short, layout_of
+from mal_adapter.ser.sound.mpeg import start_patches
 from mal_adapter.ser.sound.source import DamagedSoundError, View, open_regular_file
 
 __all__ = ["TOLERANCE_S", "Sound", "UnknownFormatError", "open_sound"]
@@ -30,7 +33,7 @@ class UnknownFormatError(DamagedSoundError):
     """The file is of no format that is read here."""
 
 
-class _Decoder(soundfile.SoundFile):  # type: ignore[misc]
+class _Decoder(soundfile.SoundFile):
     def seekable(self) -> bool:
         """False, or soundfile would seek after each block, and read no more than the header declares."""
         return False
@@ -50,7 +53,7 @@ class Sound:
     def __init__(self, file: BinaryIO, layout: Layout) -> None:
         self._file = file
         self._layout = layout
-        self._decoder, self._view = self._open()
+        self._decoder, self._view = self._open(layout)
         self.sampling_rate: int = self._decoder.samplerate
         self.channels: int = self._decoder.channels
         self.frames: int = self._decoder.frames if layout.frames is None else layout.frames
@@ -73,7 +76,7 @@ class Sound:
         Raises:
             DamagedSoundError: they can not be decoded, or there are more than the file declares.
         """
-        position = self._seek(max(0, first - round(PREROLL_S.get(self.format, 0.0) * self.sampling_rate)))
+        position, at_entry = self._seek(max(0, first - round(PREROLL_S.get(self.format, 0.0) * self.sampling_rate)))
         while position < last:
             block = self._read(min(max(1, BLOCK // self.channels), last - position))
             if len(block) == 0:
@@ -85,7 +88,7 @@ class Sound:
             position += len(block)
             if skipped < len(block):
                 yield block[skipped:]
-        if last == self.frames and self._has_more():
+        if last == self.frames and not at_entry and self._has_more():
             raise DamagedSoundError(
                 f"the file holds more than the {self.duration_s:.2f} s that its header declares; convert it again"
             )
@@ -101,8 +104,7 @@ class Sound:
         except DamagedSoundError:
             return False
 
-    def _open(self) -> tuple[_Decoder, View]:
-        layout = self._layout
+    def _open(self, layout: Layout) -> tuple[_Decoder, View]:
         view = View(self._file, layout.start, layout.end, layout.patches)
         try:
             decoder = _Decoder(view)
@@ -132,15 +134,25 @@ class Sound:
                 "ffmpeg -ignore_length 1 -i in.wav out.wav"
             )
 
-    def _seek(self, frame: int) -> int:
-        """Goes to a frame; returns where the decoder is, which is the start where a format can't seek."""
-        if frame > 0:
+    def _seek(self, frame: int) -> tuple[int, bool]:
+        """Goes to a frame, or to one before it; returns where the decoder is, and whether it began at one of the
+        places, from which it also gives the padding at the end."""
+        entry = bisect_right(self._layout.places, frame, key=itemgetter(0)) - 1
+        if entry >= 0:
+            position, offset = self._layout.places[entry]
+            patches = start_patches(self._file, offset)
+            self._reopen(self._layout._replace(start=offset, end=UNKNOWN_END, patches=patches))
+            return position, True
+        if frame > 0 and not self._layout.places:
             try:
-                return int(self._decoder.seek(frame))
+                return int(self._decoder.seek(frame)), False
             except Exception:  # "Seek attempted on unseekable file type": GSM 6.10 and G.72x
-                self._decoder.close()
-                self._decoder, self._view = self._open()
-        return 0
+                self._reopen(self._layout)
+        return 0, False
+
+    def _reopen(self, layout: Layout) -> None:
+        self._decoder.close()
+        self._decoder, self._view = self._open(layout)
 
     def _read(self, frames: int) -> Block:
         block = np.empty((frames, self.channels), dtype=np.float32)
