@@ -89,7 +89,9 @@ def test_only_a_part_is_decoded(name, decoded, tmp_path):
     for start_s in (0.0, 20.0, 40.0, 10.0):
         decoded.clear()
         assert load(path, start_s, start_s + 3).size == 48_000
-        assert 48_000 <= sum(decoded) <= (3.1 if base in ("wav-ulaw", "wav-ima", "flac") else 4.1) * 16_000
+        # An MP3's places are 32 frames apart, and lossy decoders need a second before a part.
+        longest_s = {"mp3": 5.3, "vorbis": 4.1, "opus": 4.1}.get(base, 3.1)
+        assert 48_000 <= sum(decoded) <= longest_s * 16_000
 
 
 @pytest.mark.parametrize("name", ["wav", "wav-gsm", "flac", "mp3", "vorbis"])

@@ -14,7 +14,7 @@ from mal_adapter.ser.sound.tags import end_without_tags, start_without_tags
 __all__ = ["UNKNOWN_END", "Layout", "cut_short", "layout_of"]
 
 UNKNOWN_END = 1 << 50  # libsndfile then reads to the real end
-_KEPT = 256
+_KEPT = 32  # an MP3 of an hour takes half a megabyte
 _SETTLED_S = 2.0
 
 
