@@ -10,7 +10,6 @@ curl --data-binary @turn1.wav localhost:8000/sessions/call-42/utterances
 
 import argparse
 import asyncio
-import io
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -20,7 +19,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import anyio
-import soundfile
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
@@ -30,6 +28,7 @@ from starlette.requests import ClientDisconnect
 
 from mal_adapter import AttachedMemory, attach_memory, errors
 from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
+from mal_adapter.ser.audio import sound_info
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer, Failure
@@ -76,11 +75,13 @@ def make_app(recognizer: EmotionRecognizer, memory: AttachedMemory, limits: argp
             raise HTTPException(503, reason, {**AGAIN, "Connection": "close"}) from None
 
     def answer(session_id: str, body: bytes) -> dict[str, Any]:
-        check_size(body, limits.max_audio_s)
+        if not body:
+            raise no_sound_file(0)
         before = states.get(session_id)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "utterance")
             path.write_bytes(body)
+            check_size(path, limits.max_audio_s)
             (result,) = recognizer.answer([Utterance(session_id, "0", "?", path)])
         if isinstance(result, Failure):
             raise HTTPException(422, str(result.error).removeprefix(f"{path}: "))
@@ -198,15 +199,24 @@ async def read(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def check_size(body: bytes, max_audio_s: float) -> None:
-    """Before anything is decoded, since few bytes can unpack to hours, or to hundreds of channels."""
+def no_sound_file(size: int) -> HTTPException:
+    """The answer to a body in which there is no sound."""
+    advice = "send the file itself, WAV, FLAC, OGG or MP3, as curl --data-binary @turn.wav does"
+    return HTTPException(415, f"these {size} bytes are no sound file; {advice}")
+
+
+def check_size(path: Path, max_audio_s: float) -> None:
+    """Refuses what is too long, or no sound file, before anything is decoded: few bytes can unpack to hours, or to
+    hundreds of channels. `sound_info` counts what the file holds, whatever its header declares."""
     try:
-        info = soundfile.info(io.BytesIO(body))
-    except soundfile.LibsndfileError:
-        advice = "send the file itself, WAV, FLAC, OGG or MP3, as curl --data-binary @turn.wav does"
-        raise HTTPException(415, f"these {len(body)} bytes are no sound file; {advice}") from None
-    if info.duration > max_audio_s or info.frames * info.channels > max_audio_s * 2 * 48_000:
-        raise HTTPException(422, f"{info.duration:.2f} s of audio; up to {max_audio_s:g} s in stereo are heard")
+        info = sound_info(path)
+    except errors.AudioFormatError:
+        raise no_sound_file(path.stat().st_size) from None
+    except errors.AudioError as error:
+        raise HTTPException(422, str(error).removeprefix(f"{path}: ")) from None
+    samples = info.duration_s * info.sampling_rate * info.channels
+    if info.duration_s > max_audio_s or samples > max_audio_s * 2 * 48_000:
+        raise HTTPException(422, f"{info.duration_s:.2f} s of audio; up to {max_audio_s:g} s in stereo are processed")
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ __all__ = [
     "AdapterFormatError",
     "AdapterNotFoundError",
     "AudioError",
+    "AudioFormatError",
     "AudioMaskError",
     "AudioOutsideSessionWarning",
     "AudioTooLongError",
@@ -113,7 +114,11 @@ class CorpusError(MalAdapterError, ValueError):
 
 
 class AudioError(MalAdapterError, ValueError):
-    """An audio file is missing, unreadable, empty or silent."""
+    """An audio file is missing, unreadable, damaged, empty or silent, or its channels cancel."""
+
+
+class AudioFormatError(AudioError):
+    """A file has no format that is read as audio."""
 
 
 class AudioTooLongError(AudioError):
