@@ -2,7 +2,7 @@
 
 import os
 from typing import Protocol
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 __all__ = ["renew_after_fork"]
 
@@ -11,16 +11,16 @@ class _Owner(Protocol):
     def _renew_locks(self) -> None: ...
 
 
-_OWNERS: "WeakSet[_Owner]" = WeakSet()
+_OWNERS: "WeakValueDictionary[int, _Owner]" = WeakValueDictionary()  # by identity: mappings have no hash
 
 
 def renew_after_fork(owner: _Owner) -> None:
     """Have `owner._renew_locks()` called in every process that is forked from this one."""
-    _OWNERS.add(owner)
+    _OWNERS[id(owner)] = owner
 
 
 def _renew() -> None:
-    for owner in tuple(_OWNERS):
+    for owner in tuple(_OWNERS.values()):
         owner._renew_locks()
 
 
