@@ -79,7 +79,7 @@ def check_store(store: SessionStore | str | os.PathLike[str] | None) -> SessionS
         return open_store(store)
     if isinstance(store, type):
         raise ConfigError(f"store is the class {store.__name__} itself; give an instance, {store.__name__}(…)")
-    name = f"{type(store).__module__.partition('.')[0]}.{type(store).__name__}"
+    name = f"{type(store).__module__.partition('.')[0]}.{type(store).__name__}".removeprefix("builtins.")
     needed = ("get", "put", "drop", "__iter__")
     if missing := [method for method in needed if not callable(getattr(store, method, None))]:
         raise ConfigError(

@@ -43,10 +43,10 @@ def open_store(where: str | os.PathLike[str], ttl_s: float | None = None) -> Ses
     place = os.fsdecode(where).strip() if isinstance(given, str | bytes) else os.fsdecode(where)
     if not place:
         raise ConfigError("the place of the store is empty; give a folder, '.' for this one, or a URL of Redis")
-    scheme, separator, rest = place.partition("://")
+    scheme, separator, _ = place.partition("://")
     if separator:
-        if scheme.lower() in _REDIS_SCHEMES:
-            return RedisStore(f"{scheme.lower()}://{rest}", ttl_s=ttl_s)
+        if scheme in _REDIS_SCHEMES:
+            return RedisStore(place, ttl_s=ttl_s)
         clients = "for a cluster or Sentinels give RedisStore(client); " if "redis" in scheme.lower() else ""
         raise ConfigError(f"no store for {scheme}:// URLs; {clients}give redis://, rediss://, unix:// or a folder")
     scheme, separator, _ = place.partition(":")
