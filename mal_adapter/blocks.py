@@ -38,12 +38,19 @@ def current_block(memory: object) -> Block | None:
 
     A session's block that was left is still returned, with `left` set, in two places where code may expect the session
     and must not run without it unnoticed: in contexts that were copied inside of the block, such as a task's; and after
-    a block in which no forward ran, since what was made there may run now, such as a generator.
+    a block in which no forward ran, since what was made there may run now, such as a generator. A forward that runs
+    while its block is left in another context keeps it until it ends.
     """
     block = BLOCKS.get().get(memory)
-    while block is not None and block.left and (block.session is None or block.left_elsewhere):
+    while block is not None and block.left and _is_over(block):
         block = block.outer
     return block
+
+
+def _is_over(block: Block) -> bool:
+    """Whether nothing in this context can belong to a block that was left. A forward that still runs can."""
+    session = block.session
+    return session is None or (block.left_elsewhere and session.call is None)
 
 
 @contextmanager
@@ -73,5 +80,6 @@ def entered(memory: object, session: Session | None) -> Iterator[None]:
             while innermost is not None and innermost.left:
                 innermost = innermost.outer
             if innermost is None and finished and session is not None and not session.used:
+                block.outer = None  # also left; a chain of unused blocks would keep all their sessions
                 innermost = block
             BLOCKS.set(blocks if innermost is None else {**blocks, memory: innermost})

@@ -5,6 +5,7 @@ where the audio positions are seen; `layer` on the hooked decoder layer, where t
 prepared; `end` on the model, which commits the write. Outside a session each returns at once.
 """
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -65,6 +66,7 @@ class MemoryHooks:
         self._unrecorded = False
         self._open: set[Session] = set()  # in any thread or task
         self._warned: set[type[Warning]] = set()
+        self._moving = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"adapter": self.adapter, "host": self.host}
@@ -124,9 +126,11 @@ class MemoryHooks:
         """What is put around the layer after attach_memory, such as torch's checkpoint_wrapper, is inside the hooks as
         if it had been there before."""
         if self.layers[self._layer_idx] is not self._layer:
-            step_inside(self._layer, self)
-            self._handles.pop().remove()
-            self._hook_layer()
+            with self._moving:
+                if self.layers[self._layer_idx] is not self._layer:  # no other thread has moved them meanwhile
+                    step_inside(self._layer, self)
+                    self._handles.pop().remove()
+                    self._hook_layer()
         for module in (self._layer, self._parent):
             step_outside(module, self._layer, self)
 
@@ -195,7 +199,8 @@ class MemoryHooks:
 
     def around(self, layer: nn.Module, run: Callable[[], Any]) -> Any:
         """What `run` returns, with the memory of `layer` read and written after it instead of inside."""
-        call = None if self.session is None else self.session.call
+        session = self.session  # once: the block may be left in another thread meanwhile
+        call = None if session is None else session.call
         if call is None:
             return run()
         call.postponed = True

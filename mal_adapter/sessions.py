@@ -121,7 +121,7 @@ class Session:
         self._task: object = None  # that fed it
         self._shared = False
         self._rereading: set[int] = set()  # the threads that do
-        self._lock = threading.Lock()  # of what several threads change: writer, state and prompts
+        self._lock = threading.Lock()  # of what several threads change: ids, writer, state and prompts
 
     @property
     def call(self) -> Call | None:
@@ -144,7 +144,8 @@ class Session:
         if not ids or len(set(ids)) < len(ids) or not set(ids) <= set(self.ids):
             raise SessionError(f"a session of {list(self.ids)} can't go on with {list(ids)}; give some of its own ids")
         rows = torch.tensor([self.ids.index(i) for i in ids])
-        self.ids, self.state, self._prompts = tuple(ids), self.state.rows(rows), []
+        with self._lock:
+            self.ids, self.state, self._prompts = tuple(ids), self.state.rows(rows), []
 
     @contextmanager
     def rereading(self) -> Iterator[None]:
@@ -238,7 +239,7 @@ class Session:
                         "since each utterance reads what the one before it wrote: wait for the first before you start "
                         "the second, or give each dialogue a block of its own"
                     )
-                if call.continues is not None and call.continues is not self._prompts[-1]:
+                if call.continues is not None and self._prompts[-1:] != [call.continues]:
                     raise SessionError(_INTERLEAVED.format(list(self.ids)))
                 self._writer = call
             call.state = self.state if call.continues is None else call.continues.before
@@ -272,7 +273,9 @@ class Session:
             self._remember(call, call.prompt)
         if call.pending is None:
             return False
-        skipped = bool((call.pending.skipped_writes > self.state.skipped_writes).any())
+        # The layer of an offloaded host may run on another device than the one that the state was loaded on.
+        before = self.state.skipped_writes.to(call.pending.skipped_writes.device)
+        skipped = bool((call.pending.skipped_writes > before).any())
         reached = call.pending.map(_not_inference)
         detached = reached.detach()
         self.state = reached if keep_graph else detached

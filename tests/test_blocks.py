@@ -741,3 +741,31 @@ def test_a_pool_of_callers_shares_one_block_and_every_utterance_counts(served: S
             )
         )
     assert served.utterances("call") == 24
+
+
+def test_unused_blocks_do_not_keep_earlier_sessions(served: Served):
+    sessions = []
+    for number in range(3):
+        with served.memory.session(f"call-{number}") as session:
+            sessions.append(weakref.ref(session))
+        del session
+    gc.collect()
+    assert [reference() is None for reference in sessions] == [True, True, False]
+
+
+def test_a_block_left_in_another_thread_while_its_forward_runs_is_an_error(served: Served):
+    block = served.memory.session("call")
+    block.__enter__()
+
+    def leave(*_: object) -> None:
+        thread = threading.Thread(target=block.__exit__, args=(None, None, None))
+        thread.start()
+        thread.join()
+
+    handle = served.memory.decoder_layers[0].register_forward_pre_hook(leave)
+    try:
+        with pytest.raises(SessionError, match="was left"):
+            served.forward(0)
+    finally:
+        handle.remove()
+    assert "call" not in served.memory.states

@@ -77,6 +77,28 @@ def by_itself_never(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def rounds(states: SessionStates, monkeypatch: pytest.MonkeyPatch) -> "Rounds":
+    """Attempts are made by the test, at times of a clock that the test sets; there is no thread."""
+    monkeypatch.setattr(unsaved, "_work_off", lambda *_: None)
+    return Rounds(states)
+
+
+class Rounds:
+    """What the backlog's thread does, at a simulated time."""
+
+    def __init__(self, states: SessionStates) -> None:
+        self.states, self.now_s = states, 0.0
+        states.backlog._clock = lambda: self.now_s
+
+    def run(self, seconds: float) -> None:
+        """Make all attempts that are due within the next `seconds`."""
+        end_s = self.now_s + seconds
+        while (wait_s := self.states.backlog._round(self.states)) is not None and self.now_s + wait_s <= end_s:
+            self.now_s += wait_s
+        self.now_s = end_s
+
+
+@pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unsaved, "FIRST_S", 0.02)
     monkeypatch.setattr(unsaved, "LONGEST_S", 0.1)
@@ -132,34 +154,33 @@ def test_without_any_traffic_it_is_saved_when_the_store_is_back_for_reading_and_
     assert store.get("call").state.equals(state_of(4))
 
 
-@pytest.mark.usefixtures("soon")
-def test_while_a_store_is_away_few_of_many_sessions_are_tried(store: Faulty, states: SessionStates):
+def test_while_a_store_is_away_few_of_many_sessions_are_tried(store: Faulty, states: SessionStates, rounds: Rounds):
     store.away = True
     for n in range(200):
         speak(states, str(n))
     store.attempts.clear()
-    time.sleep(0.5)
-    # At most three in a row, twice per tenth of a second at the utmost, or 4 000 without a bound.
-    assert 0 < store.attempts.total() <= 60
+    rounds.run(3600)
+    # Three in a row, after 0.5, 1, 2, ... 30 s or up to a half less: at most one round in 15 s, and six before that.
+    assert 3 * 3600 / 30 <= store.attempts.total() <= 3 * (3600 / 15 + 6)
 
 
-@pytest.mark.usefixtures("soon")
-def test_a_session_that_always_fails_holds_up_no_other_and_is_tried_ever_more_rarely(
-    store: Faulty, states: SessionStates, monkeypatch: pytest.MonkeyPatch
+def test_a_session_that_always_fails_delays_no_other_and_is_tried_less_and_less_often(
+    store: Faulty, states: SessionStates, rounds: Rounds
 ):
-    monkeypatch.setattr(unsaved, "LONGEST_S", 30.0)
     store.broken = {f"broken-{n}" for n in range(5)}
     store.away = True
     for session_id in (*sorted(store.broken), *map(str, range(20))):
         speak(states, session_id)
     store.away = False
     speak(states, "other")
-    wait_until(lambda: set(states.unsaved) == store.broken)
+    rounds.run(60)
+    assert set(states.unsaved) == store.broken
     store.attempts.clear()
-    for n in range(100):
+    for n in range(3600):
         speak(states, f"traffic {n}")
-        time.sleep(0.005)
-    assert sum(store.attempts[session_id] for session_id in store.broken) <= 50
+        rounds.run(1)
+    attempts = [store.attempts[session_id] for session_id in store.broken]
+    assert 3600 / 31 <= min(attempts) <= max(attempts) <= 3600 / 15 + 6
     store.broken.clear()
     states.flush()
     assert nothing_unsaved(states)
