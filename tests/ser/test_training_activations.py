@@ -105,3 +105,14 @@ def test_what_does_not_go_with_the_cache_is_refused():
     for field in ({"lora_rank": 2}, {"gradient_checkpointing": True}):
         with pytest.raises(ConfigError, match="goes with neither"):
             TrainingConfig(cache_activations=True, **field)
+
+
+def test_a_file_of_another_letter_case_is_cached_as_it_is_opened(train, tmp_path):
+    recognizer = make_recognizer(random=True)
+    host = CachedHost(recognizer, recognizer.memory, tmp_path / "cache")
+    first = train[0].utterances[0]
+    (tmp_path / "turn.WAV").write_bytes(first.audio.read_bytes())
+    other = dataclasses.replace(first, audio=tmp_path / "Turn.wav")
+    assert host.keep(other) is None
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert host.prepare([other]).inputs["input_ids"].shape[0] == 1
