@@ -13,8 +13,8 @@ from mal_adapter.errors import ConfigError, HostError
 from mal_adapter.ser.activations import CachedHost
 from mal_adapter.ser.backward import DialogueLoss
 from mal_adapter.ser.trainable import Trainable
-from mal_adapter.ser.training import TrainingConfig
-from tests.ser.training_world import make_dialogues, make_recognizer, run
+from mal_adapter.ser.training import TrainingConfig, train_memory
+from tests.ser.training_world import FAST, make_dialogues, make_recognizer, run
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,45 @@ def test_a_run_from_the_cache_learns_what_a_run_without_learns(train, tmp_path):
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "cached"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=2e-3, atol=5e-4)
+
+
+def test_a_batch_keeps_what_utterances_one_at_a_time_keep(train, tmp_path):
+    """Utterances of different length are padded in a batch; what is kept has no padding."""
+    recognizer = make_recognizer()
+    whole = train[0].utterances[0]
+    utterances = [whole, dataclasses.replace(whole, utterance_id="short", start_s=0.2, end_s=0.9), *train[1].utterances]
+    missing = dataclasses.replace(whole, utterance_id="missing", audio=tmp_path / "missing.wav")
+    together, alone = (CachedHost(recognizer, recognizer.memory, tmp_path / name) for name in ("together", "alone"))
+    (failure,) = together.keep([missing, *utterances])
+    assert failure.utterance == missing
+    assert [alone.keep([utterance]) for utterance in utterances] == [[]] * 4
+    lengths = set()
+    for path in sorted((tmp_path / "alone").iterdir()):
+        expected, found = load_file(path), load_file(tmp_path / "together" / path.name)
+        lengths.add(len(expected["input_ids"]))
+        assert torch.equal(found["input_ids"], expected["input_ids"])
+        assert torch.equal(found["audio_mask"], expected["audio_mask"])
+        torch.testing.assert_close(found["hidden"], expected["hidden"], rtol=1e-4, atol=1e-4)
+    assert len(lengths) == 2
+    assert len(list((tmp_path / "together").iterdir())) == 4
+    assert not list(recognizer.memory.states)
+
+
+def test_runs_share_a_folder_of_activations(train, tmp_path):
+    folder = tmp_path / "shared"
+    for name, width in (("one", 16), ("two", 8)):
+        recognizer = make_recognizer(width=width)
+        config = dataclasses.replace(FAST, epochs=1, cache_activations=True)
+        train_memory(recognizer, train, output=tmp_path / name, config=config, activations=folder)
+        kept = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+        assert len(kept) == 19
+        if name == "one":
+            before = kept
+    assert kept == before
+    assert not (tmp_path / "two" / "activations").exists()
+    with pytest.raises(ConfigError, match="cache_activations=True"):
+        train_memory(recognizer, train, output=tmp_path / "three", config=FAST, activations=folder)
+    assert not (tmp_path / "three").exists()
 
 
 def test_another_host_than_was_cached_is_noticed(train, tmp_path):
