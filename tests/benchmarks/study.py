@@ -191,7 +191,7 @@ def by_turn(evaluation: Evaluation) -> dict[str, list[float]]:
         for answer in evaluation.answers:
             probabilities = answer["arms"][arm]
             right[answer["turn"] - 1].append(max(probabilities, key=probabilities.__getitem__) == answer["truth"])
-        found[arm] = [sum(hits) / len(hits) for hits in right]
+        found[arm] = [round(sum(hits) / len(hits), 4) for hits in right]
     return found
 
 
