@@ -28,6 +28,7 @@ from mal_adapter.errors import MalAdapterError
 from mal_adapter.ser.colors import emotion_colors, ink_on
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.loading import load_host
+from mal_adapter.ser.names import natural
 from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
 
 KEPT_S, UPLOADS_KEPT_S = 12 * 3600, 3600  # a dialogue that is left alone; Gradio's KEPT_S of a closed tab is an hour
@@ -116,11 +117,6 @@ class Conversation:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def in_order(name: str) -> list[tuple[int, str]]:
-    """A key by which turn2.wav comes before turn10.wav."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
-
-
 def build(recognizer: EmotionRecognizer, folder: Path, host: str) -> gr.Blocks:
     """The page. What lies in `folder` can be downloaded by whoever knows its path."""
     colors = emotion_colors(recognizer.labels)
@@ -170,7 +166,7 @@ def build(recognizer: EmotionRecognizer, folder: Path, host: str) -> gr.Blocks:
             conversation = begin(None) if conversation is None else conversation
             yield {mine: conversation, files: None, spoken: None}
             problems: list[str] = []
-            for path in sorted(paths, key=lambda path: in_order(path.name)):
+            for path in sorted(paths, key=lambda path: natural(path.name)):
                 problem = conversation.hear(path, "recording" if recorded else path.name)
                 problems += [] if problem is None else [problem]
                 if conversation.closed:  # another dialogue has begun meanwhile

@@ -17,7 +17,7 @@ import torch
 from mal_adapter import MemoryConfig, attach_memory
 from mal_adapter.ser.dialogue import Dialogue, read_manifest
 from mal_adapter.ser.evaluation import Evaluation, evaluate
-from mal_adapter.ser.labels import LabelSet
+from mal_adapter.ser.labels import LabelSet, emotions_that_occur
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
 from mal_adapter.ser.report import write_report
@@ -33,7 +33,7 @@ parser.add_argument("--epochs", type=int, default=4)
 options = parser.parse_args()
 
 train, dev, test = (read_manifest(path) for path in options.manifests)
-labels = LabelSet(tuple(sorted({u.emotion for d in train for u in d.utterances if u.emotion is not None})))
+labels = LabelSet(emotions_that_occur(u.emotion for d in train for u in d.utterances))
 
 
 def one_by_one(dialogues: Sequence[Dialogue]) -> list[Dialogue]:

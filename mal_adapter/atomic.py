@@ -7,7 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
-__all__ = ["TEMPORARY_PREFIX", "remove_leftovers", "write_atomically"]
+__all__ = ["TEMPORARY_PREFIX", "folder_problem", "remove_leftovers", "write_atomically"]
 
 # What a killed process leaves behind is known by it; the file's own name has no part, for it may be as long as the
 # file system allows.
@@ -34,6 +34,33 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.unlink(temporary)
         raise
     _sync_folder(path.parent)
+
+
+def folder_problem(folder: Path) -> str | None:
+    """Why a folder can not be written to, or made where it does not exist; None if it can. Nothing is made.
+
+    Example:
+        >>> path = Path(tempfile.mkdtemp()) / "notes.txt"
+        >>> _ = path.write_text("a file")
+        >>> folder_problem(path)
+        '...notes.txt is a file and no folder; give another one'
+        >>> folder_problem(path.parent / "new" / "folder") is None
+        True
+    """
+    for place in (folder, *folder.absolute().parents):
+        try:
+            if not place.exists():
+                if place.is_symlink():
+                    return f"{place} is a link to nowhere; give another folder"
+                continue
+            if not place.is_dir():
+                return f"{place} is a file and no folder; give another one"
+        except (OSError, ValueError) as error:  # a part of the path is a file, or the name is too long
+            return f"{place} can not be a folder: {getattr(error, 'strerror', None) or error}; give another one"
+        if not os.access(place, os.W_OK | os.X_OK):
+            return f"{place} can not be written to; give another folder, or change its permissions"
+        return None
+    return f"{folder} is on no disk that exists; give another folder"
 
 
 def remove_leftovers(folder: Path, prefix: str = TEMPORARY_PREFIX) -> None:

@@ -202,10 +202,15 @@ class AttachedMemory:
             self._hooks.remove()
         self._root = None
 
+    @property
+    def attached(self) -> bool:
+        """False once `detach` was called."""
+        return self._root is not None
+
     def status(self) -> dict[str, Any]:
         """What a person would ask first: where the memory sits, and what it holds."""
         return {
-            "attached": self._root is not None,
+            "attached": self.attached,
             "layer": f"{self.host.layers}.{self.layer_idx}",
             "audio_token_id": self.host.audio_token_id,
             "training": self.adapter.training,

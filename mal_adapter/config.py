@@ -6,7 +6,7 @@ from typing import Any
 
 from mal_adapter.errors import ConfigError
 
-__all__ = ["UPDATES", "MemoryConfig"]
+__all__ = ["UPDATES", "MemoryConfig", "check_integer"]
 
 UPDATES = ("titans", "running_mean", "gru")
 
@@ -123,3 +123,17 @@ class MemoryConfig:
         if "hidden_size" not in fields:
             raise ConfigError("the memory config has no hidden_size, the width of the host's decoder layers")
         return cls(**fields)
+
+
+def check_integer(name: str, value: object, least: int, *, optional: bool = False) -> None:
+    """Raise `ConfigError` unless `value` is an integer of at least `least`, or None where that is allowed.
+
+    Example:
+        >>> check_integer("batch_size", "8", 1)
+        Traceback (most recent call last):
+        mal_adapter.errors.ConfigError: batch_size='8' is not an integer of at least 1
+    """
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+        raise ConfigError(f"{name}={value!r} is not an integer of at least {least}{', or None' if optional else ''}")

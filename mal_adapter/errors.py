@@ -4,6 +4,7 @@ Each error is also the builtin that a caller who does not know this library woul
 `ValueError`, a wrong moment a `RuntimeError`. A message says what was given, what was expected and what to do next.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 __all__ = [
@@ -34,7 +35,9 @@ __all__ = [
     "StateMismatchError",
     "StoreError",
     "TrainingError",
+    "UninformativeDataWarning",
     "UnsavedSessionWarning",
+    "raise_problems",
 ]
 
 
@@ -154,3 +157,28 @@ class IgnoredHookWarning(MalAdapterWarning):
 
 class IncompleteCorpusWarning(MalAdapterWarning):
     """A corpus was read, but is not what was published: clips are missing, or the counts differ."""
+
+
+class UninformativeDataWarning(MalAdapterWarning):
+    """Dialogues can not show what a memory does: no labelled utterance has another one before it."""
+
+
+def raise_problems(problems: Sequence[MalAdapterError]) -> None:
+    """Raise what checks have found, all at once: one run tells everything that has to be changed.
+
+    Args:
+        problems: In the order of the message; none is no error.
+
+    Raises:
+        MalAdapterError: The only problem; or an error of the first one's type with all messages.
+
+    Example:
+        >>> raise_problems([ConfigError("batch_size is 0"), LabelError("there is no label")])
+        Traceback (most recent call last):
+        mal_adapter.errors.ConfigError: 2 problems: (1) batch_size is 0; (2) there is no label
+    """
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        listed = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, start=1))
+        raise type(problems[0])(f"{len(problems)} problems: {listed}")

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-__all__ = ["TensorHeader", "load_tensors", "open_regular", "parse_json", "read_header", "save_tensors"]
+__all__ = ["TensorHeader", "in_unicode", "load_tensors", "open_regular", "parse_json", "read_header", "save_tensors"]
 
 HEADER_LIMIT = 2**20  # bytes; an adapter's header has fewer than twenty entries
 
@@ -49,6 +49,16 @@ def open_regular(path: Path) -> tuple[BinaryIO, int]:
         if file is None:
             os.close(handle)
     return file, status.st_size
+
+
+def in_unicode(name: str) -> str:
+    """The name of a file or folder as text for JSON. What is not UTF-8 in it, lone surrogates in Python, becomes �.
+
+    Example:
+        >>> in_unicode("m\\udcfasica"), in_unicode("\\udcc3\\udca9")
+        ('m�sica', 'é')
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def parse_json(data: bytes) -> Any:

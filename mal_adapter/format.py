@@ -19,17 +19,18 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mal_adapter.atomic import remove_leftovers, write_atomically
+from mal_adapter.atomic import folder_problem, remove_leftovers, write_atomically
 from mal_adapter.card import AdapterCard, model_card
 from mal_adapter.config import MemoryConfig
 from mal_adapter.errors import AdapterFormatError, ConfigError
-from mal_adapter.files import load_tensors, open_regular, parse_json, read_header, save_tensors
+from mal_adapter.files import in_unicode, load_tensors, open_regular, parse_json, read_header, save_tensors
 
 __all__ = [
     "CARD_NAME",
     "CONFIG_NAME",
     "WEIGHTS_NAME",
     "AdapterConfig",
+    "check_folder",
     "check_ours",
     "copy_into",
     "encode",
@@ -70,6 +71,8 @@ def encode(
 ) -> dict[str, bytes]:
     """The files of an adapter, by name; `repo_id` and `existing_card` as in `model_card`."""
     card.check()
+    if (name := card.base_model_name_or_path) is not None:  # of a folder, which need not be UTF-8; JSON has to be
+        card = dataclasses.replace(card, base_model_name_or_path=in_unicode(name))
     weights = save_tensors(tensors, {"format": "pt"})
     content = {
         "library_name": "mal_adapter",
@@ -99,6 +102,20 @@ def write_folder(
     names = _check_folder(folder)
     existing_card = _read_text(folder / CARD_NAME) if CARD_NAME in names else b""
     _put_in_place(folder, encode(config, card, tensors, existing_card=existing_card.decode(errors="replace")))
+
+
+def check_folder(folder: str | os.PathLike[str], config: MemoryConfig, card: AdapterCard) -> None:
+    """Raise what `write_folder` would raise, before the work that makes the adapter; nothing is written.
+
+    Raises:
+        AdapterFormatError: As `write_folder`, or the folder can't be written to.
+    """
+    folder = Path(folder)
+    if problem := folder_problem(folder):
+        raise AdapterFormatError(problem)
+    names = _check_folder(folder)
+    existing_card = _read_text(folder / CARD_NAME) if CARD_NAME in names else b""
+    encode(config, card, {}, existing_card=existing_card.decode(errors="replace"))
 
 
 def copy_into(folder: str | os.PathLike[str], files: Mapping[str, Path]) -> None:

@@ -6,15 +6,15 @@ prepared; `end` on the model, which commits the write. Outside a session each re
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mal_adapter.adapter import MemoryAdapter
+from mal_adapter.blocks import BLOCKS, current_block, entered
 from mal_adapter.checkpointing import step_inside, step_outside
 from mal_adapter.errors import (
     AudioMaskError,
@@ -28,12 +28,6 @@ from mal_adapter.rows import audio_rows, copies_per_prompt, users_mask
 from mal_adapter.sessions import Call, Session
 
 __all__ = ["MemoryHooks", "drop_copied_hooks", "has_memory"]
-
-# One variable for all memories: a ContextVar per memory would never be freed. A memory's entry is its open session,
-# or None while it is disabled. The mapping is replaced, never changed, so that a task's copy of the context keeps
-# what it saw.
-_ACTIVE: ContextVar[Mapping[object, Session | None]] = ContextVar("mal_adapter_sessions", default={})  # noqa: B039
-
 
 _CHECKPOINTED = (
     "the hooked layer is inside a checkpointed region that runs it again in backward, when its memory is another one. "
@@ -65,10 +59,11 @@ class MemoryHooks:
     def __init__(self, adapter: MemoryAdapter, host: HostSpec) -> None:
         self.adapter = adapter
         self.host = host
-        self.token = object()
+        self.key = object()  # of this memory's blocks
         self.copied = False
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._unrecorded = False
+        self._open: set[Session] = set()  # in any thread or task
         self._warned: set[type[Warning]] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -80,17 +75,24 @@ class MemoryHooks:
 
     @property
     def session(self) -> Session | None:
-        """The session that is open in this thread or task."""
-        return _ACTIVE.get().get(self.token)
+        """The session whose block this thread or task is in."""
+        block = current_block(self.key)
+        return None if block is None or block.left else block.session
 
     @contextmanager
     def active(self, session: Session | None) -> Iterator[None]:
-        """Within this block the hooks serve `session`; None keeps them still and silent."""
-        token = _ACTIVE.set({**_ACTIVE.get(), self.token: session})
+        """Within this block the hooks serve `session`; None disables them."""
+        if session is None:
+            with entered(self.key, None):
+                yield
+            return
+        self._open.add(session)
         try:
-            yield
+            with entered(self.key, session):
+                yield
         finally:
-            _ACTIVE.reset(token)
+            self._open.discard(session)
+            session.close()
 
     def register(self, root: nn.Module, layer_idx: int) -> None:
         path = self.host.layers or ""
@@ -130,32 +132,42 @@ class MemoryHooks:
 
     @_hook
     def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        session = _ACTIVE.get().get(self.token)
-        if session is not None:
-            self._begin(session, module)
+        if self.key in BLOCKS.get():
+            self._begin(module)
 
     @_untraced
-    def _begin(self, session: Session, module: nn.Module) -> None:
-        session.begin(module)
-        self._stay_outermost()
+    def _begin(self, module: nn.Module) -> None:
+        if (session := self.session) is not None:
+            session.begin(module)
+            self._stay_outermost()
 
     @_hook
     def prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        active = _ACTIVE.get()
-        session = active.get(self.token)
-        if session is not None:
-            self._prompt(session, module, args, kwargs)
-        elif AudioOutsideSessionWarning not in self._warned and self.token not in active:
-            self._warn_outside(module, args, kwargs)
+        if self.key in BLOCKS.get():
+            self._prompt(module, args, kwargs)
+        elif self._open or AudioOutsideSessionWarning not in self._warned:
+            self._prompt_outside(module, args, kwargs)
 
     @_untraced
-    def _prompt(self, session: Session, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if session.call is None:
+    def _prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        block = current_block(self.key)
+        if block is None:  # one that was left in another context is still in this one
+            self._prompt_outside(module, args, kwargs)
             return
-        call = bind_call(module, args, kwargs)
-        ids, features = call.get("input_ids"), find_features(self.host, call)
+        session = block.session
+        if session is None:
+            return
+        arguments = bind_call(module, args, kwargs)
+        if session.call is None:
+            if block.left and self._carries_audio(module, arguments, [session]):
+                raise SessionError(
+                    f"the block of session {list(session.ids)} was left before this forward began; wait for it inside "
+                    "the block, open a block around it, or run it under memory.disabled()"
+                )
+            return
+        ids, features = arguments.get("input_ids"), find_features(self.host, arguments)
         if session.audio_mask is None:
-            mask = find_audio_mask(self.host, module, call)
+            mask = find_audio_mask(self.host, module, arguments)
             # Some hosts hand the features to decode steps too, and a generated token may be any id but the placeholder.
             if mask is None or not mask.any():
                 return
@@ -163,8 +175,23 @@ class MemoryHooks:
         else:
             detects = self.host.audio_token_id is not None or self.host.audio_mask is not None
             session.call.text_only = features is None and ids is not None and detects
-        tokens = call.get("inputs_embeds") if ids is None else ids
-        session.feed(tokens, features, mode=self.host.mode, cached=self.host.mode == "all" and is_cached(call))
+        tokens = arguments.get("inputs_embeds") if ids is None else ids
+        cached = self.host.mode == "all" and is_cached(arguments)
+        cache = arguments.get("past_key_values")
+        session.feed(tokens, features, mode=self.host.mode, cache=cache, cached=cached)
+
+    def _carries_audio(self, module: nn.Module, arguments: dict[str, Any], sessions: Iterable[Session]) -> bool:
+        """Whether a forward outside of these sessions' blocks has audio that one of them may have been opened for."""
+        if _runs_backward():  # a checkpointed region, run again
+            return False
+        if find_features(self.host, arguments) is not None:
+            mask = find_audio_mask(self.host, module, arguments)
+            return mask is not None and bool(mask.any())
+        if self.host.audio_token_id is not None or self.host.audio_mask is not None:
+            return False
+        # Nothing but a session's own mask tells where audio is: any prompt may have some, a decode step has none.
+        tokens = arguments.get("inputs_embeds") if arguments.get("input_ids") is None else arguments["input_ids"]
+        return tokens is not None and tokens.shape[1] > 1 and any(s.audio_mask is not None for s in sessions)
 
     def around(self, layer: nn.Module, run: Callable[[], Any]) -> Any:
         """What `run` returns, with the memory of `layer` read and written after it instead of inside."""
@@ -181,19 +208,20 @@ class MemoryHooks:
 
     @_hook
     def layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        session = _ACTIVE.get().get(self.token)
-        if session is not None or self._unrecorded:
-            return self._heard_layer(session, output)
+        if self.key in BLOCKS.get() or self._unrecorded:
+            return self._heard_layer(output)
         return None
 
     @_untraced
-    def _heard_layer(self, session: Session | None, output: Any) -> Any:
+    def _heard_layer(self, output: Any) -> Any:
+        block = current_block(self.key)
+        session = None if block is None else block.session
         call = None if session is None else session.call
-        if torch._C._current_graph_task_id() != -1:  # run again by a backward
+        if _runs_backward():
             if self._unrecorded:
                 raise HostError(_CHECKPOINTED)
             return None
-        if session is None or (call is not None and call.postponed):
+        if session is None or (call is None and session.closed) or (call is not None and call.postponed):
             return None
         if call is None or (session.audio_mask is None and self._prompt_module not in call.entered):
             raise AudioMaskError(
@@ -220,6 +248,7 @@ class MemoryHooks:
             )
         if self.adapter.norm.weight.device != hidden.device:
             self.adapter.to(hidden.device)
+        session.claim(call)
         heard = self._hear(session, call, *audio_rows(hidden, mask))
         # Only audio positions are touched; everything else keeps its bits.
         changed = hidden.masked_scatter(mask[..., None], heard)
@@ -254,12 +283,15 @@ class MemoryHooks:
 
     @_hook
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        session = _ACTIVE.get().get(self.token)
-        if session is not None:
-            self._end(session, module, output)
+        if self.key in BLOCKS.get():
+            self._end(module, output)
 
     @_untraced
-    def _end(self, session: Session, module: nn.Module, output: Any) -> None:
+    def _end(self, module: nn.Module, output: Any) -> None:
+        block = current_block(self.key)
+        if block is None or block.session is None:
+            return
+        session = block.session
         # always_call: after an exception this runs with output None, so that the failed call commits nothing
         skipped = session.end(module, succeeded=output is not None, keep_graph=self.adapter.training)
         if skipped and SkippedWriteWarning not in self._warned:
@@ -271,15 +303,35 @@ class MemoryHooks:
                 stacklevel=2,
             )
 
-    def _warn_outside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if find_features(self.host, bind_call(module, args, kwargs)) is not None:
+    @_untraced
+    def _prompt_outside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments, sessions = bind_call(module, args, kwargs), list(self._open)
+        if sessions and self._carries_audio(module, arguments, sessions):
+            raise SessionError(
+                f"audio passed outside any block while sessions {_listed(sessions)} are open in other threads or "
+                "contexts, so it is unclear whose it is. Open the block where the forward runs; or hand the context "
+                "on: asyncio.to_thread(...), pool.submit(contextvars.copy_context().run, ...), an `async def` "
+                "dependency of FastAPI; or say by memory.disabled() that this forward has no memory"
+            )
+        if AudioOutsideSessionWarning not in self._warned and find_features(self.host, arguments) is not None:
             self._warned.add(AudioOutsideSessionWarning)
             warnings.warn(
                 "audio passed outside a session, so the memory neither reads nor writes; use "
-                "`with memory.session(id):`, or `with memory.disabled():` to say that this is meant (warned once)",
+                "`with memory.session(id):`, or `with memory.disabled():` if this is intended (warned once)",
                 AudioOutsideSessionWarning,
                 stacklevel=2,
             )
+
+
+def _listed(sessions: Sequence[Session]) -> str:
+    """Some of the ids of open sessions; a server may have thousands."""
+    ids = [i for session in sessions[:3] for i in session.ids[:3]]
+    return f"{ids}" if sum(len(s.ids) for s in sessions) <= len(ids) else f"{ids} and others"
+
+
+def _runs_backward() -> bool:
+    """Whether a backward runs this forward again, for a checkpoint."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _inside_checkpoint() -> bool:

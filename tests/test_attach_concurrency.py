@@ -3,7 +3,6 @@
 import asyncio
 import threading
 import time
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mal_adapter import AttachedMemory, attach_memory
-from mal_adapter.errors import AudioOutsideSessionWarning, SessionError
+from mal_adapter.errors import SessionError
 from tests.hosts.builders import HOSTS, Prompt, TinyHost
 from tests.hosts.probes import assert_states_close, random_adapter
 
@@ -155,28 +154,6 @@ def test_a_dialogue_is_open_in_one_place_at_a_time(host: TinyHost, served):
         future.result()
     with memory.session(["mine", "ours"]):
         pass
-
-
-def test_a_new_thread_is_outside_the_session_that_started_it(host: TinyHost, served):
-    """Threads do not inherit a context: audio there must not end up in the dialogue by chance, and it says so."""
-    model, memory = served
-    prompt = host.prompt([4], seed=1)
-    caught: list[warnings.WarningMessage] = []
-
-    def outside() -> None:
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
-            speak(host, model, prompt)
-        caught.extend(seen)
-
-    with memory.session("call"):
-        thread = threading.Thread(target=outside)
-        thread.start()
-        thread.join()
-        assert "call" not in memory.states
-        speak(host, model, prompt)
-    assert memory.states["call"].utterances.tolist() == [1]
-    assert AudioOutsideSessionWarning in {w.category for w in caught}
 
 
 def test_many_short_sessions_from_many_threads_lose_no_update(host: TinyHost, served):

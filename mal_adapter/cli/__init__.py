@@ -13,6 +13,7 @@ from mal_adapter.cli.adapters import inspect, pull, push
 from mal_adapter.cli.demo import demo
 from mal_adapter.cli.evaluate import evaluate, report
 from mal_adapter.cli.failures import guarded, plain_warnings
+from mal_adapter.cli.output import take_any_text
 from mal_adapter.cli.predict import predict
 from mal_adapter.cli.states import states
 from mal_adapter.cli.train import train
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     debug = "--debug" in options
     # Whoever is told to run it again with --debug puts that at the end, where a command's own options are.
     words = [word for word in options if word != "--debug"] + words[len(options) :]
+    take_any_text()
     with guarded(as_json="--json" in options, debug=debug), plain_warnings():
         app(words, prog_name="mal-adapter")
     sys.exit()

@@ -1,5 +1,6 @@
 """Where dialogues come from, for the commands that train and evaluate."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mal_adapter.cli.output import note
+
 if TYPE_CHECKING:
     from mal_adapter.ser.dialogue import Dialogue
     from mal_adapter.ser.labels import LabelSet
 
-__all__ = ["CORPUS_PANEL", "Corpus", "Data", "Root", "Split", "read_data"]
+__all__ = ["CORPUS_PANEL", "Corpus", "Data", "Root", "Split", "note_what_is_left_out", "read_data"]
 
 CORPUS_PANEL = "Corpus"
 
@@ -67,14 +70,18 @@ def read_data(corpus: str, root: Path | None, splits: Sequence[str] | None, usua
     from mal_adapter.errors import ConfigError
     from mal_adapter.ser.corpora import read_corpus
     from mal_adapter.ser.dialogue import read_manifest
+    from mal_adapter.ser.names import composed, folded
+    from mal_adapter.ser.paths import existing_path
 
-    if root is None and Path(corpus).is_file() and not splits:
-        return Data(Path(corpus).stem, None, read_manifest(corpus), None)
+    path = existing_path(Path(corpus))
+    if root is None and path.is_file() and not splits:
+        return Data(composed(path.stem), None, read_manifest(path), None)
     found = read_corpus(corpus, root)
     there = list(found.splits)
-    chosen = list(splits or [])
+    spelled = {folded(name): name for name in there}
+    chosen = [spelled.get(folded(name), name) for name in splits or ()]
     if not chosen:
-        chosen = [name for name in usual if name in there] or there
+        chosen = [spelled[name] for name in usual if name in spelled] or there
         if chosen == there and len(there) > 1:
             raise ConfigError(f"{corpus} has the splits {', '.join(there)}; choose with --split")
     if unknown := [name for name in chosen if name not in there]:
@@ -82,3 +89,16 @@ def read_data(corpus: str, root: Path | None, splits: Sequence[str] | None, usua
     dialogues = [dialogue for name in chosen for dialogue in found.splits[name]]
     split = " ".join(chosen) if len(there) > 1 else None
     return Data(found.name, split, dialogues, found.labels)
+
+
+def note_what_is_left_out(dialogues: "Sequence[Dialogue]", labels: "LabelSet") -> None:
+    """Lines on stderr about emotions that are no labels, and about sound files that do not exist."""
+    from mal_adapter.ser.suitability import missing_sounds
+
+    emotions = Counter(u.emotion for dialogue in dialogues for u in dialogue.utterances if u.emotion is not None)
+    for emotion, count in emotions.items():
+        if emotion not in labels:
+            note(f"{count} utterances are {emotion!r}, no label: heard and not judged")
+    missing, count = missing_sounds(dialogues)
+    if missing:
+        note(f"{len(missing)} of {count} sound files are missing, such as {missing[0]}: their utterances are left out")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.data import Corpus, Root, Split, read_data
+from mal_adapter.cli.data import Corpus, Root, Split, note_what_is_left_out, read_data
 from mal_adapter.cli.hosts import (
     MODEL_PANEL,
     Device,
@@ -115,7 +115,8 @@ def evaluate(
     Each dialogue is heard with its own memory, without, and with wrong ones. The last line says whether it is this
     dialogue's past that helps. Stopped? Run it again: what was heard is kept.
     """
-    from mal_adapter.errors import ConfigError, EvaluationError
+    from mal_adapter.errors import ConfigError, EvaluationError, raise_problems
+    from mal_adapter.format import check_folder
 
     if card and (adapter is None or not Path(adapter).is_dir()):
         raise ConfigError("--card writes into the adapter's folder; give one with --adapter, or leave out --card")
@@ -128,15 +129,33 @@ def evaluate(
 
     try:
         from mal_adapter.ser import evaluation
+        from mal_adapter.ser.report import FEWEST_DIALOGUES, report_problems, rival_problems
     except ImportError as error:
         raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
 
+    raise_problems(report_problems(output))
     data = read_data(corpus, root, split, ("test",))
     state, place = start_process(device)
     rivals = [evaluation.read_evaluation(folder) for folder in against or ()]
     recognizer = load_recognizer(
-        model, adapter, labels, prompt, place, dtype, spread=device == "auto", usual_labels=data.labels
+        model,
+        adapter,
+        labels,
+        prompt,
+        place,
+        dtype,
+        spread=device == "auto",
+        usual_labels=data.labels,
+        dialogues=data.dialogues,
     )
+    usual = evaluation.AUDIT if recognizer.reads_memory else ("bare",)
+    raise_problems(rival_problems(data.dialogues, recognizer.labels, chosen or usual, rivals))
+    if card and recognizer.memory is not None:
+        check_folder(str(adapter), recognizer.memory.adapter.config, recognizer.memory.adapter.card)
+    if state.is_main_process:
+        note_what_is_left_out(data.dialogues, recognizer.labels)
+        if len(data.dialogues) < FEWEST_DIALOGUES:
+            note(f"no difference between fewer than {FEWEST_DIALOGUES} dialogues can be told from chance")
     try:
         heard = evaluation.evaluate(
             recognizer,

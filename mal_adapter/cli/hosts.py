@@ -1,5 +1,6 @@
 """From the names of a model and an adapter to a recogniser, for the commands that hear."""
 
+from collections.abc import Sequence
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mal_adapter.cli.usage import as_typed
+
 if TYPE_CHECKING:
     import torch
 
+    from mal_adapter.ser.dialogue import Dialogue
     from mal_adapter.ser.labels import LabelSet
     from mal_adapter.ser.recognizer import EmotionRecognizer
 
@@ -137,6 +141,7 @@ def load_recognizer(
     spread: bool = False,
     memory: bool = True,
     usual_labels: "LabelSet | None" = None,
+    dialogues: "Sequence[Dialogue] | None" = None,
 ) -> "EmotionRecognizer":
     """A recogniser with the adapter's memory, labels and question, and with the LoRA that was trained beside it.
 
@@ -148,14 +153,17 @@ def load_recognizer(
         device: as for `load_model`, like `dtype` and `spread`.
         memory: False leaves the adapter's memory out, but not its labels and question.
         usual_labels: those of the corpus.
+        dialogues: some of whose utterances must have one of the labels; checked before the model is loaded.
 
     Raises:
         HostError: the model is not known or can't be loaded.
+        LabelError: the labels are no label set, or not those of `dialogues`.
     """
     from mal_adapter import MemoryAdapter, attach_memory
-    from mal_adapter.errors import HostError
+    from mal_adapter.errors import HostError, raise_problems
     from mal_adapter.ser.labels import DEMO
     from mal_adapter.ser.recognizer import EmotionRecognizer
+    from mal_adapter.ser.suitability import label_problems
     from mal_adapter.ser.task import choose_task
 
     adapter = None if adapter_name is None else MemoryAdapter.from_pretrained(adapter_name)
@@ -163,14 +171,16 @@ def load_recognizer(
         model_name = adapter.card.base_model_name_or_path
     if not model_name:
         raise HostError(f"{adapter_name} does not say which model it belongs to; add --model")
+    given = None if labels is None else as_typed(labels).split(",")
+    prompt = None if prompt is None else as_typed(prompt)
+    label_set, question = choose_task(None if adapter is None else adapter.card, given, prompt, usual_labels or DEMO)
+    if dialogues is not None:
+        raise_problems(label_problems(dialogues, label_set))
     model, processor = load_model(model_name, device, dtype, spread=spread)
     attached = None
     if adapter is not None and memory:
         model = _with_lora(model, Path(str(adapter_name)))
         attached = attach_memory(model, adapter=adapter)
-
-    given = None if labels is None else [name.strip() for name in labels.split(",")]
-    label_set, question = choose_task(None if adapter is None else adapter.card, given, prompt, usual_labels or DEMO)
     return EmotionRecognizer(model, processor, attached, label_set, question)
 
 

@@ -1,5 +1,7 @@
 """What all commands print alike: answers on stdout, everything else on stderr, colours on terminals alone."""
 
+import contextlib
+import io
 import json
 import os
 import sys
@@ -18,8 +20,21 @@ __all__ = [
     "print_line",
     "right_or_wrong",
     "row",
+    "take_any_text",
     "width",
 ]
+
+
+def take_any_text() -> None:
+    """From here on, characters that the encoding of stdout or stderr lacks are escaped, as in `\\u9ad8`: a table with
+    Chinese labels must not fail at its first line where a pipe on Windows is cp1252, after all the work.
+
+    What is mutated: `sys.stdout` and `sys.stderr`, which tqdm, rich, logging and warnings write to as well.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None under pythonw; a notebook's streams take everything
+            with contextlib.suppress(ValueError, OSError):  # it is closed, or its reader has left
+                stream.reconfigure(errors="backslashreplace")
 
 
 def print_line(text: object) -> None:
@@ -43,8 +58,11 @@ def complain(error: Exception | str) -> None:
 
 
 def _echo(text: object, *, err: bool = False) -> None:
+    stream = sys.stderr if err else sys.stdout
+
     def echo() -> None:
-        typer.echo(text, err=err, color=_coloured(sys.stderr if err else sys.stdout))
+        # Given as file: of itself, typer would write UTF-8 into a stream that says it is ASCII.
+        typer.echo(text, file=stream, color=_coloured(stream))
 
     if "tqdm" not in sys.modules:
         return echo()
@@ -67,12 +85,15 @@ def _coloured(stream: TextIO) -> bool:
 
 
 def width(text: str) -> int:
-    """How many columns a terminal needs for a text: Chinese, Japanese and Korean letters take two.
+    """How many columns a terminal needs for a text, as stdout shows it: Chinese, Japanese and Korean letters take two.
 
     Example:
         >>> width("sad"), width("悲伤")
         (3, 4)
     """
+    encoding = getattr(sys.stdout, "encoding", None)
+    if encoding and not text.isascii():
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 

@@ -1,6 +1,7 @@
 """`mal-adapter predict`."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,7 +100,13 @@ def predict(
         raise unread[-1]
     load_libraries()
     from mal_adapter.ser.progress import progress_bar
+    from mal_adapter.ser.suitability import missing_sounds
 
+    missing, count = missing_sounds(dialogues)
+    if len(missing) == count and not as_json:  # nothing would be answered, so no model is loaded for it
+        for path in missing:
+            complain(f"{path}: there is no such file; check the path")
+        raise typer.Exit(WRONG_INPUT)
     if model is None and adapter is None:
         model, adapter = str(demo.HOST_FOLDER), str(demo.ADAPTER_FOLDER)
     recognizer = load_recognizer(
@@ -133,6 +140,7 @@ def _dialogues(inputs: Sequence[Path]) -> "tuple[list[Dialogue], list[ManifestEr
     dialogues: list[Dialogue] = []
     sounds = [path for path in inputs if path.suffix.lower() not in (".jsonl", ".json")]
     if sounds:
+        _check_order(sounds)
         folders = {path.absolute().parent for path in sounds}
         name = (_name(folders.pop()) if len(folders) == 1 else "") or "dialogue"
         names = [_name(path) for path in sounds]
@@ -149,9 +157,28 @@ def _dialogues(inputs: Sequence[Path]) -> "tuple[list[Dialogue], list[ManifestEr
     return dialogues, unread
 
 
+def _check_order(sounds: Sequence[Path]) -> None:
+    """Tells where numbered files don't come in the order of their numbers, as the shell lists turn10 before turn2."""
+    from mal_adapter.ser.names import natural
+
+    before: dict[str, Path] = {}
+    for path in sounds:
+        series = re.sub(r"\d+", "0", str(path))  # files whose names differ in numbers alone
+        earlier = before.get(series)
+        if earlier is not None and natural(str(path)) < natural(str(earlier)):
+            note(
+                f"{_name(earlier)} is processed before {_name(path)}, in the order given; if that is the shell's order "
+                "and not the order spoken, list the files by number, as $(ls -v *.wav) does, or write a manifest"
+            )
+            return
+        before[series] = path
+
+
 def _name(path: Path) -> str:
     """A file's name as text that can be printed and name a session, also where it is not UTF-8."""
-    return os.fsencode(path.name).decode(errors="replace")
+    from mal_adapter.ser.names import composed
+
+    return composed(os.fsencode(path.name).decode(errors="replace"))
 
 
 def _print_tables(

@@ -9,7 +9,7 @@ import typer
 
 from mal_adapter.cli.failures import WRONG_INPUT
 from mal_adapter.cli.output import complain, header, load_libraries, print_json, print_line, row, width
-from mal_adapter.cli.usage import Group, add, examples, json_option, shown
+from mal_adapter.cli.usage import Group, add, as_typed, examples, json_option, shown
 
 if TYPE_CHECKING:
     from mal_adapter.state import MemoryState
@@ -49,7 +49,13 @@ def _session_ids(context: typer.Context, incomplete: str) -> list[str]:
 
 
 SessionId = Annotated[
-    str, typer.Argument(metavar="SESSION_ID", help="As the application named it.", autocompletion=_session_ids)
+    str,
+    typer.Argument(
+        metavar="SESSION_ID",
+        help="As the application named it.",
+        autocompletion=_session_ids,
+        callback=lambda value: as_typed(value),
+    ),
 ]
 
 
@@ -163,7 +169,12 @@ def import_state(
 def drop_states(
     session_ids: Annotated[
         list[str],
-        typer.Argument(metavar="SESSION_ID", help="As the application named them.", autocompletion=_session_ids),
+        typer.Argument(
+            metavar="SESSION_ID",
+            help="As the application named them.",
+            autocompletion=_session_ids,
+            callback=lambda values: list(map(as_typed, values)),
+        ),
     ],
     store: Store,
     prefix: Prefix = None,

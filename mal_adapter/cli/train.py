@@ -1,15 +1,14 @@
 """`mal-adapter train`."""
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.data import CORPUS_PANEL, Corpus, Data, Root, Split, read_data
+from mal_adapter.cli.data import CORPUS_PANEL, Corpus, Data, Root, Split, note_what_is_left_out, read_data
 from mal_adapter.cli.hosts import MODEL_PANEL, Device, Dtype, DtypeOption, load_model, start_process
 from mal_adapter.cli.output import load_libraries, note, print_json, print_line
-from mal_adapter.cli.usage import json_option, shown
+from mal_adapter.cli.usage import as_typed, json_option, shown
 
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
@@ -154,11 +153,13 @@ def train(
     load_libraries()
     import torch
 
-    from mal_adapter.errors import TrainingError
+    from mal_adapter.errors import TrainingError, raise_problems
     from mal_adapter.ser.recognizer import EmotionRecognizer
+    from mal_adapter.ser.suitability import label_problems, sound_problems
 
     try:
         from mal_adapter.ser.training import train_memory
+        from mal_adapter.ser.training_checks import output_problem
     except ImportError as error:
         raise TrainingError(f"{error}; pip install 'mal-adapter[train]'") from error
 
@@ -169,14 +170,14 @@ def train(
     dialogues, dev_dialogues = data.dialogues, _dev(corpus, root, dev)
     label_set = _labels(labels, data)
     state, place = start_process(device)
-    emotions = Counter(u.emotion for dialogue in dialogues for u in dialogue.utterances if u.emotion is not None)
-    for emotion, count in emotions.items():
-        if emotion not in label_set and state.is_main_process:
-            note(f"{count} utterances are {emotion!r}, no label: heard and not judged")
+    problems = [*label_problems(dialogues, label_set, "training"), *sound_problems(dialogues, label_set, "training")]
+    raise_problems(problems + ([problem] if (problem := output_problem(output, resume)) is not None else []))
+    if state.is_main_process:
+        note_what_is_left_out([*dialogues, *dev_dialogues], label_set)
     host, processor = load_model(model, place, dtype, spread=device == "auto")
     torch.manual_seed(settings.seed)
     memory = _attach(host, layer, memory_fields)
-    recognizer = EmotionRecognizer(host, processor, memory, label_set, prompt)
+    recognizer = EmotionRecognizer(host, processor, memory, label_set, None if prompt is None else as_typed(prompt))
     try:
         report = train_memory(
             recognizer,
@@ -220,21 +221,21 @@ def _dev(corpus: str, root: Path | None, dev: str | None) -> "list[Dialogue]":
 
     if dev is None:
         return []
-    return read_manifest(dev) if dev.endswith(".jsonl") else read_data(corpus, root, [dev], ()).dialogues
+    return read_manifest(dev) if dev.lower().endswith(".jsonl") else read_data(corpus, root, [dev], ()).dialogues
 
 
 def _labels(names: str | None, data: Data) -> "LabelSet":
     from mal_adapter.errors import LabelError
-    from mal_adapter.ser.labels import LabelSet
+    from mal_adapter.ser.labels import LabelSet, emotions_that_occur
 
     if names is not None:
-        return LabelSet(tuple(name.strip() for name in names.split(",")))
+        return LabelSet(tuple(as_typed(names).split(",")))
     if data.labels is not None:
         return data.labels
-    found = {utterance.emotion for dialogue in data.dialogues for utterance in dialogue.utterances} - {None}
+    found = emotions_that_occur(utterance.emotion for dialogue in data.dialogues for utterance in dialogue.utterances)
     if len(found) < 2:
         raise LabelError("the training manifest has fewer than two emotions; give its utterances labels, or --labels")
-    return LabelSet(tuple(sorted(str(emotion) for emotion in found)))
+    return LabelSet(found)
 
 
 def _attach(host: Any, layer: int, fields: dict[str, Any]) -> "AttachedMemory":

@@ -1,13 +1,14 @@
 """How `--help` looks: commands in panels, examples below the options, and no type where there is no value to give."""
 
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["Group", "add", "examples", "json_option", "prose", "shown"]
+__all__ = ["Group", "add", "as_typed", "examples", "json_option", "prose", "shown"]
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 _SHOWN: dict[Callable[..., None], tuple[str, str]] = {}
@@ -47,6 +48,22 @@ def prose(text: str) -> str:
 def json_option(fields: str) -> Any:
     """The option --json of a command whose answer has these fields."""
     return typer.Option("--json", help=f"Print one JSON object: {fields}.", rich_help_panel="Output")
+
+
+def as_typed(text: str) -> str:
+    """Text of the command line, in UTF-8 also where Python takes it for ASCII.
+
+    With LC_ALL=C and without Python's UTF-8 mode, each byte of 高兴 is a surrogate, which no tokenizer takes. For
+    labels, questions and ids; paths stay as they are.
+
+    Example:
+        >>> as_typed("calm,\\udcc3\\udca9nerv\\udcc3\\udca9")
+        'calm,énervé'
+    """
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:  # Unicode already, or of another encoding
+        return text
 
 
 class _PlainFlags:

@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mal_adapter.atomic import write_atomically
-from mal_adapter.errors import HostError
+from mal_adapter.errors import AudioError, HostError
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.inputs import Prepared
+from mal_adapter.ser.paths import existing_sound
 from mal_adapter.ser.prediction import Failure
 from mal_adapter.ser.recognizer import EmotionRecognizer
 
@@ -68,7 +69,7 @@ class CachedHost:
         Returns:
             A failure for each utterance whose audio can't be used.
         """
-        missing = [u for u in utterances if not (u.audio.exists() and self._path(u).exists())]
+        missing = [utterance for utterance in utterances if not self._is_kept(utterance)]
         if not missing and self._extras:
             return []
         prepared = self._recognizer.prepare(missing or utterances[:1])
@@ -161,8 +162,14 @@ class CachedHost:
         if (distance := float((found - expected).abs().max())) > tolerance:
             raise HostError(_REFUSED.format(f"its scores differ by {distance:.2g}"))
 
+    def _is_kept(self, utterance: Utterance) -> bool:
+        try:
+            return self._path(utterance).exists()
+        except (OSError, AudioError):  # no sound file, or several: opening it says what is wrong
+            return False
+
     def _path(self, utterance: Utterance) -> Path:
-        status = utterance.audio.stat()
+        status = existing_sound(utterance.audio).stat()
         known = [
             str(utterance.audio.absolute()), status.st_mtime_ns, status.st_size, utterance.start_s, utterance.end_s,
             self._recognizer.prompt, self._memory.layer_idx, self._memory.adapter.card.base_model_name_or_path,

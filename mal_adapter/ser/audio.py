@@ -14,6 +14,7 @@ from transformers.utils import is_torchcodec_available
 
 from mal_adapter.errors import AudioError
 from mal_adapter.ser.dialogue import Utterance
+from mal_adapter.ser.paths import existing_sound
 
 __all__ = ["Waveform", "load_waveform", "sound_path"]
 
@@ -52,7 +53,7 @@ def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform
         Traceback (most recent call last):
         mal_adapter.errors.AudioError: ...: the utterance goes from 0.50 s to 9.50 s, but the file lasts 2.00 s; ...
     """
-    path = utterance.audio
+    path = existing_sound(utterance.audio)
     try:
         stat = path.stat()
     except (OSError, ValueError) as error:

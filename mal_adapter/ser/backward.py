@@ -150,7 +150,10 @@ def class_weights(
     if isinstance(given, Mapping):
         if unknown := [name for name in given if name not in labels]:
             raise ConfigError(f"class_weights has {unknown}, but the labels are {', '.join(labels)}")
+        by_label: dict[str, float] = {}
         for name, weight in given.items():
+            if by_label.setdefault(labels.lookup(name), weight) != weight:
+                raise ConfigError(f"class_weights has two weights for the label {labels.lookup(name)!r}; give one")
             weights[labels.index(name)] = weight
         if not weights.any():
             raise ConfigError("class_weights are zero for every label, so that there is nothing to learn")

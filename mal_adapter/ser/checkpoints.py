@@ -17,9 +17,11 @@ from mal_adapter.atomic import write_atomically
 from mal_adapter.errors import TrainingError
 from mal_adapter.files import save_tensors
 
-__all__ = ["Progress", "load_checkpoint", "save_checkpoint"]
+__all__ = ["CHECKPOINT_NAME", "Progress", "load_checkpoint", "save_checkpoint"]
 
 FORMAT_VERSION = "1"
+#: Within the output folder of a training.
+CHECKPOINT_NAME = Path("checkpoint", "training.safetensors")
 _ADAMW = ("step", "exp_avg", "exp_avg_sq")
 
 

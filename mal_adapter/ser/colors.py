@@ -5,6 +5,8 @@ From the palettes of Okabe and Ito (2008) and Tol (2021), which were made for th
 
 from collections.abc import Iterable
 
+from mal_adapter.ser.names import label_keys
+
 __all__ = ["emotion_colors", "ink_on"]
 
 _GREY, _ORANGE, _VERMILLION, _BLUE = "#b0b0b0", "#e69f00", "#d55e00", "#0072b2"
@@ -34,7 +36,7 @@ def emotion_colors(labels: Iterable[str]) -> dict[str, str]:
     labels = list(labels)
     colors: dict[str, str] = {}
     for label in labels:
-        known = _KNOWN.get(label.strip().casefold()[:3])
+        known = _KNOWN.get(label_keys(label)[0][:3])
         if known is not None and known not in colors.values():
             colors[label] = known
     for label in labels:

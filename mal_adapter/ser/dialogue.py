@@ -4,7 +4,8 @@
     {"dialogue_id": "call-42", "utterance_id": "1", "speaker": "B", "audio": "call.flac", "start_s": 1.5, "end_s": 3.25}
 
 The order of the lines is the order of the utterances; lines of several dialogues may alternate. Audio paths may be
-relative to the folder of the manifest.
+relative to the folder of the manifest. Ids are kept in Unicode's composed form (NFC): lines whose `dialogue_id` is the
+same word with composed and with decomposed accents are one dialogue, and the composed form is the session's id.
 """
 
 import difflib
@@ -18,6 +19,8 @@ from typing import Any
 
 from mal_adapter.atomic import write_atomically
 from mal_adapter.errors import ManifestError
+from mal_adapter.ser.names import cleaned, composed
+from mal_adapter.ser.paths import existing_path, paths_alike
 
 __all__ = ["Dialogue", "Utterance", "read_manifest", "write_manifest"]
 
@@ -27,10 +30,12 @@ class Utterance:
     """One turn of one speaker: a sound file, or a stretch of one.
 
     Args:
-        dialogue_id: the dialogue it belongs to; also the id of the memory's session.
+        dialogue_id: the dialogue it belongs to; also the id of the memory's session. Ids are kept in composed form
+            (NFC), and compared exactly but for that.
         utterance_id: unique within the dialogue.
-        speaker: who speaks.
-        audio: the sound file; a string is taken as a path.
+        speaker: who speaks; kept without invisible characters and outer spaces, as the emotion is.
+        audio: the sound file; a string is taken as a path. Where there is none of this name, the one whose name
+            differs in accents composed or decomposed, or in letter case alone.
         start_s: where the utterance begins in the file, in seconds; None is the beginning.
         end_s: where it ends, in seconds; None is the end of the file.
         text: what is said, if known.
@@ -68,6 +73,11 @@ class Utterance:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise ManifestError(f"{name!r} must be a string or null, got {_shown(value)}")
+        for name in ("dialogue_id", "utterance_id"):
+            object.__setattr__(self, name, composed(getattr(self, name)))
+        object.__setattr__(self, "speaker", cleaned(self.speaker) or composed(self.speaker))
+        if self.emotion is not None:
+            object.__setattr__(self, "emotion", cleaned(self.emotion))
         if self.end_s is not None and self.end_s <= (self.start_s or 0.0):
             raise ManifestError(
                 f"'end_s' must be greater than 'start_s', got start_s={self.start_s} and end_s={self.end_s}"
@@ -96,6 +106,7 @@ class Dialogue:
 
     def __post_init__(self) -> None:
         _require_text("dialogue_id", self.dialogue_id)
+        object.__setattr__(self, "dialogue_id", composed(self.dialogue_id))
         object.__setattr__(self, "utterances", tuple(self.utterances))
         if not self.utterances:
             raise ManifestError(f"dialogue {self.dialogue_id!r} has no utterances")
@@ -124,7 +135,9 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Dialogue]:
         path: the manifest, UTF-8.
 
     Returns:
-        The dialogues in the order of their first lines. Relative audio paths are joined to the folder of the manifest.
+        The dialogues in the order of their first lines. Relative audio paths are joined to the folder of the manifest;
+        where a file's name on the disk differs in accents composed or decomposed, or in letter case alone, or the
+        manifest separates folders by backslashes as Windows does, the path is the one on the disk.
 
     Raises:
         ManifestError: the file can not be read or has no utterances, or a line is not understood. The message begins
@@ -139,7 +152,7 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Dialogue]:
         Traceback (most recent call last):
         mal_adapter.errors.ManifestError: ...calls.jsonl, line 1: unknown key 'emotoin', did you mean 'emotion'?
     """
-    path = Path(path)
+    path = existing_path(Path(path))
     try:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
@@ -227,7 +240,11 @@ def _parse_line(line: bytes, folder: Path) -> Utterance:
             raise ManifestError(f"the key {key!r} is missing; every line needs {', '.join(_REQUIRED)}")
     utterance = Utterance(**record)
     # Joining is only of use to a relative path: `folder / absolute` is the absolute path.
-    return Utterance(**{**record, "audio": folder / utterance.audio})
+    audio = folder / utterance.audio
+    found = paths_alike(audio)
+    if not found and not record["audio"].startswith("\\"):  # a path below the manifest, written on Windows
+        found = tuple(path for path in paths_alike(folder / record["audio"].replace("\\", "/")) if path.is_file())
+    return Utterance(**{**record, "audio": found[0] if len(found) == 1 else audio})
 
 
 def _format_line(utterance: Utterance, folder: Path) -> bytes:

@@ -10,23 +10,25 @@ import json
 import math
 import os
 import shutil
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
-from mal_adapter.atomic import write_atomically
-from mal_adapter.errors import ConfigError, EvaluationError
-from mal_adapter.files import parse_json
+from mal_adapter.atomic import folder_problem, write_atomically
+from mal_adapter.config import check_integer
+from mal_adapter.errors import ConfigError, EvaluationError, MalAdapterError, raise_problems
+from mal_adapter.files import in_unicode, parse_json
 from mal_adapter.ser.audit import ARMS, WRONG_PASTS, Answer, audit
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.labels import LabelSet
+from mal_adapter.ser.names import composed_all
 from mal_adapter.ser.prediction import Prediction
 from mal_adapter.ser.progress import progress_bar
 from mal_adapter.ser.recognizer import EmotionRecognizer
+from mal_adapter.ser.suitability import id_problems, label_problems, sound_problems, warn_of_no_past
 from mal_adapter.ser.training_report import digest_of, versions
 
 __all__ = ["AUDIT", "Evaluation", "evaluate", "read_evaluation"]
@@ -92,14 +94,33 @@ def evaluate(
     Returns:
         All answers, on every process.
 
+    What can be known before the host runs is checked first, and all of it is in one error. Where no labelled utterance
+    has another one before it, an `UninformativeDataWarning` says that no memory can make a difference.
+
     Raises:
-        ConfigError: an arm is not known or needs a memory or more dialogues, or a dialogue id is repeated.
-        EvaluationError: `output` holds an evaluation of something else.
+        ConfigError: an arm is not known, or needs a memory, more dialogues or speakers; a dialogue id is repeated; or a
+            number is no integer or too small.
+        LabelError: not one utterance has one of the labels.
+        AudioError: the sound files of all labelled utterances are missing.
+        SessionError: the memory is detached, or the caller's block has a session open.
+        EvaluationError: `output` can't be written to, or holds an evaluation of something else.
     """
     dialogues = list(dialogues)
-    chosen = tuple(arms) if arms is not None else AUDIT if recognizer.memory is not None else ("bare",)
-    _check(recognizer, dialogues, chosen, batch_size, history)
+    chosen = (arms,) if isinstance(arms, str) else None if arms is None else tuple(arms)
+    if chosen is None:
+        chosen = AUDIT if recognizer.reads_memory else ("bare",)
     folder = Path(output)
+    problems = _problems(recognizer, dialogues, chosen, {"batch_size": batch_size, "history": history, "seed": seed})
+    if problem := folder_problem(folder):
+        problems.append(EvaluationError(problem))
+    if not problems and not (folder / ANSWERS_NAME).exists():  # else all is done, and read
+        problems = sound_problems(dialogues, recognizer.labels)
+    raise_problems(problems)
+    if set(chosen) != {"bare"}:
+        warn_of_no_past(dialogues, recognizer.labels)
+    if recognizer.memory is not None:
+        with recognizer.memory.session(write=False):  # raises where none can be opened, before the arm bare has run
+            pass
     run = _identity(recognizer, dialogues, chosen, history, seed)
     state = PartialState()
     if state.is_main_process:
@@ -136,8 +157,8 @@ def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
     """
     folder = Path(folder)
     try:
-        run = parse_json((folder / RUN_NAME).read_bytes())
-        answers = [parse_json(line) for line in (folder / ANSWERS_NAME).read_bytes().splitlines()]
+        run = composed_all(parse_json((folder / RUN_NAME).read_bytes()))
+        answers = [composed_all(parse_json(line)) for line in (folder / ANSWERS_NAME).read_bytes().splitlines()]
         if run["format_version"] != FORMAT_VERSION:
             raise EvaluationError(f"{folder} is of format {run['format_version']}, this version reads {FORMAT_VERSION}")
         return Evaluation(folder.absolute().name, run, answers)
@@ -147,25 +168,45 @@ def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
         raise EvaluationError(f"the evaluation in {folder} can't be read: {error}") from error
 
 
-def _check(
-    recognizer: EmotionRecognizer, dialogues: list[Dialogue], arms: Sequence[str], batch_size: int, history: int
-) -> None:
-    for name, value in (("batch_size", batch_size), ("history", history)):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}")
+def _problems(
+    recognizer: EmotionRecognizer, dialogues: list[Dialogue], arms: Sequence[str], settings: Mapping[str, object]
+) -> list[MalAdapterError]:
+    """What is wrong with the arguments, all of it."""
+    problems = _arm_problems(recognizer, dialogues, arms)
+    for name, value in settings.items():
+        try:
+            check_integer(name, value, 0 if name == "seed" else 1)
+        except ConfigError as error:
+            problems.append(error)
+    # Each arm names its sessions by itself, so that a dialogue's id need not be one of a session.
+    if ids := id_problems(dialogues, reads_memory=False, needed=True):
+        return problems + ids
+    return problems + label_problems(dialogues, recognizer.labels)
+
+
+def _arm_problems(
+    recognizer: EmotionRecognizer, dialogues: list[Dialogue], arms: Sequence[str]
+) -> list[MalAdapterError]:
     if not arms or len(set(arms)) != len(arms) or not set(arms) <= set(ARMS):
-        raise ConfigError(f"arms are {', '.join(arms) or 'none'}; expected different ones of {', '.join(ARMS)}")
-    if recognizer.memory is None and (needed := sorted(set(arms) - {"bare", "history"})):
-        raise ConfigError(f"the arms {', '.join(needed)} need a memory, and this recogniser has none")
+        return [ConfigError(f"arms are {', '.join(arms) or 'none'}; expected different ones of {', '.join(ARMS)}")]
+    problems: list[MalAdapterError] = []
+    if not recognizer.reads_memory and (needed := sorted(set(arms) - {"bare", "history"})):
+        problems.append(ConfigError(f"the arms {', '.join(needed)} need a memory, and this recogniser has none"))
     if "swapped" in arms and "right" not in arms:
-        raise ConfigError("the arm 'swapped' reads what 'right' writes; ask for both")
-    if len(dialogues) < 2 and {"swapped", "mixed"} & set(arms):
-        raise ConfigError("memories are swapped between dialogues; give at least two, or leave out swapped and mixed")
-    if not dialogues:
-        raise ConfigError("there are no dialogues to evaluate")
-    counts = Counter(dialogue.dialogue_id for dialogue in dialogues)
-    if repeated := [name for name, count in counts.items() if count > 1]:
-        raise ConfigError(f"two dialogues have the id {repeated[0]!r}; give them different ids")
+        problems.append(ConfigError("the arm 'swapped' reads what 'right' writes; ask for both"))
+    if len(dialogues) == 1 and {"swapped", "mixed"} & set(arms):
+        problems.append(
+            ConfigError("memories are swapped between dialogues; give at least two, or leave out swapped and mixed")
+        )
+    speakers = [{getattr(u, "speaker", None) for u in getattr(d, "utterances", ())} for d in dialogues]
+    if "told" in arms and max(map(len, speakers), default=0) == 1:
+        problems.append(
+            ConfigError(
+                "the arm 'told' gives each true speaker a memory, and no dialogue has two speakers, so that it would "
+                "repeat 'right'; name the speakers, or leave out told"
+            )
+        )
+    return problems
 
 
 def _identity(
@@ -174,7 +215,7 @@ def _identity(
     config, memory = recognizer.model.config, recognizer.memory
     return {
         "format_version": FORMAT_VERSION,
-        "host": getattr(config, "_name_or_path", "") or config.model_type,
+        "host": in_unicode(getattr(config, "_name_or_path", "") or config.model_type),
         "model_type": config.model_type,
         "dtype": str(recognizer.model.dtype).removeprefix("torch."),
         "memory": None if memory is None else memory.adapter.config.to_dict(),

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
 from mal_adapter.detection import unwrap
-from mal_adapter.errors import AudioError
+from mal_adapter.errors import AudioError, HostError, MalAdapterError
 from mal_adapter.ser.audio import Waveform, load_waveform
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.prediction import Failure
@@ -38,11 +39,16 @@ class Prepared:
 class HostInputs:
     """Opens the sound files of a batch, and asks the question about each.
 
+    The processor is tried on a second of noise first, so that what it refuses is known before any work.
+
     Args:
         model: the host.
         processor: its processor.
         prompt: the question.
         healed_tokens: how many tokens at the end of the prompt belong to the answers.
+
+    Raises:
+        HostError: the processor makes no inputs of the question and a second of audio.
     """
 
     def __init__(self, model: Any, processor: Any, prompt: AudioPrompt, healed_tokens: int) -> None:
@@ -54,6 +60,25 @@ class HostInputs:
         self._counts_positions = "position_ids" in arguments
         # Many tokenizers return these whether the host knows them or not; generate() would refuse them too.
         self._unwanted = {"token_type_ids", "mm_token_type_ids"} - arguments
+        self._try(type(processor).__name__)
+
+    def _try(self, processor: str) -> None:
+        """Each processor has rules of its own about placeholders in a text, and its own exceptions."""
+        noise = np.random.default_rng(0).normal(0, 0.1, self._prompt.sampling_rate).astype(np.float32)
+        try:
+            inputs = self._prompt([noise])
+        except MalAdapterError:
+            raise
+        except Exception as error:
+            raise HostError(
+                f"{processor} makes no inputs of the prompt {self._prompt.text!r} and a second of audio: {error}; "
+                "check the prompt, and whether the processor is the model's"
+            ) from error
+        if self._audio_id is not None and not (inputs["input_ids"] == self._audio_id).any():
+            raise HostError(
+                f"{processor} puts no audio token ({self._audio_id}) into the prompt {self._prompt.text!r}, so the "
+                "model would answer without the audio; load the processor that belongs to the model"
+            )
 
     def __call__(self, utterances: Sequence[Utterance]) -> Prepared:
         """Opens the sound files and makes the host's inputs of those that can be heard, on its device."""

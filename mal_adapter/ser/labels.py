@@ -1,6 +1,8 @@
 """Emotion labels: closed sets of names, and the probability a language model gives to each name as its answer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,20 +11,36 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mal_adapter.errors import LabelError
+from mal_adapter.ser.names import cleaned, label_keys
 
-__all__ = ["DEMO", "EMORYNLP", "IEMOCAP_4", "IEMOCAP_6", "M3ED", "MELD", "LabelScorer", "LabelSet"]
+__all__ = [
+    "DEMO",
+    "EMORYNLP",
+    "IEMOCAP_4",
+    "IEMOCAP_6",
+    "M3ED",
+    "MELD",
+    "LabelScorer",
+    "LabelSet",
+    "emotions_that_occur",
+]
 
 
 @dataclass(frozen=True)
 class LabelSet:
     """The answers a recogniser may give, and the other names by which corpora call them.
 
+    Names are compared as people see them: letter case, composed or decomposed accents, full-width letters, invisible
+    characters and spaces at the ends make no difference (`mal_adapter.ser.names.label_keys`).
+
     Args:
-        names: at least two, in the order of every probability vector.
+        names: at least two, in the order of every probability vector; kept in composed form (NFC), without invisible
+            characters and outer spaces.
         aliases: other name -> name. This is also how classes are merged: `{"hap": "happy", "exc": "happy"}`.
 
     Raises:
-        LabelError: fewer than two names, an empty or repeated name, or an alias that leads nowhere or hides a name.
+        LabelError: fewer than two names, an empty, repeated or unprintable name, or an alias that leads nowhere or
+            hides a name.
 
     Example:
         >>> labels = LabelSet(("neutral", "happy"), aliases={"exc": "happy"})
@@ -40,45 +58,48 @@ class LabelSet:
         names: object = self.names
         if isinstance(names, str):  # a string is a sequence of strings too, but surely not meant
             raise LabelError(f"the names must be a sequence of strings, got the single string {names!r}")
-        object.__setattr__(self, "names", tuple(self.names))
-        object.__setattr__(self, "aliases", dict(self.aliases))
-        for name in (*self.names, *self.aliases):
-            if not isinstance(name, str) or not name.strip():
-                raise LabelError(f"a label must be a non-empty string, got {name!r}")
+        object.__setattr__(self, "names", tuple(map(_checked, self.names)))
         if len(self.names) < 2:
             raise LabelError(f"a label set needs at least two names to choose from, got {list(self.names)}")
         known: dict[str, str] = {}
         for name in self.names:
-            if _key(name) in known:
-                raise LabelError(f"{name!r} and {known[_key(name)]!r} are the same label; case makes no difference")
-            known[_key(name)] = name
-        for alias, name in self.aliases.items():
-            if name not in self.names:
-                raise LabelError(f"alias {alias!r} leads to {name!r}; expected one of {', '.join(self.names)}")
-            if known.get(_key(alias), name) != name:
-                raise LabelError(f"alias {alias!r} leads to {name!r}, but stands for {known[_key(alias)]!r} already")
-            known[_key(alias)] = name
+            if (other := _found(name, known)) is not None:
+                raise LabelError(
+                    f"{name!a} and {other!a} are the same label; letter case, accents written as one character or two, "
+                    "width and invisible characters make no difference"
+                )
+            known |= dict.fromkeys(label_keys(name), name)
+        names = dict(known)
+        aliases: dict[str, str] = {}
+        for alias, given in dict(self.aliases).items():
+            alias, target = _checked(alias), _found(_checked(given), names)
+            if target is None:
+                raise LabelError(f"alias {alias!r} leads to {given!r}; expected one of {', '.join(self.names)}")
+            if (other := _found(alias, known)) not in (None, target):
+                raise LabelError(f"alias {alias!r} leads to {target!r}, but stands for {other!r} already")
+            known |= dict.fromkeys(label_keys(alias), target)
+            aliases[alias] = target
+        object.__setattr__(self, "aliases", aliases)
         object.__setattr__(self, "_known", known)
 
     def lookup(self, label: str) -> str:
-        """The name that `label` stands for; case and surrounding space make no difference.
+        """The name that `label` stands for, compared as people see it.
 
         Raises:
             LabelError: it is neither a name nor an alias. The message lists both.
         """
-        known: dict[str, str] = self._known  # type: ignore[attr-defined]
-        try:
-            return known[_key(label)]
-        except KeyError:
+        name = _found(label, self._known)  # type: ignore[attr-defined]
+        if name is None:
             also = f" (also known: {', '.join(self.aliases)})" if self.aliases else ""
-            raise LabelError(f"unknown label {label!r}; the labels are {', '.join(self.names)}{also}") from None
+            raise LabelError(f"unknown label {label!r}; the labels are {', '.join(self.names)}{also}")
+        return name
 
     def index(self, label: str) -> int:
         """The position of `lookup(label)` in `names`."""
         return self.names.index(self.lookup(label))
 
     def __contains__(self, label: str) -> bool:
-        return _key(label) in self._known  # type: ignore[attr-defined]
+        return _found(label, self._known) is not None  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -87,8 +108,50 @@ class LabelSet:
         return len(self.names)
 
 
-def _key(label: str) -> str:
-    return label.strip().casefold()
+def emotions_that_occur(emotions: Iterable[str | None]) -> tuple[str, ...]:
+    """Each emotion once, however it is spelled, in the order of the alphabet; for a label set of one's own data.
+
+    Args:
+        emotions: of utterances; None and blank ones are left out.
+
+    Returns:
+        The most frequent spelling of each.
+
+    Example:
+        >>> emotions_that_occur(["sad", None, "Happy", "sad ", "SAD", "Happy"])
+        ('Happy', 'sad')
+    """
+    spellings: dict[str, Counter[str]] = {}
+    for emotion in emotions:
+        if emotion is not None and (name := cleaned(emotion)):
+            keys = label_keys(name)
+            group = next((spellings[key] for key in keys if key in spellings), Counter())
+            group[name] += 1
+            for key in keys:
+                spellings.setdefault(key, group)
+    return tuple(sorted({max(group, key=lambda name: (group[name], name)) for group in spellings.values()}))
+
+
+def _found(label: str, known: Mapping[str, str]) -> str | None:
+    return next((known[key] for key in label_keys(label) if key in known), None)
+
+
+def _checked(name: str) -> str:
+    """The name as it is seen.
+
+    Raises:
+        LabelError: it is no text, empty, or has a character that can't be printed.
+    """
+    given: object = name
+    if not isinstance(given, str) or not cleaned(given):
+        raise LabelError(f"a label must be a non-empty string, got {given!r}")
+    seen = cleaned(given)
+    for character in seen:
+        if unicodedata.category(character) in ("Cc", "Cs"):  # controls, and halves of characters that aren't UTF-8
+            raise LabelError(
+                f"the label {given!a} has the unprintable character U+{ord(character):04X}; write it without"
+            )
+    return seen
 
 
 #: The classes of `mal_adapter.demo`.

@@ -3,7 +3,7 @@
 import base64
 import inspect
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from mal_adapter.errors import AudioTooLongError, HostError
+from mal_adapter.errors import AudioTooLongError, ConfigError, HostError
 from mal_adapter.ser.audio import Waveform
 
 __all__ = ["PER_TOKEN", "AudioPrompt"]
@@ -22,16 +22,24 @@ PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids
 """The inputs with one value per token of the prompt, (batch, seq_len)."""
 
 
+# Stands for the question while the template is rendered. Digits, since no filter trims, escapes or folds them.
+_STAND_IN = "41597308264915730826"
+
+
 class AudioPrompt:
     """A question about an utterance, as the inputs of one host: the audio first, then the question, in the user's turn.
+
+    The question is asked as it is written, whatever the template would make of it: Gemma's trims it, others escape it.
+    The template is rendered once, so a date in it stays that of the day on which the prompt was made.
 
     Args:
         processor: the host's processor. Its chat template is used where it has one.
         question: what is asked about the audio.
 
     Raises:
-        HostError: the processor takes no audio, its chat template has no place for it, or its tokenizer lacks a
-            package.
+        ConfigError: the question is empty, or has a token that the host takes for audio or for the end of a turn.
+        HostError: the processor takes no audio, its chat template has no place for it or can't be rendered, or its
+            tokenizer lacks a package.
 
     Attributes:
         sampling_rate: of the waveforms, in Hz, as the processor's feature extractor expects it.
@@ -41,6 +49,7 @@ class AudioPrompt:
     def __init__(self, processor: Any, question: str) -> None:
         self._processor = processor
         self._question = question
+        _check_words(question)
         parameters = inspect.signature(processor.__call__).parameters
         self._audio_kwarg = next((name for name in ("audio", "audios") if name in parameters), None)
         extractor = getattr(processor, "feature_extractor", None) or getattr(processor, "audio_processor", None)
@@ -59,27 +68,48 @@ class AudioPrompt:
                 f"{type(processor).__name__} leaves prompts with audio to Mistral's own tokenizer, which was not "
                 "loaded: pip install -U 'mistral-common[audio]', and load the processor again"
             )
-        self.text = "" if self._audio_kwarg is None else self._render()
+        around, rendered = ("", "") if self._audio_kwarg is None else self._render()
+        _check_tokens(question, processor, around)
+        # A template may look into a question ("/no_think"), so its own rendering is taken if that has the question word
+        # for word; and not only because the template says the same words elsewhere.
+        intact = rendered.count(question) > around.count(question)
+        self.text = rendered if intact else around.replace(_STAND_IN, question)
 
-    def _render(self) -> str:
-        placeholder = getattr(self._processor, "audio_token", None) or ""
+    def _render(self) -> tuple[str, str]:
+        """The prompt with `_STAND_IN` in the question's place, and as the template renders the question itself."""
+        name, placeholder = type(self._processor).__name__, getattr(self._processor, "audio_token", None) or ""
+        marks = [getattr(self._processor, f"audio_{side}_token", None) or "" for side in ("bos", "eos")]
+        audio = placeholder.join(marks)
         if not getattr(self._processor, "chat_template", None):
             if not placeholder:
-                raise HostError(f"{type(self._processor).__name__} has neither a chat template nor an audio_token")
-            begin, end = (getattr(self._processor, f"audio_{side}_token", None) or "" for side in ("bos", "eos"))
-            return f"{begin}{placeholder}{end}\n{self._question}\n"
+                raise HostError(f"{name} has neither a chat template nor an audio_token")
+            return f"{audio}\n{_STAND_IN}\n", f"{audio}\n{self._question}\n"
         # Some templates (Granite Speech, Phi-4) only take text with the placeholder in it.
-        contents: tuple[Any, ...] = (
-            [{"type": "audio"}, {"type": "text", "text": self._question}],
-            f"{placeholder}{self._question}",
-        )
-        for content in contents:
-            text: str = self._processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-            )
-            if placeholder in text and self._question in text:
-                return text
-        raise HostError(f"the chat template of {type(self._processor).__name__} leaves out the audio or the question")
+        forms: list[Callable[[str], Any]] = [
+            lambda words: [{"type": "audio"}, {"type": "text", "text": words}],
+            lambda words: f"{audio}{words}",
+        ]
+        failure: Exception | None = None
+        for form in forms:
+            try:
+                around = self._apply_template(form(_STAND_IN))
+                if _STAND_IN in around and self._has_audio(around, placeholder):
+                    return around, self._apply_template(form(self._question))
+            except Exception as error:  # Jinja's, and whatever a template raises on content of a form it does not know
+                failure = failure or error
+        reason = "leaves out the audio or the question" if failure is None else f"can not be rendered: {failure}"
+        raise HostError(f"the chat template of {name} {reason}") from failure
+
+    def _has_audio(self, text: str, placeholder: str) -> bool:
+        if "{'type'" in text or '{"type"' in text:  # printed, by a template that knows no lists
+            return False
+        if placeholder:
+            return placeholder in text
+        return text != self._apply_template([{"type": "text", "text": _STAND_IN}])
+
+    def _apply_template(self, content: Any) -> str:
+        message = {"role": "user", "content": content}
+        return str(self._processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
 
     def __call__(self, waveforms: Sequence[Waveform]) -> dict[str, Tensor]:
         """The host's inputs for one question about each waveform.
@@ -143,6 +173,38 @@ class AudioPrompt:
                 f"{limit / self.sampling_rate:.2f} s; split it into shorter utterances"
             )
         self._heard_beyond.add(limit)
+
+
+def _check_words(question: object) -> None:
+    if not isinstance(question, str) or not question.strip():
+        raise ConfigError(
+            f"the question is {question!r}; give some words as prompt, or leave prompt out for the usual question"
+        )
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"the question {question!r} is not valid Unicode: {error}; type it anew") from error
+
+
+def _check_tokens(question: str, processor: Any, around: str) -> None:
+    """Refuse what the host would not read as words: marks of audio and pictures, and what ends a turn.
+
+    A tokenizer makes its special tokens of the same letters in a question too, and processors expand placeholders.
+
+    Args:
+        around: the prompt without the question.
+    """
+    names = {*vars(processor), *(f"{kind}_token" for kind in ("audio", "audio_bos", "audio_eos", "image", "video"))}
+    marks = {getattr(processor, name, None) for name in names if name.endswith("_token")}
+    tokenizer = getattr(processor, "tokenizer", None)
+    marks |= {getattr(tokenizer, name, None) for name in ("bos_token", "eos_token")}
+    marks |= {token for token in getattr(tokenizer, "all_special_tokens", ()) if str(token) in around}
+    found = sorted({str(mark) for mark in marks if mark and len(str(mark)) > 1 and str(mark) in question})
+    if found:
+        raise ConfigError(
+            f"the question {question!r} has {', '.join(found)}, which this host reads as a mark of its own and not as "
+            "words; take it out of the prompt: the audio is put before the question by itself"
+        )
 
 
 def _declared_limits(processor: Any, extractor: Any, sampling_rate: int) -> list[int]:

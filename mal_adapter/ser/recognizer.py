@@ -1,6 +1,7 @@
 """Emotions of a spoken dialogue: utterances in, one answer each out, as they come."""
 
 import contextlib
+import copy
 import math
 import time
 from collections import deque
@@ -11,12 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mal_adapter.errors import ConfigError, HostError, StoreError
+from mal_adapter.config import check_integer
+from mal_adapter.errors import ConfigError, HostError, SessionError, StoreError, raise_problems
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.inputs import HostInputs, Prepared, argument_names
 from mal_adapter.ser.labels import LabelScorer, LabelSet
 from mal_adapter.ser.prediction import Failure, Prediction
 from mal_adapter.ser.prompt import AudioPrompt
+from mal_adapter.ser.suitability import id_problems
 from mal_adapter.ser.task import choose_task
 
 if TYPE_CHECKING:
@@ -41,9 +44,13 @@ class EmotionRecognizer:
         prompt: the question behind the audio; None is the one that the memory was trained with, if it has these
             labels, else it asks for one word of them.
 
+    What can be known without a forward is checked here: the processor is tried on a second of noise.
+
     Raises:
-        HostError: the processor takes no audio, or the memory is attached to another model.
+        ConfigError: the prompt is empty, or has a token that the host takes for audio or for the end of a turn.
+        HostError: the processor takes no audio, the model has no weights, or the memory is attached to another model.
         LabelError: the labels can not be told apart by the host.
+        SessionError: the memory is detached.
 
     Example:
         >>> from mal_adapter import attach_memory
@@ -67,6 +74,11 @@ class EmotionRecognizer:
         labels: LabelSet | Sequence[str] | None = None,
         prompt: str | None = None,
     ) -> None:
+        if all(p.is_meta for p in model.parameters()) and not any(hasattr(m, "_hf_hook") for m in model.modules()):
+            raise HostError("the model is on the meta device, without weights; load it with from_pretrained")
+        tokenizer = getattr(processor, "tokenizer", None)
+        if tokenizer is None:
+            raise HostError(f"{type(processor).__name__} has no tokenizer; give the model's AutoProcessor")
         self.model = model.eval()
         self.processor = processor
         self.memory = memory
@@ -74,17 +86,18 @@ class EmotionRecognizer:
         if memory is not None:
             if all(module is not memory.decoder_layers for module in model.modules()):
                 raise HostError("this memory is attached to another model; pass the model that attach_memory was given")
+            if not memory.attached:
+                raise SessionError("this memory is detached; attach_memory(model, adapter=memory.adapter) puts it back")
             memory.eval()
         self._reads_memory = memory is not None
         self._audio = AudioPrompt(processor, self.prompt)
-        tokenizer = processor.tokenizer
         self._scorer = LabelScorer(tokenizer, self.labels, self._audio.text, _end_ids(model, tokenizer))
         self._inputs = HostInputs(model, processor, self._audio, self._scorer.healed_tokens)
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in argument_names(model) else {}
 
     def without_memory(self) -> "EmotionRecognizer":
         """The same recogniser on the same model, with the memory neither read nor written, for comparison."""
-        twin = EmotionRecognizer(self.model, self.processor, self.memory, self.labels, self.prompt)
+        twin = copy.copy(self)  # with the same prompt to the letter, also where its template writes a date
         twin._reads_memory = False
         return twin
 
@@ -92,6 +105,11 @@ class EmotionRecognizer:
     def sampling_rate(self) -> int:
         """In Hz, of the audio that the host hears."""
         return self._audio.sampling_rate
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether utterances are read and written; not without a memory, and not `without_memory`."""
+        return self._reads_memory
 
     @property
     def labels_need_cache(self) -> bool:
@@ -125,10 +143,16 @@ class EmotionRecognizer:
             whose it is.
 
         Raises:
-            ConfigError: `batch_size` under 1, or a dialogue id given twice.
+            ConfigError: `batch_size` is no integer of at least 1, or a dialogue id is given twice; for a list of
+                dialogues before anything is run.
+            SessionError: a dialogue id can't be the id of a session.
         """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        check_integer("batch_size", batch_size, 1)
+        if isinstance(dialogues, Sequence):
+            raise_problems(id_problems(dialogues, reads_memory=self._reads_memory))
+        return self._recognize_many(dialogues, batch_size)
+
+    def _recognize_many(self, dialogues: Iterable[Dialogue], batch_size: int) -> Iterator[Prediction | Failure]:
         waiting = iter(dialogues)
         active: list[deque[Utterance]] = []
         seen: set[str] = set()

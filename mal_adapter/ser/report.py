@@ -7,24 +7,39 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mal_adapter.atomic import write_atomically
-from mal_adapter.errors import EvaluationError
+from mal_adapter.atomic import folder_problem, write_atomically
+from mal_adapter.errors import EvaluationError, MalAdapterError, MetricsError, raise_problems
 from mal_adapter.ser.audit import ARMS, WRONG_PASTS
+from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.evaluation import Evaluation
+from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.metrics import compare, score
 from mal_adapter.ser.scores import METRICS
 
-__all__ = ["card_entry", "figures_of", "pooled", "write_report"]
+__all__ = [
+    "FEWEST_DIALOGUES",
+    "card_entry",
+    "figures_of",
+    "pooled",
+    "report_problems",
+    "rival_problems",
+    "write_report",
+]
 
 JSON_NAME, HTML_NAME = "report.json", "report.html"
 Rows = list[dict[str, Any]]
 
 _BINS = 10  # of the reliability plot
+_NEEDED = {"scikit-learn": "sklearn", "matplotlib": "matplotlib", "jinja2": "jinja2"}
+_ABSENT = object()
+FEWEST_DIALOGUES = 6
+"""The fewest dialogues that can be significant at 5 %: the p of an exchange of n is 2 / 2 ** n at least."""
 
 
 def write_report(
@@ -41,9 +56,10 @@ def write_report(
         What `report.json` says, see `figures_of`.
 
     Raises:
-        EvaluationError: the evaluations do not fit together.
-        MetricsError: not one utterance has a label.
+        EvaluationError: the evaluations do not fit together, `folder` can't be written to, or a package is missing.
+        MetricsError: not one utterance has a label and was understood.
     """
+    raise_problems(report_problems(folder))
     from mal_adapter.ser.plots import plots_of
 
     whole = pooled(evaluations)
@@ -52,8 +68,49 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / JSON_NAME, (json.dumps(figures, indent=2) + "\n").encode())
     page = _page(figures, plots_of(figures, whole.answers))
-    write_atomically(folder / HTML_NAME, page.encode())
+    write_atomically(folder / HTML_NAME, page.encode(errors="backslashreplace"))  # a path need not be Unicode
     return figures
+
+
+def report_problems(folder: str | os.PathLike[str]) -> list[MalAdapterError]:
+    """What would keep a report from being written into a folder, known before there are any answers."""
+    problems: list[MalAdapterError] = []
+    if missing := [name for name, package in _NEEDED.items() if find_spec(package) is None]:
+        problems.append(EvaluationError(f"reports need {', '.join(missing)}: pip install 'mal-adapter[train]'"))
+    if problem := folder_problem(Path(folder)):
+        problems.append(EvaluationError(problem))
+    return problems
+
+
+def rival_problems(
+    dialogues: Sequence[Dialogue], labels: LabelSet, arms: Sequence[str], against: Sequence[Evaluation]
+) -> list[MalAdapterError]:
+    """Why other evaluations can't be compared with one of these dialogues, which has not been made yet."""
+    problems: list[MalAdapterError] = []
+    judged = [u for d in dialogues for u in d.utterances if u.emotion is not None and u.emotion in labels]
+    names = list(arms)
+    for other in against:
+        if other.name in names:
+            problems.append(EvaluationError(f"two systems have the name {other.name!r}; rename their folders"))
+        names.append(other.name)
+        if unknown := [name for name in other.run["labels"] if name not in labels]:
+            problems.append(
+                EvaluationError(
+                    f"{other.name} has the labels {', '.join(unknown)}, but here they are {_words(list(labels))}"
+                )
+            )
+        truths = {(answer["dialogue_id"], answer["utterance_id"]): answer["truth"] for answer in other.answers}
+        for u in judged:
+            key, truth = (u.dialogue_id, u.utterance_id), labels.lookup(u.emotion or "")
+            if truths.get(key) != truth:
+                problems.append(_other_utterances(other, key, truth, truths.get(key) if key in truths else _ABSENT))
+                break
+    return problems
+
+
+def _other_utterances(other: Evaluation, key: tuple[str, str], truth: str, theirs: object) -> EvaluationError:
+    there = "not in it" if theirs is _ABSENT else f"{theirs} in it and {truth} here"
+    return EvaluationError(f"{other.name} is of other utterances: {key[0]}/{key[1]} is {there}")
 
 
 def pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -93,6 +150,8 @@ def figures_of(evaluation: Evaluation, against: Sequence[Evaluation] = ()) -> di
     """
     labels = evaluation.labels
     judged = [answer for answer in evaluation.answers if "arms" in answer and answer["truth"] is not None]
+    if not judged and (left_out := next((a for a in evaluation.answers if "error" in a and a["truth"]), None)):
+        raise MetricsError(f"not one labelled utterance was understood, the first one since {left_out['error']}")
     arms = [arm for arm in ARMS if arm in evaluation.run["arms"]]
     main = "right" if "right" in arms else arms[0]
     heard = {arm: [answer["arms"][arm] for answer in judged] for arm in arms}
@@ -144,10 +203,8 @@ def _heard_by(other: Evaluation, judged: Rows) -> list[dict[str, float]]:
     rows = [found.get((answer["dialogue_id"], answer["utterance_id"])) for answer in judged]
     for answer, row in zip(judged, rows, strict=True):
         if row is None or row["truth"] != answer["truth"]:
-            raise EvaluationError(
-                f"{other.name} is of other utterances: {answer['dialogue_id']}/{answer['utterance_id']} is "
-                + ("not in it" if row is None else f"{row['truth']} in it and {answer['truth']} here")
-            )
+            key = answer["dialogue_id"], answer["utterance_id"]
+            raise _other_utterances(other, key, answer["truth"], _ABSENT if row is None else row["truth"])
     return [row["arms"][arm] for row in rows if row is not None]
 
 

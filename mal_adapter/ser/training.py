@@ -5,36 +5,32 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object, set_seed
 
 from mal_adapter.atomic import TEMPORARY_PREFIX, write_atomically
-from mal_adapter.errors import ConfigError, LabelError, TrainingError
+from mal_adapter.errors import ConfigError, TrainingError, raise_problems
 from mal_adapter.ser.activations import CachedHost
-from mal_adapter.ser.backward import target_of
 from mal_adapter.ser.batches import Unusable, batches_of_epoch, report_unusable
-from mal_adapter.ser.checkpoints import Progress, load_checkpoint, save_checkpoint
+from mal_adapter.ser.checkpoints import CHECKPOINT_NAME, Progress, load_checkpoint, save_checkpoint
 from mal_adapter.ser.dev import dev_scores
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.progress import progress_bar
 from mal_adapter.ser.recognizer import EmotionRecognizer
 from mal_adapter.ser.steps import Stepper
+from mal_adapter.ser.suitability import warn_of_no_past
 from mal_adapter.ser.trainable import Trainable
+from mal_adapter.ser.training_checks import trained_memory, training_problems
 from mal_adapter.ser.training_config import TrainingConfig
 from mal_adapter.ser.training_report import described, digest_of, report_of
 
-if TYPE_CHECKING:
-    from mal_adapter.attach import AttachedMemory
-
 __all__ = ["TrainingConfig", "train_memory"]
 
-CHECKPOINT_NAME = Path("checkpoint", "training.safetensors")
 REPORT_NAME, LORA_NAME, ACTIVATIONS_NAME = "training.json", "lora", "activations"
 
 
@@ -79,20 +75,30 @@ def train_memory(
         What `training.json` says: configuration, an entry per epoch, the best epoch, the bare host's dev metrics,
         library versions.
 
+    What can be known before the host runs is checked first, and all of it is in one error. Where no labelled utterance
+    has another one before it, an `UninformativeDataWarning` says that the memory can learn nothing.
+
     Raises:
         ConfigError: the recogniser has no memory, a dialogue id is repeated, or settings do not fit each other.
         LabelError: not one utterance has one of the labels.
-        TrainingError: a loss or gradient is not finite (the last good values are in the checkpoint), or the checkpoint
-            in `output` is another run's.
+        AudioError: the sound files of all labelled utterances are missing.
+        AdapterFormatError: the adapter could not be saved in `output`, or `training_data` or `datasets` are no text.
+        SessionError: the memory is detached, the caller's block has a session open, or a dialogue id can't be one of a
+            session.
+        TrainingError: a loss or gradient is not finite (the last good values are in the checkpoint); not one labelled
+            utterance was understood; `output` holds an adapter, or the checkpoint of another run; or PEFT is missing.
     """
-    config = config or TrainingConfig()
-    if activations is not None and not config.cache_activations:
-        raise ConfigError(
-            f"activations={os.fspath(activations)!r} is given, but nothing is cached; set cache_activations=True"
+    output, config = Path(output), TrainingConfig() if config is None else config
+    kept = output / ACTIVATIONS_NAME if activations is None else Path(activations)
+    raise_problems(
+        training_problems(
+            recognizer, train, dev, output, config, resume, log_with, training_data, datasets, activations
         )
-    kept = Path(output, ACTIVATIONS_NAME) if activations is None else Path(activations)
-    return _Run(recognizer, train, dev, Path(output), config, kept, log_with).go(
-        resume=resume, training_data=training_data, datasets=datasets
+    )
+    warn_of_no_past(train, recognizer.labels, "training")
+    warn_of_no_past(dev, recognizer.labels, "dev")
+    return _Run(recognizer, train, dev, output, config, kept, log_with).go(
+        training_data=training_data, datasets=datasets
     )
 
 
@@ -107,14 +113,19 @@ class _Run:
         activations: Path,
         log_with: str | None,
     ) -> None:
-        memory = _checked(recognizer, train, dev, config)
+        memory = trained_memory(recognizer)
         self.recognizer, self.memory, self.config, self.output = recognizer, memory, config, output
         self.dialogues, self.dev = list(train), list(dev)
         self.checkpoint = output / CHECKPOINT_NAME
         self.log_with = log_with
-        self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision, log_with=log_with, project_dir=str(output) if log_with else None
-        )
+        try:
+            self.accelerator = Accelerator(
+                mixed_precision=config.mixed_precision, log_with=log_with, project_dir=str(output) if log_with else None
+            )
+        except ValueError as error:  # such as bf16 where the device has none, or after a run without it
+            raise ConfigError(
+                f"accelerate can't train with mixed_precision={config.mixed_precision!r}: {error}"
+            ) from error
         if (launched := int(os.environ.get("WORLD_SIZE", "1"))) != self.accelerator.num_processes:
             raise ConfigError(
                 f"{launched} processes were launched, but accelerate has joined {self.accelerator.num_processes} of "
@@ -151,8 +162,8 @@ class _Run:
         decoded: dict[str, Any] = json.loads(json.dumps(identity))
         return decoded
 
-    def go(self, *, resume: bool, training_data: str | None, datasets: Sequence[str]) -> dict[str, Any]:
-        self._begin(resume)
+    def go(self, *, training_data: str | None, datasets: Sequence[str]) -> dict[str, Any]:
+        self._begin()
         with self.trainable.frozen():
             if self.cached is not None:
                 self._listen(self.cached)
@@ -173,10 +184,8 @@ class _Run:
         self.accelerator.wait_for_everyone()
         return report
 
-    def _begin(self, resume: bool) -> None:
+    def _begin(self) -> None:
         there = self.checkpoint.exists()
-        if there and not resume:
-            raise TrainingError(f"{self.checkpoint} is there already; resume that run, or train into another folder")
         if there:
             parameters = self.trainable.parameters
             self.progress, self.best = load_checkpoint(
@@ -244,6 +253,9 @@ class _Run:
 
     def _end_epoch(self) -> None:
         progress = self.progress
+        if not progress.weight:
+            lost = next(iter(self.unusable.values()), "their weights are zero")
+            raise TrainingError(f"not one labelled utterance of an epoch counts, so nothing is learned: {lost}")
         self.unusable.update(gather_object(list(self.unusable.items())))
         entry: dict[str, Any] = {
             "epoch": progress.epoch + 1,
@@ -286,25 +298,3 @@ class _Run:
             save_checkpoint(
                 self.checkpoint, self.progress, self.trainable.parameters, self.best, self.stepper.optimizer
             )
-
-
-def _checked(
-    recognizer: EmotionRecognizer, train: Sequence[Dialogue], dev: Sequence[Dialogue], config: TrainingConfig
-) -> AttachedMemory:
-    if recognizer.memory is None:
-        raise ConfigError("this recogniser has no memory to train; make one by attach_memory(model, layer_idx=...)")
-    for name, dialogues in (("training", train), ("dev", dev)):
-        repeated = [i for i, n in Counter(dialogue.dialogue_id for dialogue in dialogues).items() if n > 1]
-        if repeated:
-            raise ConfigError(f"two {name} dialogues have the id {repeated[0]!r}; give them different ids")
-        if (dialogues or name == "training") and all(
-            target_of(utterance, recognizer.labels) is None for d in dialogues for utterance in d.utterances
-        ):
-            raise LabelError(f"no utterance of the {name} dialogues has one of {', '.join(recognizer.labels)}")
-    for name in ("gradient_checkpointing", "cache_activations"):
-        if getattr(config, name) and recognizer.labels_need_cache:
-            raise ConfigError(
-                f"{name} needs labels of one token each to this host, since longer ones go on from a KV cache of all "
-                "layers; leave it off or choose other labels"
-            )
-    return recognizer.memory

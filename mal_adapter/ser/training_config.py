@@ -5,7 +5,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from mal_adapter.config import check_integer
 from mal_adapter.errors import ConfigError
+from mal_adapter.ser.names import composed
 
 __all__ = ["TrainingConfig"]
 
@@ -84,9 +86,9 @@ class TrainingConfig:
             ("checkpoint_every", 1),
             ("seed", 0),
         ):
-            self._check_count(name, least, optional=False)
+            check_integer(name, getattr(self, name), least)
         for name, least in (("window", 2), ("patience", 1), ("lora_rank", 1)):
-            self._check_count(name, least, optional=True)
+            check_integer(name, getattr(self, name), least, optional=True)
         for name, most in (("learning_rate", 10.0), ("weight_decay", 10.0), ("max_grad_norm", 1e6), ("warmup", 1.0)):
             value = getattr(self, name)
             if not _is_number(value) or not 0 <= value <= most or (value == 0 and name in _POSITIVE):
@@ -105,18 +107,11 @@ class TrainingConfig:
         if isinstance(weights, Mapping):
             if not all(isinstance(k, str) and _is_number(w) and 0 <= w <= 1e6 for k, w in weights.items()):
                 raise ConfigError(f"class_weights={dict(weights)!r} are not labels with weights from 0 to 1e6")
-            object.__setattr__(self, "class_weights", dict(weights))
+            if len(spelled := {composed(name): weight for name, weight in weights.items()}) < len(weights):
+                raise ConfigError(f"class_weights={dict(weights)!a} has a label twice, in two Unicode forms")
+            object.__setattr__(self, "class_weights", spelled)
         elif weights not in (None, "balanced"):
             raise ConfigError(f"class_weights={weights!r} is neither None, 'balanced' nor label -> weight")
-
-    def _check_count(self, name: str, least: int, *, optional: bool) -> None:
-        value = getattr(self, name)
-        if optional and value is None:
-            return
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-            raise ConfigError(
-                f"{name}={value!r} is not an integer of at least {least}{', or None' if optional else ''}"
-            )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values, in their order."""

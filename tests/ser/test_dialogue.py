@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from mal_adapter.errors import ManifestError
 from mal_adapter.ser.dialogue import Dialogue, Utterance, read_manifest, write_manifest
+from mal_adapter.ser.names import composed
 
 # Any text that JSON can hold, lone surrogates (file names that are not UTF-8) and odd line separators included.
 words = st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=8) | st.sampled_from(
-    ["a\u2028b", "\x85", "\ufeffx", "\udc80", "\r\n", "\\", '"', "\u00e9moi", "怒り"]
+    ["a\u2028b", "\x85", "\ufeffx", "\udc80", "\r\n", "\\", '"', "\u00e9moi", "e\u0301moi", "怒り"]
 )
 seconds = st.floats(0, 1e6)
 
@@ -29,9 +30,9 @@ def paths(draw, folder):
 @st.composite
 def dialogue_lists(draw, folder):
     dialogues = []
-    for dialogue_id in draw(st.lists(words, min_size=1, max_size=3, unique=True)):
+    for dialogue_id in draw(st.lists(words, min_size=1, max_size=3, unique_by=composed)):
         utterances = []
-        for utterance_id in draw(st.lists(words, min_size=1, max_size=4, unique=True)):
+        for utterance_id in draw(st.lists(words, min_size=1, max_size=4, unique_by=composed)):
             times = sorted(draw(st.lists(seconds, min_size=2, max_size=2, unique=True)))
             start_s, end_s = (time if draw(st.booleans()) else None for time in times)
             text, emotion = draw(st.none() | st.text(max_size=8)), draw(st.none() | words)

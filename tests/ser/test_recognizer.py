@@ -284,7 +284,7 @@ def test_a_bf16_host_takes_the_features_in_its_dtype(model, processor, make_dial
 def test_wrong_use_says_so(model, processor, make_dialogue):
     recognizer = EmotionRecognizer(model, processor)
     dialogue = make_dialogue("d")
-    with pytest.raises(ConfigError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="batch_size=0 is not an integer of at least 1"):
         next(recognizer.recognize_many([dialogue], batch_size=0))
     with pytest.raises(ConfigError, match="two dialogues have the id 'd'"):
         list(recognizer.recognize_many([dialogue, dialogue]))

@@ -148,7 +148,7 @@ def test_labels_of_several_tokens_are_learned_through_the_cache(train):
             inputs.pop("position_ids", None)
             before, scores = memory._hooks.session.state, []
             for ids in scorer.token_ids:
-                memory._hooks.session.state, memory._hooks.session._last = before, None
+                memory._hooks.session.state, memory._hooks.session._prompts = before, []
                 answer = torch.tensor([ids])
                 whole = inputs | {
                     "input_ids": torch.cat((inputs["input_ids"], answer), 1),

@@ -96,6 +96,17 @@ def test_a_batch_keeps_what_utterances_one_at_a_time_keep(train, tmp_path):
     assert not list(recognizer.memory.states)
 
 
+def test_a_sound_file_whose_name_is_in_other_letter_case_is_kept_too(train, tmp_path):
+    sound = train[0].utterances[0]
+    (tmp_path / "Turn.WAV").write_bytes(sound.audio.read_bytes())
+    utterance = dataclasses.replace(sound, audio=tmp_path / "turn.wav")
+    recognizer = make_recognizer()
+    host = CachedHost(recognizer, recognizer.memory, tmp_path / "kept")
+    assert host.keep([utterance]) == []
+    assert host.prepare([utterance]).inputs["hidden"].shape[0] == 1
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+
+
 def test_runs_share_a_folder_of_activations(train, tmp_path):
     folder = tmp_path / "shared"
     for name, width in (("one", 16), ("two", 8)):
@@ -110,6 +121,9 @@ def test_runs_share_a_folder_of_activations(train, tmp_path):
     assert not (tmp_path / "two" / "activations").exists()
     with pytest.raises(ConfigError, match="cache_activations=True"):
         train_memory(recognizer, train, output=tmp_path / "three", config=FAST, activations=folder)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is a file and no folder"):
+        train_memory(recognizer, train, output=tmp_path / "three", config=config, activations=tmp_path / "file")
     assert not (tmp_path / "three").exists()
 
 

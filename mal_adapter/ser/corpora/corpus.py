@@ -11,6 +11,7 @@ from mal_adapter.errors import CorpusError, IncompleteCorpusWarning
 from mal_adapter.ser.corpora.folder import problem_of_clip
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelSet
+from mal_adapter.ser.names import composed, label_keys
 from mal_adapter.ser.progress import progress_bar
 
 __all__ = ["Corpus", "CorpusReport", "Counts", "Row", "assemble"]
@@ -154,6 +155,8 @@ class Row:
             value: object = getattr(self, name)
             if not isinstance(value, str) or "\0" in value or (name.endswith("_id") and not value):
                 raise TypeError(f"{name} must be text, got {value!r}")
+        for name in ("dialogue_id", "utterance_id"):  # as `Utterance` keeps them
+            object.__setattr__(self, name, composed(getattr(self, name)))
 
 
 def assemble(
@@ -187,7 +190,7 @@ def assemble(
     Warns:
         IncompleteCorpusWarning: clips are missing, counts differ, labels or rows are odd.
     """
-    native = {emotion.casefold() for emotion in annotated}
+    native = {label_keys(emotion)[0] for emotion in annotated}
     found: dict[str, Counts] = {}
     splits: dict[str, tuple[Dialogue, ...]] = {}
     left_out: dict[str, str] = {}
@@ -210,7 +213,7 @@ def assemble(
             for row in turns.values():
                 emotion = labels.lookup(row.emotion) if row.emotion in labels else None
                 labelled += emotion is not None
-                if emotion is None and row.emotion and row.emotion.strip().casefold() not in native:
+                if emotion is None and row.emotion and label_keys(row.emotion)[0] not in native:
                     unknown[row.emotion] += 1
                 key = f"{split}/{row.clip}"
                 reason = broken.get(key) or problem_of_clip(row.audio)

@@ -9,7 +9,7 @@ from typing import Any
 
 from mal_adapter.errors import CorpusError
 from mal_adapter.ser.corpora.corpus import Corpus, Counts, Row, assemble
-from mal_adapter.ser.corpora.folder import Folder, clean_text, read_json, read_table
+from mal_adapter.ser.corpora.folder import Clips, Folder, clean_text, read_json, read_table
 from mal_adapter.ser.labels import EMORYNLP, LabelSet
 
 __all__ = ["read_emorynlp"]
@@ -76,7 +76,7 @@ def read_emorynlp(root: str | os.PathLike[str], labels: LabelSet = EMORYNLP) -> 
     )
 
 
-def _from_table(path: Path, clips: dict[tuple[str, str], Path]) -> list[Row]:
+def _from_table(path: Path, clips: Clips) -> list[Row]:
     rows = []
     for line, cells in enumerate(read_table(path, COLUMNS), start=2):
         try:
@@ -89,7 +89,7 @@ def _from_table(path: Path, clips: dict[tuple[str, str], Path]) -> list[Row]:
     return rows
 
 
-def _from_json(path: Path, clips: dict[tuple[str, str], Path]) -> list[Row]:
+def _from_json(path: Path, clips: Clips) -> list[Row]:
     rows = []
     try:
         for episode in read_json(path)["episodes"]:
@@ -111,12 +111,12 @@ def _from_json(path: Path, clips: dict[tuple[str, str], Path]) -> list[Row]:
     return rows
 
 
-def _row(numbers: list[int], speaker: str, text: str, emotion: str, clips: dict[tuple[str, str], Path]) -> Row:
+def _row(numbers: list[int], speaker: str, text: str, emotion: str, clips: Clips) -> Row:
     season, episode, scene, utterance = numbers
     clip = f"sea{season}_ep{episode}_sc{scene}_utt{utterance}"
     dialogue_id = f"s{season:02d}_e{episode:02d}_c{scene:02d}"
     order = tuple(float(number) for number in numbers)
-    return Row(dialogue_id, f"u{utterance:03d}", order, speaker, text, emotion, clip, clips.get(("", clip)))
+    return Row(dialogue_id, f"u{utterance:03d}", order, speaker, text, emotion, clip, clips.find(clip))
 
 
 def _speaker(given: Any) -> str:

@@ -2,28 +2,34 @@
 
 import contextlib
 import csv
+import filecmp
 import io
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import soundfile
 
-from mal_adapter.errors import CorpusError
+from mal_adapter.errors import AudioError, CorpusError
 from mal_adapter.ser.audio import sound_path
+from mal_adapter.ser.names import cleaned, composed, folded, natural
+from mal_adapter.ser.paths import existing_path, existing_sound, paths_alike
 
 __all__ = [
+    "Clips",
     "Folder",
+    "below",
     "clean_text",
     "existing_folder",
-    "natural",
+    "files_in",
     "problem_of_clip",
     "read_json",
     "read_lines",
     "read_table",
+    "the_one",
 ]
 
 #: Sound files by suffix; of several formats of one clip the first here is taken, since soundfile reads it.
@@ -38,10 +44,80 @@ def existing_folder(root: str | os.PathLike[str]) -> Path:
     Raises:
         CorpusError: it is not.
     """
-    path = Path(root)
+    path = existing_path(Path(root))
     if not path.is_dir():
         raise CorpusError(f"{path}: there is no such folder; give the one into which the corpus was unpacked")
     return path
+
+
+def below(folder: Path, *names: str) -> Path | None:
+    """The file or folder `folder/name/name…`, in whatever letter case and Unicode form; None if there is none.
+
+    Raises:
+        CorpusError: there are several.
+    """
+    found = paths_alike(folder.joinpath(*names))
+    return the_one(found) if found else None
+
+
+def files_in(folder: Path, suffix: str) -> list[Path]:
+    """The files directly in a folder whose suffix is this one in whatever letter case, in natural order.
+
+    Raises:
+        CorpusError: two differ in letter case or Unicode form alone.
+    """
+    names: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix.casefold() == suffix and not path.name.startswith(".") and path.is_file():
+            names.setdefault(folded(path.name), []).append(path)
+    return sorted(map(the_one, names.values()), key=lambda path: natural(composed(path.name)))
+
+
+def the_one(paths: Sequence[Path], stem: str | None = None) -> Path:
+    """The one of several paths whose names look the same, which is no question if they hold the same.
+
+    Args:
+        paths: at least one.
+        stem: the name that was looked for, without suffix: the paths that are written exactly so win.
+
+    Raises:
+        CorpusError: they differ. The message names two.
+    """
+    first, *others = [path for path in paths if path.stem == stem] or paths
+    for other in others:
+        if not (first.is_file() and other.is_file() and filecmp.cmp(first, other, shallow=False)):
+            raise CorpusError(
+                f"{first} and {other} differ in letter case or accents alone, and it is not clear which one to read; "
+                "remove one of them"
+            )
+    return first
+
+
+class Clips:
+    """The sound files of a corpus, found by name.
+
+    Args:
+        files: (split, file), those nearest to the root first; the split is "" where names don't repeat.
+    """
+
+    def __init__(self, files: Iterable[tuple[str, Path]]) -> None:
+        self._files: dict[tuple[str, str], list[Path]] = {}
+        for split, path in files:
+            self._files.setdefault((split, folded(path.stem)), []).append(path)
+
+    def find(self, stem: str, split: str = "") -> Path | None:
+        """The clip of this name without suffix, in whatever letter case, Unicode form and format, or None.
+
+        Raises:
+            CorpusError: two in one folder differ in letter case or Unicode form alone.
+        """
+        files = self._files.get((split, folded(stem)))
+        if not files:
+            return None
+        # Of several formats the one that soundfile reads best, then of several folders the nearest to the root.
+        best = min(files, key=lambda path: SUFFIXES.index(path.suffix.casefold()))
+        alike = [p for p in files if p.parent == best.parent and p.suffix.casefold() == best.suffix.casefold()]
+        return the_one(alike, stem)
 
 
 class Folder:
@@ -79,13 +155,18 @@ class Folder:
             key -> path, for those that are there; at least one.
 
         Raises:
-            CorpusError: none is there. The message says what was looked for, and where.
+            CorpusError: none is there, or two in one folder differ in letter case or Unicode form alone. The message
+                says what was looked for, and where.
         """
-        found: dict[str, Path] = {}
+        alike: dict[str, list[Path]] = {}
         for path in self._files:
             for key, name in names.items():
-                if path.name.casefold() == name.casefold():
-                    found.setdefault(key, path)
+                if folded(path.name) == folded(name):
+                    alike.setdefault(key, []).append(path)
+        found = {
+            key: the_one([path for path in paths if path.parent == paths[0].parent], Path(names[key]).stem)
+            for key, paths in alike.items()
+        }
         if not found:
             raise CorpusError(
                 f"{self.root}: looked for {', '.join(names.values())} in this folder and all below it, and found none "
@@ -93,26 +174,17 @@ class Folder:
             )
         return {key: found[key] for key in names if key in found}
 
-    def clips(self, *, by_split: bool) -> dict[tuple[str, str], Path]:
-        """Sound files by (split, name without suffix), the name in lower case.
+    def clips(self, *, by_split: bool) -> Clips:
+        """The sound files, by split and name.
 
         Args:
             by_split: whether names repeat between the splits. A file then counts only for the split that the nearest
                 folder above it names: the clip that is missing from one split must not be taken from another. Without,
                 the split is always "".
         """
-        best: dict[tuple[str, str], tuple[int, Path]] = {}
-        for path in self._files:
-            if path.suffix.casefold() not in SUFFIXES:
-                continue
-            split = self._split_of(path) if by_split else ""
-            if split is None:
-                continue
-            key = (split, path.stem.casefold())
-            rank = SUFFIXES.index(path.suffix.casefold())
-            if key not in best or rank < best[key][0]:
-                best[key] = (rank, path)
-        return {key: path for key, (_, path) in best.items()}
+        sounds = [path for path in self._files if path.suffix.casefold() in SUFFIXES]
+        splits = [self._split_of(path) if by_split else "" for path in sounds]
+        return Clips((split, path) for split, path in zip(splits, sounds, strict=True) if split is not None)
 
     def _split_of(self, path: Path) -> str | None:
         for part in reversed(path.relative_to(self.root).parts[:-1]):
@@ -127,12 +199,15 @@ def problem_of_clip(path: Path | None) -> str | None:
     if path is None:
         return "there is no such clip"
     try:
+        path = existing_sound(path)
         if path.stat().st_size == 0:
             return "the file is empty"
         if path.suffix.casefold() in (".wav", ".flac") and soundfile.info(sound_path(path)).frames == 0:
             return "the file has no samples"
     except OSError:
         return "there is no such clip"
+    except AudioError as error:
+        return str(error)
     except RuntimeError:  # soundfile's error for what it can't read
         return "the file can not be read as audio"
     return None
@@ -147,13 +222,13 @@ def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     columns = list(columns)
     reader = csv.reader(io.StringIO(_decoded(path), newline=""), strict=False)
     try:
-        header = [name.strip().casefold() for name in next(reader, [])]
-        missing = [name for name in columns if name.casefold() not in header]
+        header = [folded(cleaned(name)) for name in next(reader, [])]
+        missing = [name for name in columns if folded(name) not in header]
         if missing:
             raise CorpusError(
                 f"{path}: the column {missing[0]!r} is missing; expected {', '.join(columns)}, got {', '.join(header)}"
             )
-        at = {name: header.index(name.casefold()) for name in columns}
+        at = {name: header.index(folded(name)) for name in columns}
         rows = []
         for row in reader:
             if any(cell.strip() for cell in row):
@@ -206,16 +281,6 @@ def clean_text(text: str) -> str:
             for character in text
         )
     return text.replace("\0", "").strip()
-
-
-def natural(text: str) -> tuple[float | str, ...]:
-    """A key that sorts numbers in names by value: a2 before a10. Text and numbers alternate, so keys compare.
-
-    Example:
-        >>> sorted(["a10", "a2"], key=natural)
-        ['a2', 'a10']
-    """
-    return tuple(float(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", text)))
 
 
 def _decoded(path: Path) -> str:

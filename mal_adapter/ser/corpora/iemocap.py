@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mal_adapter.errors import CorpusError
 from mal_adapter.ser.corpora.corpus import Corpus, Counts, Row, assemble
-from mal_adapter.ser.corpora.folder import clean_text, existing_folder, natural, read_lines
+from mal_adapter.ser.corpora.folder import Clips, Folder, below, clean_text, existing_folder, files_in, read_lines
 from mal_adapter.ser.labels import IEMOCAP_4, IEMOCAP_6, LabelSet
+from mal_adapter.ser.names import natural
 
 __all__ = ["read_iemocap"]
 
@@ -27,6 +28,7 @@ _TRANSCRIPT = re.compile(r"(Ses\w+)\s*\[[^\]]*\]\s*:?\s*(.*)")
 def read_iemocap(root: str | os.PathLike[str], labels: LabelSet = IEMOCAP_4) -> Corpus:
     """Reads IEMOCAP: the labels of EmoEvaluation, the wave files of single sentences, and the transcripts.
 
+    Clips are found by name below `sentences/wav`, as WAV, FLAC, OGG, MP3, M4A or MP4, in whatever letter case.
     Utterances are in the order in which they begin. All of EmoEvaluation's are kept, those outside of the label set as
     context with an emotion of None.
 
@@ -63,7 +65,9 @@ def read_iemocap(root: str | os.PathLike[str], labels: LabelSet = IEMOCAP_4) -> 
     for session in SESSIONS:
         paths = _evaluations(base, session)
         if paths:
-            rows[f"session{session}"] = [row for path in paths for row in _dialogue(path, base / f"Session{session}")]
+            sentences = below(base, f"Session{session}", "sentences", "wav")
+            clips = Clips(()) if sentences is None else Folder(sentences).clips(by_split=False)
+            rows[f"session{session}"] = [row for path in paths for row in _dialogue(path, clips)]
         else:
             notes.append(f"session{session} is missing: Session{session}/dialog/EmoEvaluation has no *.txt")
     return assemble(
@@ -79,14 +83,14 @@ def read_iemocap(root: str | os.PathLike[str], labels: LabelSet = IEMOCAP_4) -> 
 
 
 def _evaluations(base: Path, session: int) -> list[Path]:
-    folder = base / f"Session{session}" / "dialog" / "EmoEvaluation"
-    return sorted(path for path in folder.glob("*.txt") if not path.name.startswith("."))
+    folder = below(base, f"Session{session}", "dialog", "EmoEvaluation")
+    return [] if folder is None else files_in(folder, ".txt")
 
 
-def _dialogue(path: Path, session: Path) -> list[Row]:
+def _dialogue(path: Path, clips: Clips) -> list[Row]:
     texts: dict[str, str] = {}
-    transcript = session / "dialog" / "transcriptions" / path.name
-    if transcript.is_file():
+    transcript = below(path.parent.parent, "transcriptions", path.name)
+    if transcript is not None and transcript.is_file():
         for line in read_lines(transcript):
             if match := _TRANSCRIPT.match(line):
                 texts[match[1]] = clean_text(match[2])
@@ -95,13 +99,12 @@ def _dialogue(path: Path, session: Path) -> list[Row]:
         if not (match := _LINE.match(line)):
             continue  # the header, and the answers of single annotators
         start_s, end_s, name, emotion = float(match[1]), float(match[2]), match[3], match[4]
-        audio = session / "sentences" / "wav" / path.stem / f"{name}.wav"
         # Ses01F_impro01_M003: F is who wears the markers, the letter of the last part is who speaks
         speaker = f"{name[:5]}{name.rsplit('_', 1)[-1][:1]}"
         rows.append(
             Row(
                 path.stem, name, (path.stem, start_s, end_s, *natural(name)), speaker, texts.get(name, ""), emotion,
-                name, audio,
+                name, clips.find(name),
             )
         )  # fmt: skip
     if not rows:

@@ -4,8 +4,9 @@ import os
 
 from mal_adapter.errors import CorpusError
 from mal_adapter.ser.corpora.corpus import Corpus, Counts, Row, assemble
-from mal_adapter.ser.corpora.folder import Folder, natural, read_json, read_lines
+from mal_adapter.ser.corpora.folder import Folder, read_json, read_lines
 from mal_adapter.ser.labels import M3ED, LabelSet
+from mal_adapter.ser.names import folded, natural
 
 __all__ = ["read_m3ed"]
 
@@ -48,24 +49,26 @@ def read_m3ed(root: str | os.PathLike[str], labels: LabelSet = M3ED) -> Corpus:
     source = "github.com/AIM3-RUC/RUCM3ED"
     path = folder.find({"annotation": "annotation.json"}, source=source)["annotation"]
     lists = folder.find(SERIES, source=f"{source}, splitInfo")
-    split_of = {name: split for split, list_path in lists.items() for name in read_lines(list_path) if name}
+    split_of = {folded(name): split for split, list_path in lists.items() for name in read_lines(list_path) if name}
     clips = folder.clips(by_split=False)
     rows: dict[str, list[Row]] = {split: [] for split in lists}
     unassigned = []
     try:
         for series, dialogues in read_json(path).items():
-            if series not in split_of:
+            split = split_of.get(folded(series))
+            if split is None:
                 unassigned.append(series)
                 continue
             for number, dialogue in dialogues.items():
-                dialogue_id = number if number.startswith(series) else f"{series}_{number}"  # unique over all series
+                whole = folded(number).startswith(folded(series))
+                dialogue_id = number if whole else f"{series}_{number}"  # unique over all series
                 for utterance_id, turn in dialogue["Dialog"].items():
                     clip = f"{turn['Speaker']}_{utterance_id}"
                     emotion = (turn.get("EmoAnnotation") or {}).get("final_main_emo") or ""
-                    rows[split_of[series]].append(
+                    rows[split].append(
                         Row(
                             dialogue_id, utterance_id, (*natural(dialogue_id), *natural(utterance_id)),
-                            turn["Speaker"], turn.get("Text") or "", emotion, clip, clips.get(("", clip.casefold())),
+                            turn["Speaker"], turn.get("Text") or "", emotion, clip, clips.find(clip),
                         )
                     )  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:

@@ -5,8 +5,11 @@ from pathlib import Path
 
 from mal_adapter.errors import CorpusError
 from mal_adapter.ser.corpora.corpus import Corpus, Row, assemble
+from mal_adapter.ser.corpora.folder import files_in
 from mal_adapter.ser.dialogue import read_manifest
-from mal_adapter.ser.labels import LabelSet
+from mal_adapter.ser.labels import LabelSet, emotions_that_occur
+from mal_adapter.ser.names import composed, natural
+from mal_adapter.ser.paths import existing_path
 
 __all__ = ["read_manifests"]
 
@@ -20,7 +23,7 @@ def read_manifests(path: str | os.PathLike[str], labels: LabelSet | None = None)
             the alphabet.
 
     Returns:
-        The splits by the names of the files, in the order of the alphabet but train, dev and test first.
+        The splits by the names of the files, in natural order (fold2 before fold10) but train, dev and test first.
 
     Raises:
         ManifestError: a manifest is not understood.
@@ -39,26 +42,28 @@ def read_manifests(path: str | os.PathLike[str], labels: LabelSet | None = None)
         >>> read_manifests(folder, LabelSet(("neutral", "sad"))).splits["train"][0].utterances[0].emotion
         'sad'
     """
-    path = Path(path)
+    path = existing_path(Path(path))
     if path.is_dir():
-        files = {file.stem: file for file in sorted(path.glob("*.jsonl")) if not file.name.startswith(".")}
+        files = {composed(file.stem): file for file in files_in(path, ".jsonl")}
         if not files:
             raise CorpusError(f"{path}: looked for *.jsonl in this folder, such as train.jsonl, and found none")
     else:
-        files = {path.stem: path}
+        files = {composed(path.stem): path}
     first = ("train", "dev", "test")
     dialogues = {
         split: read_manifest(files[split])
-        for split in sorted(files, key=lambda split: (first.index(split) if split in first else len(first), split))
+        for split in sorted(
+            files, key=lambda s: (first.index(s.lower()) if s.lower() in first else len(first), natural(s))
+        )
     }
     if labels is None:
         turns = (turn for split in dialogues.values() for dialogue in split for turn in dialogue.utterances)
-        names = sorted({turn.emotion.strip() for turn in turns if turn.emotion and turn.emotion.strip()})
+        names = emotions_that_occur(turn.emotion for turn in turns)
         if len(names) < 2:
             raise CorpusError(
-                f"{path}: the emotions that occur are {names}; give the label set, which needs two or more"
+                f"{path}: the emotions that occur are {list(names)}; give the label set, which needs two or more"
             )
-        labels = LabelSet(tuple(names))
+        labels = LabelSet(names)
     rows = {
         split: [
             Row(
@@ -70,6 +75,5 @@ def read_manifests(path: str | os.PathLike[str], labels: LabelSet | None = None)
         ]
         for split, in_split in dialogues.items()
     }  # fmt: skip
-    return assemble(
-        path.stem, labels, rows, own=labels, annotated=(), published={}, looked_for=f"the files that {path} names"
-    )  # fmt: skip
+    name, looked_for = composed(path.stem), f"the files that {path} names"
+    return assemble(name, labels, rows, own=labels, annotated=(), published={}, looked_for=looked_for)

@@ -65,7 +65,7 @@ def read_meld(root: str | os.PathLike[str], labels: LabelSet = MELD) -> Corpus:
             rows[split].append(
                 Row(
                     f"{split}/{dialogue}", str(utterance), (dialogue, utterance), cells["Speaker"], cells["Utterance"],
-                    cells["Emotion"], clip, clips.get((split, clip)),
+                    cells["Emotion"], clip, clips.find(clip, split),
                 )
             )  # fmt: skip
     return assemble(

@@ -51,6 +51,30 @@ def test_a_session_goes_on_where_it_was_left(host: TinyHost, model: PreTrainedMo
     assert_states_close(memory.states["in parts"], expected, 0)
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+@torch.no_grad()
+def test_audio_that_is_fed_again_counts_again_wherever_blocks_begin_and_end(
+    host: TinyHost, model: PreTrainedModel, use_cache: bool
+):
+    """A follow-up question repeats the chat and its audio; so does a retry. Each generate() is one utterance."""
+    prompt = host.prompt([5], seed=1)
+    first, _ = host.collate(model, [prompt])
+    follow_up = dict(first)
+    text = torch.full((1, 3), int(first["input_ids"][0, -1]))
+    for name, more in (("input_ids", text), ("attention_mask", torch.ones_like(text))):
+        follow_up[name] = torch.cat((first[name], more), 1)
+    memory = attach(model)
+    turns = [first, follow_up, follow_up]
+    with memory.session("one block"):
+        for inputs in turns:
+            greedy(model, inputs, use_cache=use_cache)
+    for inputs in turns:
+        with memory.session("a block each"):
+            greedy(model, inputs, use_cache=use_cache)
+    assert memory.states["one block"].utterances.tolist() == [3]
+    assert_states_close(memory.states["one block"], memory.states["a block each"], 0)
+
+
 @torch.no_grad()
 def test_an_anonymous_session_ends_with_its_block(host: TinyHost, model: PreTrainedModel):
     inputs, _ = host.make_inputs(model, [[5]])

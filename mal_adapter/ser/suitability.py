@@ -1,0 +1,134 @@
+"""Whether dialogues can train or judge a memory, as far as ids, labels and files tell before any of them is run."""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mal_adapter.errors import (
+    AudioError,
+    ConfigError,
+    LabelError,
+    MalAdapterError,
+    SessionError,
+    UninformativeDataWarning,
+)
+from mal_adapter.ser.dialogue import Dialogue, Utterance
+from mal_adapter.ser.labels import LabelSet
+from mal_adapter.ser.paths import paths_alike
+from mal_adapter.stores.checks import id_bytes
+
+__all__ = ["id_problems", "label_problems", "missing_sounds", "sound_problems", "warn_of_no_past"]
+
+_SHOWN = 3  # examples in a message
+
+
+def id_problems(
+    dialogues: Sequence[object], what: str = "", *, reads_memory: bool = True, needed: bool = False
+) -> list[MalAdapterError]:
+    """What keeps dialogues from being run side by side.
+
+    Args:
+        dialogues: should be a list of `Dialogue`.
+        what: which these are, such as "training", for the messages.
+        reads_memory: whether their ids become those of sessions.
+        needed: whether there must be any.
+
+    Example:
+        >>> turns = (Utterance("call-42", "0", "A", "0.wav"),)
+        >>> id_problems([Dialogue("call-42", turns)] * 2, "dev")
+        [ConfigError("two dev dialogues have the id 'call-42'; give them different ids")]
+    """
+    named = _named(what)
+    if needed and not dialogues:
+        return [ConfigError(f"there are no {named}")]
+    if strange := [item for item in dialogues if not isinstance(item, Dialogue)]:
+        given = type(strange[0]).__name__
+        return [ConfigError(f"the {named} hold a {given}; give a list of Dialogue, such as corpus.splits['train']")]
+    counts = Counter(dialogue.dialogue_id for dialogue in dialogues if isinstance(dialogue, Dialogue))
+    repeated = [repr(name) for name, count in counts.items() if count > 1]
+    problems: list[MalAdapterError] = []
+    if repeated:
+        problems.append(ConfigError(f"two {named} have the id {_some(repeated)}; give them different ids"))
+    if reads_memory:
+        for name in counts:
+            try:
+                id_bytes(name)
+            except SessionError as error:
+                problems.append(error)
+                break
+    return problems
+
+
+def label_problems(dialogues: Sequence[Dialogue], labels: LabelSet, what: str = "") -> list[MalAdapterError]:
+    """A `LabelError` if not one utterance has one of the labels; it says which emotions there are instead."""
+    emotions = Counter(utterance.emotion for dialogue in dialogues for utterance in dialogue.utterances)
+    if any(emotion is not None and emotion in labels for emotion in emotions):
+        return []
+    others = [f"{emotion!r} ({count})" for emotion, count in emotions.most_common() if emotion is not None]
+    found = f"their emotions are {_some(others)}" if others else "they have no emotions at all"
+    return [
+        LabelError(
+            f"no utterance of the {_named(what)} has one of {', '.join(labels)}: {found}; label them, or choose other "
+            "labels, or give aliases"
+        )
+    ]
+
+
+def sound_problems(dialogues: Sequence[Dialogue], labels: LabelSet, what: str = "") -> list[MalAdapterError]:
+    """An `AudioError` if the sound files of all labelled utterances are missing, as where a disk is not mounted."""
+    paths = dict.fromkeys(utterance.audio for _, utterance in _judged(dialogues, labels))
+    if not paths or any(map(paths_alike, paths)):
+        return []
+    return [
+        AudioError(
+            f"the sound files of all labelled utterances of the {_named(what)} ({len(paths)}) are missing, such as "
+            f"{_some(map(str, paths))}; "
+            "check the paths and whether their disk is mounted"
+        )
+    ]
+
+
+def missing_sounds(dialogues: Iterable[Dialogue]) -> tuple[list[Path], int]:
+    """The sound files that do not exist, and how many there should be. No file is opened."""
+    paths = dict.fromkeys(utterance.audio for dialogue in dialogues for utterance in dialogue.utterances)
+    return [path for path in paths if not paths_alike(path)], len(paths)
+
+
+def warn_of_no_past(dialogues: Sequence[Dialogue], labels: LabelSet, what: str = "", *, stacklevel: int = 3) -> None:
+    """Warns where no judged utterance has another one before it, so that nothing is ever read back from a memory.
+
+    Utterances at the start of a dialogue read an empty memory. Trained on them alone, a memory never learns to be read;
+    judged by them alone, it makes no difference.
+    """
+    places = [place for place, _ in _judged(dialogues, labels)]
+    if not places or any(places):
+        return
+    single = all(len(dialogue.utterances) == 1 for dialogue in dialogues)
+    reason = "have one utterance each" if single else "have labels at their first utterances alone"
+    warnings.warn(
+        f"the {_named(what)} {reason}, so no labelled utterance has a past that a memory could hold; give whole "
+        "conversations, their utterances under one dialogue_id",
+        UninformativeDataWarning,
+        stacklevel=stacklevel,
+    )
+
+
+def _judged(dialogues: Sequence[Dialogue], labels: LabelSet) -> list[tuple[int, Utterance]]:
+    """The utterances with one of the labels, each with its place in its dialogue, from 0."""
+    return [
+        (place, utterance)
+        for dialogue in dialogues
+        for place, utterance in enumerate(dialogue.utterances)
+        if utterance.emotion is not None and utterance.emotion in labels
+    ]
+
+
+def _named(what: str) -> str:
+    return f"{what} dialogues" if what else "dialogues"
+
+
+def _some(texts: Iterable[str]) -> str:
+    first = list(texts)
+    more = len(first) - _SHOWN
+    return ", ".join(first[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
