@@ -111,6 +111,15 @@ def train(
             rich_help_panel=PANEL,
         ),
     ] = None,
+    activations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Run the frozen part of the model once per utterance and keep what leaves it in this folder, which "
+            "runs with other seeds or memories can share.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -154,7 +163,8 @@ def train(
     except ImportError as error:
         raise TrainingError(f"{error}; pip install 'mal-adapter[train]'") from error
 
-    given = {"epochs": epochs, "learning_rate": learning_rate, "lora_rank": lora_rank, "seed": seed}
+    given: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "lora_rank": lora_rank, "seed": seed}
+    given["cache_activations"] = None if activations is None else True
     settings, memory_fields = _settings(config, {name: value for name, value in given.items() if value is not None})
     data = read_data(corpus, root, split, ("train",))
     dialogues, dev_dialogues = data.dialogues, _dev(corpus, root, dev)
@@ -170,7 +180,14 @@ def train(
     recognizer = EmotionRecognizer(host, processor, memory, label_set, None if prompt is None else as_typed(prompt))
     try:
         report = train_memory(
-            recognizer, dialogues, dev_dialogues, output=output, config=settings, resume=resume, log_with=log_with
+            recognizer,
+            dialogues,
+            dev_dialogues,
+            output=output,
+            config=settings,
+            resume=resume,
+            activations=activations,
+            log_with=log_with,
         )
     except KeyboardInterrupt:
         note("the same command with --resume goes on from the last checkpoint")

@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mal_adapter.atomic import write_atomically
-from mal_adapter.errors import HostError
+from mal_adapter.errors import AudioError, HostError
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.inputs import Prepared
+from mal_adapter.ser.paths import existing_sound
 from mal_adapter.ser.prediction import Failure
 from mal_adapter.ser.recognizer import EmotionRecognizer
 
@@ -62,22 +63,36 @@ class CachedHost:
         self._extras: dict[nn.Module, int | None] = {}  # how many Nones follow the hidden states; None for no tuple
         folder.mkdir(parents=True, exist_ok=True)
 
-    def keep(self, utterance: Utterance) -> Failure | None:
-        """Runs the host on an utterance and keeps what leaves the hooked layer, unless that is on disk already.
+    def keep(self, utterances: Sequence[Utterance]) -> list[Failure]:
+        """Runs the host on utterances in one forward and keeps what leaves the hooked layer, unless it is on disk.
 
         Returns:
-            Why it can not be heard, or None.
+            A failure for each utterance whose audio can't be used.
         """
-        there = utterance.audio.exists() and self._path(utterance).exists()
-        if there and self._extras:
-            return None
-        prepared = self._recognizer.prepare([utterance])
-        if prepared.failures:
-            return prepared.failures[0]
+        missing = [utterance for utterance in utterances if not self._is_kept(utterance)]
+        if not missing and self._extras:
+            return []
+        prepared = self._recognizer.prepare(missing or utterances[:1])
+        rows = [(missing or utterances)[index] for index in prepared.audio_s]
+        if not rows:
+            return list(prepared.failures.values())
         inputs, first = prepared.inputs, not self._extras
+        hidden, mask = self._run(inputs)
+        for row, utterance in enumerate(rows if missing else []):
+            own = inputs["attention_mask"][row].bool()  # without the padding of this batch
+            kept = {"hidden": hidden[row, own], "input_ids": inputs["input_ids"][row, own]}
+            kept["audio_mask"] = mask[row, own].to(torch.uint8)
+            write_atomically(self._path(utterance), save({n: t.cpu().contiguous() for n, t in kept.items()}))
+        if first:
+            self._compare(rows[0])
+        return list(prepared.failures.values())
+
+    def _run(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """What leaves the hooked layer, (batch, seq_len, hidden_size), and where audio is, (batch, seq_len)."""
         found: dict[str, Tensor | None] = {}
         handles = []
-        with torch.no_grad(), self._memory.session(write=False) as session:
+        ids = [f"caching/{row}" for row in range(len(inputs["input_ids"]))]
+        with torch.no_grad(), self._memory.session(ids, write=False) as session:
 
             def capture(layer: nn.Module, _: Any, output: Any) -> None:
                 states, *rest = output if isinstance(output, tuple) else (output,)
@@ -98,17 +113,12 @@ class CachedHost:
         hidden, mask = found.get("hidden"), found.get("mask")
         if hidden is None or mask is None or hidden.shape[:2] != inputs["input_ids"].shape:
             raise HostError(_REFUSED.format("its layers see other positions than its input ids"))
-        if not there:
-            kept = {"hidden": hidden[0], "input_ids": inputs["input_ids"][0], "audio_mask": mask[0].to(torch.uint8)}
-            write_atomically(self._path(utterance), save({n: t.cpu().contiguous() for n, t in kept.items()}))
-        if first:
-            self._compare(utterance, inputs)
-        return None
+        return hidden, mask
 
     def prepare(self, utterances: Sequence[Utterance]) -> Prepared:
         """The inputs of utterances that `keep` has kept; padded on the left."""
         if not self._extras:  # of its own part, this process could hear nothing
-            self.keep(utterances[0])
+            self.keep(utterances[:1])
         kept = [load_file(self._path(utterance)) for utterance in utterances]
         longest = max(len(tensors["input_ids"]) for tensors in kept)
 
@@ -141,9 +151,9 @@ class CachedHost:
                 vars(layer).pop("forward", None)
 
     @torch.no_grad()
-    def _compare(self, utterance: Utterance, inputs: dict[str, Any]) -> None:
+    def _compare(self, utterance: Utterance) -> None:
         with self._memory.disabled():
-            expected = self._recognizer.log_probs(inputs)
+            expected = self._recognizer.log_probs(self._recognizer.prepare([utterance]).inputs)
             try:
                 found = self.log_probs(self.prepare([utterance]).inputs)
             except Exception as error:  # a host's own code, which expects what is missing here
@@ -152,8 +162,14 @@ class CachedHost:
         if (distance := float((found - expected).abs().max())) > tolerance:
             raise HostError(_REFUSED.format(f"its scores differ by {distance:.2g}"))
 
+    def _is_kept(self, utterance: Utterance) -> bool:
+        try:
+            return self._path(utterance).exists()
+        except (OSError, AudioError):  # no sound file, or several: opening it says what is wrong
+            return False
+
     def _path(self, utterance: Utterance) -> Path:
-        status = utterance.audio.stat()
+        status = existing_sound(utterance.audio).stat()
         known = [
             str(utterance.audio.absolute()), status.st_mtime_ns, status.st_size, utterance.start_s, utterance.end_s,
             self._recognizer.prompt, self._memory.layer_idx, self._memory.adapter.card.base_model_name_or_path,

@@ -42,6 +42,7 @@ def train_memory(
     output: str | os.PathLike[str],
     config: TrainingConfig | None = None,
     resume: bool = False,
+    activations: str | os.PathLike[str] | None = None,
     log_with: str | None = None,
     training_data: str | None = None,
     datasets: Sequence[str] = (),
@@ -64,6 +65,8 @@ def train_memory(
             LoRA, in `checkpoint` what `resume` goes on from.
         config: how to train; the defaults unless given.
         resume: go on from the checkpoint in `output`, or begin if there is none.
+        activations: folder for what `cache_activations` keeps, `activations` in `output` unless given. Runs on the same
+            host, layer, prompt and dialogues can share it, such as those of other seeds, or with another memory.
         log_with: a tracker of accelerate's, such as "tensorboard", which writes to `output`.
         training_data: the card's words about the data; counts unless given.
         datasets: Hub ids of the datasets, for the card.
@@ -86,10 +89,17 @@ def train_memory(
             utterance was understood; `output` holds an adapter, or the checkpoint of another run; or PEFT is missing.
     """
     output, config = Path(output), TrainingConfig() if config is None else config
-    raise_problems(training_problems(recognizer, train, dev, output, config, resume, log_with, training_data, datasets))
+    kept = output / ACTIVATIONS_NAME if activations is None else Path(activations)
+    raise_problems(
+        training_problems(
+            recognizer, train, dev, output, config, resume, log_with, training_data, datasets, activations
+        )
+    )
     warn_of_no_past(train, recognizer.labels, "training")
     warn_of_no_past(dev, recognizer.labels, "dev")
-    return _Run(recognizer, train, dev, output, config, log_with).go(training_data=training_data, datasets=datasets)
+    return _Run(recognizer, train, dev, output, config, kept, log_with).go(
+        training_data=training_data, datasets=datasets
+    )
 
 
 class _Run:
@@ -100,6 +110,7 @@ class _Run:
         dev: Sequence[Dialogue],
         output: Path,
         config: TrainingConfig,
+        activations: Path,
         log_with: str | None,
     ) -> None:
         memory = trained_memory(recognizer)
@@ -129,7 +140,7 @@ class _Run:
         )
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
         total = self.steps_per_epoch * config.epochs
-        self.cached = CachedHost(recognizer, memory, output / ACTIVATIONS_NAME) if config.cache_activations else None
+        self.cached = CachedHost(recognizer, memory, activations) if config.cache_activations else None
         self.stepper = Stepper(
             self.cached or recognizer, memory, self.trainable, train, config, self.accelerator, total
         )
@@ -195,10 +206,13 @@ class _Run:
         """Fills the cache, each process with a part of the dialogues."""
         here = self.accelerator
         own = [u for d in self.dialogues[here.process_index :: here.num_processes] for u in d.utterances]
-        for utterance in progress_bar(own, desc="listening", unit="utterance", shown=here.is_main_process):
-            key = utterance.dialogue_id, utterance.utterance_id
-            if key not in self.unusable and (failure := cached.keep(utterance)) is not None:
-                report_unusable(failure, self.unusable)
+        own = [u for u in own if (u.dialogue_id, u.utterance_id) not in self.unusable]
+        size = self.config.side_by_side
+        with progress_bar(desc="caching", total=len(own), unit="utterance", shown=here.is_main_process) as bar:
+            for start in range(0, len(own), size):
+                for failure in cached.keep(own[start : start + size]):
+                    report_unusable(failure, self.unusable)
+                bar.update(len(own[start : start + size]))
         here.wait_for_everyone()
         self.unusable.update(gather_object(list(self.unusable.items())))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +56,7 @@ def training_problems(
     log_with: str | None,
     training_data: str | None,
     datasets: Sequence[str],
+    activations: str | os.PathLike[str] | None = None,
 ) -> list[MalAdapterError]:
     """What is wrong with the arguments of `train_memory`, all of it."""
     if not isinstance(config, TrainingConfig):
@@ -71,6 +73,8 @@ def training_problems(
     if not problems:
         problems += _weight_problems(config, train, labels)
     problems += _setting_problems(recognizer, config, log_with)
+    if activations is not None:
+        problems += _activations_problems(Path(activations), config)
     try:
         adapter = trained_memory(recognizer).adapter
         card = adapter.card.with_task(labels.names, recognizer.prompt)
@@ -129,6 +133,12 @@ def _setting_problems(
             ConfigError(f"log_with={log_with!r} is no tracker that is installed here; these are: {', '.join(trackers)}")
         )
     return problems
+
+
+def _activations_problems(folder: Path, config: TrainingConfig) -> list[MalAdapterError]:
+    if not config.cache_activations:
+        return [ConfigError(f"activations='{folder}' is given, but nothing is cached; set cache_activations=True")]
+    return [ConfigError(problem)] if (problem := folder_problem(folder)) else []
 
 
 def output_problem(output: Path, resume: bool) -> MalAdapterError | None:

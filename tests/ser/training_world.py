@@ -33,12 +33,18 @@ def make_dialogues(folder: Path, lengths: Sequence[int] = LENGTHS, split: str = 
 
 
 def make_recognizer(
-    *, dropout: float = 0.0, seed: int = 0, random: bool = False, labels: Sequence[str] = EMOTIONS, prompt: str = PROMPT
+    *,
+    dropout: float = 0.0,
+    seed: int = 0,
+    random: bool = False,
+    labels: Sequence[str] = EMOTIONS,
+    prompt: str = PROMPT,
+    width: int = 16,
 ) -> EmotionRecognizer:
     """With a memory that is fresh, or has `random` parameters and so makes a difference."""
     model, processor = load_host(str(HOST_FOLDER))
     torch.manual_seed(seed)
-    config = MemoryConfig(hidden_size=96, memory_dim=16, num_heads=2, chunk_size=8, dropout=dropout)
+    config = MemoryConfig(hidden_size=96, memory_dim=width, num_heads=2, chunk_size=8, dropout=dropout)
     memory = attach_memory(model, LAYER_IDX, config=config)
     if random:
         with torch.no_grad():

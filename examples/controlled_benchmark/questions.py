@@ -1,6 +1,6 @@
 """What the tiny host is asked during its training, and the words it answers with.
 
-A host that learns emotion alone forgets the voice (DESIGN §10), and no memory can then find the speaker's past. So it
+A host that learns emotion alone forgets the voice, and no memory can then find the speaker's past. So it
 also names the pitch, the level and the size of the vocal tract, as numbers on a scale, and is asked for the vowels.
 
 What the shipped host learns of this in 2 500 steps, on held-out utterances: emotion 61 % (the most that one utterance

@@ -1,9 +1,8 @@
 """A tiny but genuine Qwen2-Audio: tokenizer, processor and model, from nothing to an ordinary model folder.
 
-The host hears one utterance, then a question about it. Load it like any other model:
+Its prompt is one utterance, then a question about it. The folder loads like any other model's:
 
-    processor = AutoProcessor.from_pretrained(HOST_FOLDER)
-    model = Qwen2AudioForConditionalGeneration.from_pretrained(HOST_FOLDER)
+    model, processor = mal_adapter.ser.loading.load_host(folder)
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from questions import tokenizer_corpus
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
@@ -27,8 +27,6 @@ from transformers import (
 )
 from transformers.models.qwen2_audio.configuration_qwen2_audio import Qwen2AudioEncoderConfig
 
-from mal_adapter.demo.questions import tokenizer_corpus
-
 __all__ = [
     "CHUNK_LENGTH_S",
     "HOP_LENGTH",
@@ -38,7 +36,6 @@ __all__ = [
     "build_model",
     "build_processor",
     "build_tokenizer",
-    "load_host",
     "prompt_text",
     "save_host",
 ]
@@ -166,13 +163,6 @@ def save_host(model: Qwen2AudioForConditionalGeneration, processor: Qwen2AudioPr
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def load_host(folder: str | Path) -> tuple[Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor]:
-    """Load a host folder frozen and in eval mode, as everything after its training uses it."""
-    model = Qwen2AudioForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    model.requires_grad_(False)
-    return model, Qwen2AudioProcessor.from_pretrained(folder)
 
 
 def audio_tokens(

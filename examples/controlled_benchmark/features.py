@@ -1,7 +1,7 @@
-"""Log-mel features of whole splits, with the truth beside them, cached as .npy files so that trainings start at once.
+"""Log-mel features of the host's training utterances with the true values, kept as .npy files.
 
 The features come from the host's own feature extractor on the 16-bit samples a WAV file would hold. They are cut after
-the frames that the encoder's convolutions still see; see `host.audio_tokens` for why that changes nothing.
+the frames that the encoder's convolutions still see; see `tiny_host.audio_tokens` for why that changes nothing.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tiny_host import HOP_LENGTH, MEL_BINS, build_feature_extractor
 from tqdm.auto import tqdm
 from transformers import WhisperFeatureExtractor
 
 from mal_adapter.demo import voices
 from mal_adapter.demo.dialogues import TURNS, SpokenDialogue, make_dialogue
-from mal_adapter.demo.host import HOP_LENGTH, MEL_BINS, build_feature_extractor
 
 __all__ = ["FRAMES", "Features", "features_of", "load_features"]
 
@@ -36,7 +36,7 @@ _FIELDS = ("mels", "labels", "speakers", "truth", "baselines", "vowels")
 
 @dataclass(frozen=True)
 class Features:
-    """What the host hears of `count` dialogues, and the truth.
+    """Log-mel features of `count` dialogues, and the true values.
 
     Attributes:
         mels: log-mel features, float16, (count, turns, mel_bins, FRAMES_KEPT); a read-only memory map when cached.
@@ -61,7 +61,7 @@ class Features:
 def load_features(
     split: str, seed: int, count: int, cache_folder: str | Path, turns: int = TURNS, workers: int = 2
 ) -> Features:
-    """Dialogues 0 … count-1 of a split as features: from the cache, or made now (about 5 ms per utterance and core).
+    """Features of dialogues 0 … count-1 of a split: from the cache, or made now (about 5 ms per utterance and core).
 
     Args:
         split, seed: as in `make_dialogue`.
@@ -130,13 +130,13 @@ def _mels(extractor: WhisperFeatureExtractor, audio: list[NDArray[np.float32]]) 
     """(utterances, mel_bins, FRAMES_KEPT). Shorter padding than the host's leaves the kept frames as they are."""
     pieces = []
     for start in range(0, len(audio), 20):
-        heard = extractor(
+        made = extractor(
             audio[start : start + 20],
             sampling_rate=voices.SAMPLING_RATE,
             max_length=(FRAMES_KEPT + 4) * HOP_LENGTH,
             return_tensors="np",
         )
-        pieces.append(heard["input_features"][:, :, :FRAMES_KEPT].astype(np.float16))
+        pieces.append(made["input_features"][:, :, :FRAMES_KEPT].astype(np.float16))
     return np.concatenate(pieces)
 
 
@@ -145,6 +145,6 @@ def _values(voice: Any) -> tuple[float, float, float]:
 
 
 def _fingerprint() -> str:
-    """Eight hex digits of how two dialogues are heard; a changed setting of voices or extractor shows there."""
-    heard = features_of([make_dialogue("dev", 0, index) for index in range(2)])
-    return hashlib.sha256(heard.mels.tobytes() + heard.labels.tobytes()).hexdigest()[:8]
+    """Eight hex digits of the features of two dialogues; they change with the settings of voices and extractor."""
+    made = features_of([make_dialogue("dev", 0, index) for index in range(2)])
+    return hashlib.sha256(made.mels.tobytes() + made.labels.tobytes()).hexdigest()[:8]

@@ -1,7 +1,13 @@
-"""Train the tiny host on single utterances: the emotion and one other question about each, packed into one sequence.
+"""Train the tiny host on single utterances, from nothing: the emotion and one other question about each.
 
-The prompt starts with the audio, so its hidden states serve all questions: one row holds the audio once and the
-questions one after the other, each seeing only the audio and itself. That is the same function as separate prompts.
+    python examples/controlled_benchmark/train_host.py my-host          # 40 000 utterances, 2 500 steps
+    python examples/controlled_benchmark/train_memory.py my-memory --host my-host
+
+Nothing is downloaded. Floating-point sums differ between machines, so the weights are reproduced to their figures, not
+to the last bit.
+
+The prompt starts with the audio, so its hidden states are the same for all questions: one row holds the audio once and
+the questions one after the other, each seeing only the audio and itself. That is the same function as separate prompts.
 
 Real audio language models start from an encoder trained on much speech. This one starts from nothing, so its audio
 tokens get help that is thrown away afterwards: a linear head on the hooked layer's hidden states that names pitch,
@@ -10,24 +16,45 @@ level and vocal tract at every audio token.
 
 from __future__ import annotations
 
+import argparse
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from features import FRAMES, Features, load_features
 from jaxtyping import Float, Int
+from questions import QUESTIONS, answer
+from tiny_host import audio_tokens, build_model, build_processor, prompt_text, save_host
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
 
 from mal_adapter.demo import EMOTIONS, LAYER_IDX
-from mal_adapter.demo.features import FRAMES, Features
-from mal_adapter.demo.host import audio_tokens, build_model, build_processor, prompt_text
-from mal_adapter.demo.questions import QUESTIONS, answer
 from mal_adapter.demo.voices import Speech
 
+DIALOGUES = 4000  # 40 000 utterances
+STEPS = 2500
+
 __all__ = ["PackedPrompts", "PackedRow", "layout", "packed_losses", "prompt_pieces", "tokenise", "train_host"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="folder for the model and its processor")
+    parser.add_argument("--features", type=Path, default=Path("features"), help="folder for the features")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dialogues", type=int, default=DIALOGUES)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--workers", type=int, default=1, help="processes that make the features; also torch's threads")
+    options = parser.parse_args()
+    torch.set_num_threads(options.workers)
+    features = load_features("host", options.seed, options.dialogues, options.features, workers=options.workers)
+    model, processor = train_host(features, seed=options.seed, steps=options.steps)
+    save_host(model, processor, options.output)
+    print(f"saved in {options.output}")
 
 
 @dataclass(frozen=True)
@@ -65,7 +92,7 @@ class PackedPrompts:
 
 
 def train_host(
-    features: Features, *, seed: int = 0, steps: int = 2500, batch_size: int = 48, learning_rate: float = 3e-3
+    features: Features, *, seed: int = 0, steps: int = STEPS, batch_size: int = 48, learning_rate: float = 3e-3
 ) -> tuple[Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor]:
     """Build a host and train it on the utterances of `features`, in random order and without their dialogues.
 
@@ -79,7 +106,7 @@ def train_host(
     processor = build_processor()
     model = build_model(processor.tokenizer, seed).train()
     prompts = tokenise(processor, features)
-    mels = torch.from_numpy(np.ascontiguousarray(features.mels.reshape(-1, *features.mels.shape[2:])))
+    mels = torch.from_numpy(np.array(features.mels.reshape(-1, *features.mels.shape[2:])))
     truth = torch.from_numpy(np.array(features.truth.reshape(-1, 3)))
     truth = (truth - truth.mean(0)) / truth.std(0)
     head = nn.Linear(model.config.text_config.hidden_size, 3)
@@ -177,8 +204,8 @@ def packed_losses(
         Losses, and hidden states leaving layer LAYER_IDX at the audio positions.
     """
     embeddings = model.get_input_embeddings()(ids)
-    heard = audio_tokens(model, mels, FRAMES)
-    embeddings = torch.cat([embeddings[:, : audio.start], heard, embeddings[:, audio.stop :]], dim=1)
+    audio_embeddings = audio_tokens(model, mels, FRAMES)
+    embeddings = torch.cat([embeddings[:, : audio.start], audio_embeddings, embeddings[:, audio.stop :]], dim=1)
     outputs = model.model.language_model(
         inputs_embeds=embeddings,
         attention_mask=row.mask,
@@ -196,3 +223,7 @@ def prompt_pieces(processor: Qwen2AudioProcessor) -> tuple[str, str]:
     start, end = prompt_text(processor, "QUESTION").split("QUESTION")
     tokens = ((FRAMES - 1) // 2 + 1 - 2) // 2 + 1
     return start.replace(processor.audio_token, processor.audio_token * tokens), end
+
+
+if __name__ == "__main__":
+    main()
