@@ -25,8 +25,8 @@ from mal_adapter import MemoryState, attach_memory
 from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
 from mal_adapter.demo.dialogues import make_dialogue, write_wavs
 from mal_adapter.errors import MalAdapterError
-from mal_adapter.ser.colors import emotion_colors, ink_on
 from mal_adapter.ser.dialogue import Utterance
+from mal_adapter.ser.evaluation.colors import emotion_colors, ink_on
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.names import natural
 from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction

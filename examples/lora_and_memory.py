@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 from mal_adapter import MemoryConfig, attach_memory
+from mal_adapter.ser import LabelSet, write_report
 from mal_adapter.ser.dialogue import Dialogue, read_manifest
 from mal_adapter.ser.evaluation import Evaluation, evaluate
-from mal_adapter.ser.labels import LabelSet, emotions_that_occur
+from mal_adapter.ser.labels import emotions_that_occur
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
-from mal_adapter.ser.report import write_report
 from mal_adapter.ser.training import TrainingConfig, train_memory
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -28,10 +28,10 @@ from starlette.requests import ClientDisconnect
 
 from mal_adapter import AttachedMemory, attach_memory, errors
 from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
-from mal_adapter.ser.audio import sound_info
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer, Failure
+from mal_adapter.ser.recognizer.audio import sound_info
 from mal_adapter.stores import InMemoryStore, open_store
 
 log = logging.getLogger("uvicorn.error")

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from mal_adapter import MemoryAdapter, MemoryConfig, attach_memory
+from mal_adapter.ser import write_report
 from mal_adapter.ser.corpora import read_corpus
 from mal_adapter.ser.evaluation import evaluate
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
-from mal_adapter.ser.report import write_report
 from mal_adapter.ser.training import TrainingConfig, train_memory
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

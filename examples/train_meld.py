@@ -13,11 +13,11 @@ import torch
 from accelerate import PartialState
 
 from mal_adapter import MemoryConfig, attach_memory
+from mal_adapter.ser import write_report
 from mal_adapter.ser.corpora import read_corpus
 from mal_adapter.ser.evaluation import evaluate
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
-from mal_adapter.ser.report import write_report
 from mal_adapter.ser.training import TrainingConfig, train_memory
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mal_adapter.adapter import MemoryAdapter
     from mal_adapter.attach import AttachedMemory, attach_memory
-    from mal_adapter.config import MemoryConfig
-    from mal_adapter.families import register_host
-    from mal_adapter.hosts import HostSpec
-    from mal_adapter.state import MemoryState
+    from mal_adapter.hosts.registry import register_host
+    from mal_adapter.hosts.spec import HostSpec
+    from mal_adapter.memory.adapter import MemoryAdapter
+    from mal_adapter.memory.config import MemoryConfig
+    from mal_adapter.memory.state import MemoryState
 
     __version__: str
 
@@ -25,12 +25,12 @@ __all__ = [
 
 _MODULES = {
     "AttachedMemory": "attach",
-    "HostSpec": "hosts",
-    "MemoryAdapter": "adapter",
-    "MemoryConfig": "config",
-    "MemoryState": "state",
+    "HostSpec": "hosts.spec",
+    "MemoryAdapter": "memory.adapter",
+    "MemoryConfig": "memory.config",
+    "MemoryState": "memory.state",
     "attach_memory": "attach",
-    "register_host": "families",
+    "register_host": "hosts.registry",
 }
 
 

@@ -5,26 +5,27 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from mal_adapter.adapter import MemoryAdapter
-from mal_adapter.checks import check_audio_mask, check_host, check_layer_idx, check_session_ids, check_store
-from mal_adapter.config import MemoryConfig
-from mal_adapter.detection import count_shared_layers, detect_host, unwrap, warn_if_compiled
 from mal_adapter.errors import AudioMaskError, ConfigError, CopyError, HostError, SessionError
-from mal_adapter.hosts import HostSpec
-from mal_adapter.session_states import SessionStates
-from mal_adapter.sessions import Session
-from mal_adapter.state import MemoryState
-from mal_adapter.stores import SessionStore
+from mal_adapter.hooks.batch import check_audio_mask
+from mal_adapter.hooks.session import Session, check_session_ids
+from mal_adapter.hosts.detect import count_shared_layers, detect_host, unwrap, warn_if_compiled
+from mal_adapter.hosts.host import check_host, check_layer_idx, host_facts
+from mal_adapter.hosts.spec import HostSpec
+from mal_adapter.memory.adapter import MemoryAdapter
+from mal_adapter.memory.config import MemoryConfig
+from mal_adapter.memory.state import MemoryState
+from mal_adapter.stores import check_store
+from mal_adapter.stores.base import SessionStore
+from mal_adapter.stores.states import SessionStates
 
 if TYPE_CHECKING:
-    from mal_adapter.hooks import MemoryHooks
+    from mal_adapter.hooks.wiring import MemoryHooks
 
 __all__ = ["AttachedMemory", "attach_memory"]
 
@@ -78,13 +79,13 @@ def attach_memory(
         >>> memory.detach()
     """
     # The hooks need torch._dynamo, which takes as long to import as torch; a host of transformers has brought it along.
-    from mal_adapter.hooks import MemoryHooks, drop_copied_hooks, has_memory
+    from mal_adapter.hooks.wiring import MemoryHooks, drop_copied_hooks, has_memory
 
     store = check_store(store)
     root = unwrap(model)
     spec = detect_host(root, host)
     layers = root.get_submodule(spec.layers or "")
-    facts = _host_facts(root, spec, len(layers))  # type: ignore[arg-type]
+    facts = host_facts(root, spec, len(layers))  # type: ignore[arg-type]
     if isinstance(adapter, MemoryAdapter):
         loaded: MemoryAdapter | None = adapter
     else:
@@ -271,14 +272,3 @@ class AttachedMemory:
 
     def __repr__(self) -> str:
         return f"AttachedMemory({', '.join(f'{name}={value}' for name, value in self.status().items())})"
-
-
-def _host_facts(root: nn.Module, spec: HostSpec, num_layers: int) -> dict[str, Any]:
-    config = getattr(root, "config", None)
-    name = str(getattr(root, "name_or_path", "") or "")
-    return {
-        "base_model_name_or_path": (Path(name).name if Path(name).is_dir() else name) or None,
-        "model_type": getattr(config, "model_type", None),
-        "hidden_size": spec.hidden_size,
-        "num_hidden_layers": num_layers,
-    }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mal_adapter import AttachedMemory, HostSpec, attach_memory, register_host
 from mal_adapter.errors import AudioMaskError, ConfigError, HostError
-from mal_adapter.families import REGISTRY
+from mal_adapter.hosts.registry import REGISTRY
 from tests.hosts.builders import VOCAB_SIZE, WIDTH, PlainHost
 from tests.hosts.probes import assert_states_close, hook_census, random_adapter, same_bits, small_config, state_bytes
 

@@ -16,11 +16,11 @@ from mal_adapter import cli, demo
 from mal_adapter.cli.output import print_json, take_any_text, width
 from mal_adapter.ser.dialogue import Dialogue, Utterance, read_manifest, write_manifest
 from mal_adapter.stores import FolderStore
+from tests.cli.test_cli import run, saved  # noqa: F401  fixtures
 from tests.commands import Done
 from tests.ser.conftest import make_dialogue, model, processor, write_audio  # noqa: F401  fixtures
 from tests.ser.training_world import make_dialogues
 from tests.stores.states import state_of
-from tests.test_cli import run, saved  # noqa: F401  fixtures
 
 #: What Python gives a pipe on Windows in Europe, Russia and China, an old console, and a POSIX system without a locale.
 ENCODINGS = ["cp1252", "ascii", "latin-1", "cp437", "cp1251", "gbk", "utf-8", "utf-16"]

@@ -27,7 +27,7 @@ SOURCES = ["mal_adapter", "tests", "examples", "docs", ".ci"]
 MADE_HERE = {"__pycache__", "_build", ".pytest_cache", ".DS_Store"}
 NOT_PYTHON = {
     "mal_adapter/py.typed",
-    "mal_adapter/ser/report.html.j2",
+    "mal_adapter/ser/evaluation/report.html.j2",
     *(f"mal_adapter/demo/files/adapter/{name}" for name in ("README.md", "config.json", "model.safetensors")),
     *(
         f"mal_adapter/demo/files/host/{name}"

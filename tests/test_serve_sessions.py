@@ -17,13 +17,13 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 
-from mal_adapter import AttachedMemory, MemoryState, attach_memory, unsaved
+from mal_adapter import AttachedMemory, MemoryState, attach_memory
 from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
 from mal_adapter.demo.dialogues import make_dialogue, write_wavs
 from mal_adapter.errors import StoreError
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
-from mal_adapter.stores import FolderStore, InMemoryStore, SessionStore
+from mal_adapter.stores import FolderStore, InMemoryStore, SessionStore, unsaved
 from tests.stores.servers import free_port, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::mal_adapter.errors.UnsavedSessionWarning")]

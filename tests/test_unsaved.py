@@ -14,11 +14,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from mal_adapter import MemoryState, unsaved
+from mal_adapter import MemoryState
 from mal_adapter.errors import SessionConflictError, StoreError, UnsavedSessionWarning
-from mal_adapter.session_states import SessionStates
-from mal_adapter.stores import InMemoryStore
+from mal_adapter.stores import InMemoryStore, unsaved
 from mal_adapter.stores.base import Stored
+from mal_adapter.stores.states import SessionStates
 from tests.stores.servers import wait_until
 from tests.stores.states import state_of
 

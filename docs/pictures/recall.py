@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mal_adapter import MemoryConfig
-from mal_adapter.gates import Gates
-from mal_adapter.update import Weights, read, write
+from mal_adapter.memory.gates import Gates
+from mal_adapter.memory.titans import Weights, read, write
 
 ORDER = "ABAABBABAABABBAB" + "B" * 14  # from the 16th utterance on, A is silent
 TOKENS = 250  # ten seconds of Qwen2-Audio

@@ -1,5 +1,5 @@
-"""What the pictures of this folder have in common beside `mal_adapter.ser.drawing`: fonts, speakers, and files that are
-the same whenever they are made."""
+"""What the pictures of this folder have in common beside `mal_adapter.ser.evaluation.drawing`: fonts, speakers, and
+files that are the same whenever they are made."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mal_adapter.ser.drawing import WITH, WITHOUT
+from mal_adapter.ser.evaluation.drawing import WITH, WITHOUT
 
 INK = "#2b2b2b"
 PALE = "#e9ecef"

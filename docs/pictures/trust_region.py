@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mal_adapter.gates import Gates
-from mal_adapter.update import Weights, read, write
+from mal_adapter.memory.gates import Gates
+from mal_adapter.memory.titans import Weights, read, write
 
 WIDTH, CHUNK, CHUNKS = 32, 64, 12
 NOISE = 0.3  # length of what varies from key to key, all of length 1

@@ -25,10 +25,10 @@ from train_memory import speak
 from mal_adapter import attach_memory
 from mal_adapter.demo import EMOTIONS, HOST_FOLDER, LAYER_IDX, PROMPT
 from mal_adapter.demo.dialogues import make_dialogues
-from mal_adapter.ser.activations import CachedHost
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
+from mal_adapter.ser.training.cached_host import CachedHost
 
 __all__ = ["CausalReader", "measure", "pooled", "train_reader", "truth_of", "voice_r2"]
 

@@ -22,11 +22,12 @@ import torch
 from mal_adapter import MemoryConfig, attach_memory
 from mal_adapter.demo import EMOTIONS, HOST_FOLDER, LAYER_IDX, PROMPT
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
+from mal_adapter.ser import write_report
 from mal_adapter.ser.dialogue import Dialogue, read_manifest
 from mal_adapter.ser.evaluation import evaluate
+from mal_adapter.ser.evaluation.report import card_entry
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
-from mal_adapter.ser.report import card_entry, write_report
 from mal_adapter.ser.training import TrainingConfig, train_memory
 
 SETTINGS = Path(__file__).with_name("settings.json")

@@ -11,8 +11,8 @@ from mal_adapter.cli.usage import json_option, shown
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mal_adapter.adapter import MemoryAdapter
-    from mal_adapter.state import MemoryState
+    from mal_adapter.memory.adapter import MemoryAdapter
+    from mal_adapter.memory.state import MemoryState
 
 __all__ = ["inspect", "pull", "push"]
 
@@ -116,7 +116,7 @@ def pull(
     """
     load_libraries()
     from mal_adapter import MemoryAdapter
-    from mal_adapter.hub import HubOptions, pull_adapter
+    from mal_adapter.serialization.hub import HubOptions, pull_adapter
 
     pull_adapter(repo_id, folder, MemoryAdapter.shapes_of, HubOptions(revision, subfolder, token))
     if as_json:

@@ -20,7 +20,7 @@ from mal_adapter.cli.output import header, load_libraries, note, print_json, pri
 from mal_adapter.cli.usage import json_option, shown
 
 if TYPE_CHECKING:
-    from mal_adapter.ser.evaluation import Evaluation
+    from mal_adapter.ser.evaluation.evaluation import Evaluation
 
 __all__ = ["evaluate", "report"]
 
@@ -116,7 +116,7 @@ def evaluate(
     dialogue's past that helps. Stopped? Run it again: what was heard is kept.
     """
     from mal_adapter.errors import ConfigError, EvaluationError, raise_problems
-    from mal_adapter.format import check_folder
+    from mal_adapter.serialization.adapter_folder import check_folder
 
     if card and (adapter is None or not Path(adapter).is_dir()):
         raise ConfigError("--card writes into the adapter's folder; give one with --adapter, or leave out --card")
@@ -128,8 +128,8 @@ def evaluate(
     load_libraries()
 
     try:
-        from mal_adapter.ser import evaluation
-        from mal_adapter.ser.report import FEWEST_DIALOGUES, report_problems, rival_problems
+        from mal_adapter.ser.evaluation import evaluation
+        from mal_adapter.ser.evaluation.report import FEWEST_DIALOGUES, report_problems, rival_problems
     except ImportError as error:
         raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
 
@@ -206,7 +206,7 @@ def report(
     from mal_adapter.errors import EvaluationError
 
     try:
-        from mal_adapter.ser.evaluation import read_evaluation
+        from mal_adapter.ser.evaluation.evaluation import read_evaluation
     except ImportError as error:
         raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
 
@@ -222,7 +222,7 @@ def _report(
     from mal_adapter.ser.progress import working
 
     try:
-        from mal_adapter.ser.report import write_report
+        from mal_adapter.ser.evaluation.report import write_report
 
         with working("testing the differences"):
             figures = write_report(folder, evaluations, against)
@@ -252,7 +252,7 @@ def _report(
 def _write_card(adapter: Any, folder: Path, figures: dict[str, Any], name: str, split: str | None) -> None:
     from dataclasses import replace
 
-    from mal_adapter.ser.report import card_entry
+    from mal_adapter.ser.evaluation.report import card_entry
 
     entry = card_entry(figures, name, split)
     before = [

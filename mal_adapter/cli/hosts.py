@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mal_adapter.ser.dialogue import Dialogue
     from mal_adapter.ser.labels import LabelSet
-    from mal_adapter.ser.recognizer import EmotionRecognizer
+    from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
 
 __all__ = [
     "MODEL_PANEL",
@@ -162,9 +162,9 @@ def load_recognizer(
     from mal_adapter import MemoryAdapter, attach_memory
     from mal_adapter.errors import HostError, raise_problems
     from mal_adapter.ser.labels import DEMO
-    from mal_adapter.ser.recognizer import EmotionRecognizer
+    from mal_adapter.ser.recognizer.prompt import choose_task
+    from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
     from mal_adapter.ser.suitability import label_problems
-    from mal_adapter.ser.task import choose_task
 
     adapter = None if adapter_name is None else MemoryAdapter.from_pretrained(adapter_name)
     if model_name is None and adapter is not None:

@@ -27,8 +27,8 @@ from mal_adapter.cli.usage import json_option, shown
 if TYPE_CHECKING:
     from mal_adapter.errors import ManifestError
     from mal_adapter.ser.dialogue import Dialogue
-    from mal_adapter.ser.prediction import Failure, Prediction
-    from mal_adapter.ser.recognizer import EmotionRecognizer
+    from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
+    from mal_adapter.ser.recognizer.results import Failure, Prediction
 
 __all__ = ["predict"]
 
@@ -185,7 +185,7 @@ def _print_tables(
     recognizer: "EmotionRecognizer", dialogues: "Sequence[Dialogue]", results: "Iterable[Prediction | Failure]"
 ) -> int:
     """Prints a table per dialogue, a row as soon as it is known. Returns the number of failures."""
-    from mal_adapter.ser.prediction import Failure
+    from mal_adapter.ser.recognizer.results import Failure
 
     turns = [utterance for dialogue in dialogues for utterance in dialogue.utterances]
     truth = any(utterance.emotion is not None for utterance in turns)
@@ -235,7 +235,7 @@ def _described(recognizer: "EmotionRecognizer", adapter: str | None) -> dict[str
 
 
 def _entry(result: "Prediction | Failure") -> dict[str, Any]:
-    from mal_adapter.ser.prediction import Failure
+    from mal_adapter.ser.recognizer.results import Failure
 
     utterance = result.utterance
     entry: dict[str, Any] = {

@@ -12,8 +12,8 @@ from mal_adapter.cli.output import complain, header, load_libraries, print_json,
 from mal_adapter.cli.usage import Group, add, as_typed, examples, json_option, shown
 
 if TYPE_CHECKING:
-    from mal_adapter.state import MemoryState
-    from mal_adapter.stores import SessionStore
+    from mal_adapter.memory.state import MemoryState
+    from mal_adapter.stores.base import SessionStore
 
 __all__ = ["states"]
 
@@ -152,7 +152,7 @@ def import_state(
     """
     opened = _open(store, prefix)
     from mal_adapter.errors import SessionConflictError, StateFormatError
-    from mal_adapter.state import MemoryState
+    from mal_adapter.memory.state import MemoryState
 
     state = MemoryState.load(file)
     if state.batch_size != 1:
@@ -229,6 +229,7 @@ def _open(store: str, prefix: str | None) -> "SessionStore":
     if "://" not in store and prefix is not None:
         raise typer.BadParameter(f"{store} is a folder, whose sessions have no prefix", param_hint="--prefix")
     load_libraries()
-    from mal_adapter.stores import RedisStore, open_store
+    from mal_adapter.stores import open_store
+    from mal_adapter.stores.redis import RedisStore
 
     return open_store(store) if prefix is None else RedisStore(store, prefix)

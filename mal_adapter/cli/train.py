@@ -154,12 +154,12 @@ def train(
     import torch
 
     from mal_adapter.errors import TrainingError, raise_problems
-    from mal_adapter.ser.recognizer import EmotionRecognizer
+    from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
     from mal_adapter.ser.suitability import label_problems, sound_problems
 
     try:
-        from mal_adapter.ser.training import train_memory
-        from mal_adapter.ser.training_checks import output_problem
+        from mal_adapter.ser.training.checks import output_problem
+        from mal_adapter.ser.training.train import train_memory
     except ImportError as error:
         raise TrainingError(f"{error}; pip install 'mal-adapter[train]'") from error
 
@@ -201,8 +201,8 @@ def train(
 def _settings(path: Path | None, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The `TrainingConfig` and the fields of `MemoryConfig` in the file, options winning."""
     from mal_adapter.errors import ConfigError
-    from mal_adapter.files import parse_json
-    from mal_adapter.ser.training_config import TrainingConfig
+    from mal_adapter.ser.training.config import TrainingConfig
+    from mal_adapter.serialization.strict_json import parse_json
 
     fields: Any = {}
     if path is not None:
@@ -240,7 +240,7 @@ def _labels(names: str | None, data: Data) -> "LabelSet":
 
 def _attach(host: Any, layer: int, fields: dict[str, Any]) -> "AttachedMemory":
     from mal_adapter import MemoryConfig, attach_memory
-    from mal_adapter.detection import detect_host
+    from mal_adapter.hosts.detect import detect_host
 
     if not fields:
         return attach_memory(host, layer)

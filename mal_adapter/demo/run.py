@@ -17,9 +17,9 @@ from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.loading import load_host
-from mal_adapter.ser.prediction import Failure, Prediction
 from mal_adapter.ser.progress import progress_bar, working
-from mal_adapter.ser.recognizer import EmotionRecognizer
+from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
+from mal_adapter.ser.recognizer.results import Failure, Prediction
 
 __all__ = ["DemoReport", "describe_report", "load_demo", "plot_report", "run_demo"]
 
@@ -131,7 +131,7 @@ def plot_report(report: DemoReport, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    from mal_adapter.ser.drawing import GREYS, draw_answers, in_percent, percent
+    from mal_adapter.ser.evaluation.drawing import GREYS, draw_answers, in_percent, percent
 
     figure = Figure(figsize=(9.6, 6), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     cells, by_turn = figure.subplots(2, 1, height_ratios=(1, 1.6))

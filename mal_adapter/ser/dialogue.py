@@ -17,10 +17,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mal_adapter.atomic import write_atomically
 from mal_adapter.errors import ManifestError
 from mal_adapter.ser.names import cleaned, composed
 from mal_adapter.ser.paths import existing_path, paths_alike
+from mal_adapter.serialization.atomic import write_atomically
 
 __all__ = ["Dialogue", "Utterance", "read_manifest", "write_manifest"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mal_adapter.errors import LabelError
 from mal_adapter.ser.names import cleaned, label_keys
-from mal_adapter.ser.scoring import LabelScorer
+from mal_adapter.ser.recognizer.scoring import LabelScorer
 
 __all__ = [
     "DEMO",

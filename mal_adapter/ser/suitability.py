@@ -16,7 +16,7 @@ from mal_adapter.errors import (
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.paths import paths_alike
-from mal_adapter.stores.checks import id_bytes
+from mal_adapter.stores.base import id_bytes
 
 __all__ = ["id_problems", "label_problems", "missing_sounds", "sound_problems", "warn_of_no_past"]
 

@@ -1,15 +1,15 @@
 """Where the states of dialogues are kept: in this process, in a folder, or in Redis."""
 
+import inspect
 import os
 
 from mal_adapter.errors import ConfigError
 from mal_adapter.stores.base import SessionStore, Stored
 from mal_adapter.stores.folder import FolderStore
-from mal_adapter.stores.memory import InMemoryStore
+from mal_adapter.stores.in_memory import InMemoryStore
 from mal_adapter.stores.redis import RedisStore
 
-__all__ = ["FolderStore", "InMemoryStore", "RedisStore", "SessionStore", "Stored", "open_store"]
-
+__all__ = ["FolderStore", "InMemoryStore", "RedisStore", "SessionStore", "Stored", "check_store", "open_store"]
 
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 
@@ -53,3 +53,23 @@ def open_store(where: str | os.PathLike[str], ttl_s: float | None = None) -> Ses
     if separator and scheme.lower() in _REDIS_SCHEMES:
         raise ConfigError(f"a URL of Redis begins with {scheme.lower()}://, with two slashes; ./{scheme}:… is a folder")
     return FolderStore(place, ttl_s)
+
+
+def check_store(store: SessionStore | str | os.PathLike[str] | None) -> SessionStore:
+    """The store that is meant; raises `ConfigError` for what is none."""
+    if store is None:
+        return InMemoryStore()
+    if isinstance(store, str | os.PathLike):
+        return open_store(store)
+    if isinstance(store, type):
+        raise ConfigError(f"store is the class {store.__name__} itself; give an instance, {store.__name__}(…)")
+    name = f"{type(store).__module__.partition('.')[0]}.{type(store).__name__}"
+    needed = ("get", "put", "drop", "__iter__")
+    if missing := [method for method in needed if not callable(getattr(store, method, None))]:
+        raise ConfigError(
+            f"store is a {name} without {', '.join(missing)}; give a SessionStore, a folder or a URL of Redis, and a "
+            "client of Redis as RedisStore(client)"
+        )
+    if waits := [method for method in needed if inspect.iscoroutinefunction(getattr(store, method))]:
+        raise ConfigError(f"store is a {name} whose {', '.join(waits)} must be awaited; a store answers at once")
+    return store

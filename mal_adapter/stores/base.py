@@ -1,11 +1,13 @@
-"""What a session store does: it keeps one state per session id, and lets no writer overwrite what it has not seen."""
+"""What a session store does, and what every store checks in its arguments."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from mal_adapter.state import MemoryState
+from mal_adapter.errors import ConfigError, SessionError
+from mal_adapter.memory.state import MemoryState
 
-__all__ = ["SessionStore", "Stored"]
+__all__ = ["SessionStore", "Stored", "check_count", "check_ttl", "id_bytes"]
 
 
 class Stored(NamedTuple):
@@ -64,3 +66,32 @@ class SessionStore(Protocol):
         Raises:
             StoreError: The store can't be reached.
         """
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Raise `ConfigError` unless `value` is a positive integer, or None for no limit."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ConfigError(f"{name}={value!r} is neither a positive integer nor None, which sets no limit")
+
+
+def check_ttl(ttl_s: float | None) -> None:
+    """Raise `ConfigError` unless `ttl_s` is a positive number of seconds, or None for ever."""
+    if ttl_s is None:
+        return
+    number = isinstance(ttl_s, (int, float)) and not isinstance(ttl_s, bool)
+    if not number or not math.isfinite(ttl_s) or ttl_s <= 0:
+        raise ConfigError(f"ttl_s={ttl_s!r} is neither a positive number of seconds nor None, which keeps for ever")
+
+
+def id_bytes(session_id: object) -> bytes:
+    """A session id as UTF-8, the form in which it leaves the process.
+
+    Raises:
+        SessionError: It is not a non-empty string, or holds a lone surrogate, which is no character.
+    """
+    if not isinstance(session_id, str) or not session_id:
+        raise SessionError(f"session id {session_id!r} is not a non-empty string; str() makes one of a number")
+    try:
+        return session_id.encode()
+    except UnicodeEncodeError as error:
+        raise SessionError(f"session id {session_id!r} is not valid Unicode: {error}") from error

@@ -8,14 +8,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from mal_adapter.atomic import remove_leftovers, write_atomically
 from mal_adapter.errors import SessionConflictError, StateFormatError, StoreError
-from mal_adapter.state import MemoryState
-from mal_adapter.stores.advice import explained
-from mal_adapter.stores.base import Stored
-from mal_adapter.stores.checks import check_ttl
-from mal_adapter.stores.lock import file_lock
-from mal_adapter.stores.names import file_name, session_id_of
+from mal_adapter.memory.state import MemoryState
+from mal_adapter.serialization.atomic import remove_leftovers, write_atomically
+from mal_adapter.stores.base import Stored, check_ttl
+from mal_adapter.stores.folder_files import explained, file_lock, file_name, session_id_of
 
 __all__ = ["FolderStore"]
 

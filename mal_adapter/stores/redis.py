@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 from mal_adapter.errors import ConfigError, CopyError, SessionConflictError, StateFormatError
-from mal_adapter.state import MemoryState
-from mal_adapter.stores.base import Stored
-from mal_adapter.stores.checks import check_ttl, id_bytes
+from mal_adapter.memory.state import MemoryState
+from mal_adapter.stores.base import Stored, check_ttl, id_bytes
 from mal_adapter.stores.redis_client import check_client, connect
 from mal_adapter.stores.redis_errors import explained, where
 

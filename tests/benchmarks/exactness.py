@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mal_adapter.gates import Gates
-from mal_adapter.reference import write_by_token
-from mal_adapter.update import write
+from mal_adapter.memory.gates import Gates
+from mal_adapter.memory.reference import write_by_token
+from mal_adapter.memory.titans import write
 from tests.benchmarks.rows import Row
 
 UTTERANCES = 500

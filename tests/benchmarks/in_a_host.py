@@ -12,7 +12,7 @@ from mal_adapter import MemoryAdapter, MemoryConfig, MemoryState, attach_memory
 from mal_adapter.demo import HOST_FOLDER, LAYER_IDX
 from tests.benchmarks.rows import Row
 from tests.benchmarks.timing import interleaved, kernels
-from tests.test_operations import operations_of_write
+from tests.memory.test_operations import operations_of_write
 
 TOKENS = 250  # ten seconds of audio in Qwen2-Audio
 SHAPES = {
@@ -175,7 +175,7 @@ def saving(device: str, seconds: float) -> Iterator[Row]:
 
 
 def operations(device: str, seconds: float) -> Iterator[Row]:
-    """Tensor operations that compute or copy; tests/test_operations.py holds them where they are."""
+    """Tensor operations that compute or copy; tests/memory/test_operations.py holds them where they are."""
     for depth in (1, 2):
         one, two = operations_of_write(depth, 1), operations_of_write(depth, 2)
         yield Row("tensor operations, whole-utterance write", f"depth {depth}", one, "≤", 35)

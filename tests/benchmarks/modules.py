@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mal_adapter.gates import Gates
-from mal_adapter.update import read, write
+from mal_adapter.memory.gates import Gates
+from mal_adapter.memory.titans import read, write
 
 __all__ = ["Ours", "bare_gemms", "forward", "forward_backward", "titans_pytorch", "titans_unofficial"]
 

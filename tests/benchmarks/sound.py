@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from mal_adapter.ser.audio import load_waveform
 from mal_adapter.ser.dialogue import Utterance
+from mal_adapter.ser.recognizer.audio import load_waveform
 
 HOUR_S, PART_S, ROUNDS = 3600, 3, 9
 ENCODINGS: dict[str, tuple[int, dict[str, Any]]] = {

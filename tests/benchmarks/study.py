@@ -33,16 +33,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-import mal_adapter.chunk
+import mal_adapter.memory.chunk
 from mal_adapter import MemoryAdapter, MemoryConfig, attach_memory
 from mal_adapter.demo import EMOTIONS, HOST_FOLDER, LAYER_IDX, PROMPT
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
-from mal_adapter.ser.activations import CachedHost
 from mal_adapter.ser.dialogue import Dialogue, Utterance, read_manifest
 from mal_adapter.ser.evaluation import Evaluation, evaluate
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
 from mal_adapter.ser.training import TrainingConfig, train_memory
+from mal_adapter.ser.training.cached_host import CachedHost
 
 RESULTS = Path(__file__).with_name("study.jsonl")
 SETTINGS = json.loads((Path(__file__).parents[2] / "examples/controlled_benchmark/settings.json").read_text())
@@ -169,7 +169,11 @@ def run(setting: str, name: str, seed: int, cache: Path) -> dict[str, Any]:
     variant.tweak(memory.adapter, lambda: voices_of(recognizer, train[:600], activations))
     output = cache / "runs" / f"{setting} {name} {seed}"
     training = TrainingConfig.from_dict({**SETTINGS, "epochs": EPOCHS[setting], "seed": seed})
-    with contextlib.nullcontext() if variant.trusted else mock.patch.object(mal_adapter.chunk, "_bound", _all_of_it):
+    with (
+        contextlib.nullcontext()
+        if variant.trusted
+        else mock.patch.object(mal_adapter.memory.chunk, "_bound", _all_of_it)
+    ):
         train_memory(recognizer, train, output=output, config=training, resume=True, activations=activations)
         evaluation = evaluate(recognizer, test, output=output / "evaluation", batch_size=training.side_by_side)
     return {

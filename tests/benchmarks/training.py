@@ -10,13 +10,13 @@ from accelerate import Accelerator
 from mal_adapter import attach_memory
 from mal_adapter.demo import EMOTIONS, HOST_FOLDER, LAYER_IDX, PROMPT
 from mal_adapter.demo.dialogues import make_dialogue, write_wavs
-from mal_adapter.ser.activations import CachedHost
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
-from mal_adapter.ser.steps import Stepper
-from mal_adapter.ser.trainable import Trainable
 from mal_adapter.ser.training import TrainingConfig
+from mal_adapter.ser.training.cached_host import CachedHost
+from mal_adapter.ser.training.step import Stepper
+from mal_adapter.ser.training.trainable import Trainable
 from tests.benchmarks.rows import Row
 from tests.benchmarks.timing import interleaved
 

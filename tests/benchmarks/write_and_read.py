@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from mal_adapter.gates import Gates
-from mal_adapter.reference import write_by_token
-from mal_adapter.update import write
+from mal_adapter.memory.gates import Gates
+from mal_adapter.memory.reference import write_by_token
+from mal_adapter.memory.titans import write
 from tests.benchmarks.modules import Ours, bare_gemms, forward, forward_backward, titans_pytorch, titans_unofficial
 from tests.benchmarks.rows import Row
 from tests.benchmarks.timing import interleaved, peak_bytes

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from mal_adapter.detection import detect_host
 from mal_adapter.errors import HostError
-from mal_adapter.families import REGISTRY
 from mal_adapter.hosts import HostSpec
-from mal_adapter.remote import REMOTE
-from mal_adapter.ser.scoring import LabelScorer, continuation
+from mal_adapter.hosts.detect import detect_host
+from mal_adapter.hosts.registry import REGISTRY
+from mal_adapter.hosts.remote_code import REMOTE
+from mal_adapter.ser.recognizer.scoring import LabelScorer, continuation
 from tests.hosts.builders import ADDITIVE_HOSTS, HOSTS, TinyHost
 from tests.hosts.remote import REMOTE_HOSTS
 from tests.hosts.remote.base import RemoteHost

@@ -11,7 +11,7 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from mal_adapter import MemoryConfig, attach_memory
 from mal_adapter.errors import HostError
 from mal_adapter.ser.recognizer import EmotionRecognizer
-from mal_adapter.ser.scoring import LabelScorer, continuation
+from mal_adapter.ser.recognizer.scoring import LabelScorer, continuation
 from tests.hosts.builders import ADDITIVE_HOSTS, AdditiveHost
 from tests.hosts.spelling import END_ID, ByLetter
 from tests.hosts.tiny import LEGACY, _spread, text

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mal_adapter import AttachedMemory, HostSpec, MemoryState, attach_memory
 from mal_adapter.errors import AudioMaskError, SessionError
-from mal_adapter.remote import REMOTE, desta25_mask, kimi_audio_mask, step_audio_2_mask, ultravox_mask
+from mal_adapter.hosts.remote_code import REMOTE, desta25_mask, kimi_audio_mask, step_audio_2_mask, ultravox_mask
 from tests.hosts.builders import AUDIO_TOKEN_ID, WIDTH
 from tests.hosts.probes import assert_states_close, random_adapter, same_bits, small_config, trace_layers
 from tests.hosts.remote.base import Inputs, RemoteHost, Route

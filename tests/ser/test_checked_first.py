@@ -26,8 +26,8 @@ from mal_adapter.errors import (
 )
 from mal_adapter.ser.dialogue import Dialogue, write_manifest
 from mal_adapter.ser.evaluation import AUDIT, Evaluation, evaluate
+from mal_adapter.ser.evaluation.report import write_report
 from mal_adapter.ser.recognizer import EmotionRecognizer
-from mal_adapter.ser.report import write_report
 from mal_adapter.ser.training import TrainingConfig, train_memory
 from tests.commands import mal_adapter
 from tests.ser.training_world import make_dialogues, make_recognizer
@@ -270,7 +270,7 @@ def test_weights_of_labels_that_do_not_occur_teach_nothing(trainee, dialogues, f
 
 def without(monkeypatch, *packages):
     find = importlib.util.find_spec
-    for module in ("mal_adapter.ser.report", "mal_adapter.ser.training_checks"):
+    for module in ("mal_adapter.ser.evaluation.report", "mal_adapter.ser.training.checks"):
         monkeypatch.setattr(f"{module}.find_spec", lambda name, *rest: None if name in packages else find(name, *rest))
 
 
@@ -420,7 +420,7 @@ def made(name, dialogues, **changes):
 
 
 def test_other_systems_are_compared_with_the_dialogues_first(demo, dialogues, forwards):
-    from mal_adapter.ser.report import rival_problems
+    from mal_adapter.ser.evaluation.report import rival_problems
 
     def told(*rivals):
         return [str(problem) for problem in rival_problems(dialogues, demo.labels, AUDIT, rivals)]

@@ -3,8 +3,9 @@
 import pytest
 
 from mal_adapter.errors import LabelError
-from mal_adapter.ser.labels import DEMO, EMORYNLP, IEMOCAP_4, IEMOCAP_6, M3ED, MELD, LabelScorer, LabelSet
-from mal_adapter.ser.task import choose_task
+from mal_adapter.ser.labels import DEMO, EMORYNLP, IEMOCAP_4, IEMOCAP_6, M3ED, MELD, LabelSet
+from mal_adapter.ser.recognizer.prompt import choose_task
+from mal_adapter.ser.recognizer.scoring import LabelScorer
 
 
 def test_lookup_ignores_case_and_surrounding_space():

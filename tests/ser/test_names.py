@@ -10,17 +10,17 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mal_adapter.card import AdapterCard
 from mal_adapter.errors import AudioError, ConfigError, LabelError, ManifestError
-from mal_adapter.ser.audio import load_waveform
-from mal_adapter.ser.backward import class_weights
-from mal_adapter.ser.colors import emotion_colors
 from mal_adapter.ser.dialogue import Dialogue, Utterance, read_manifest, write_manifest
+from mal_adapter.ser.evaluation.colors import emotion_colors
 from mal_adapter.ser.labels import LabelSet, emotions_that_occur
 from mal_adapter.ser.names import cleaned, composed, folded, label_keys, natural
 from mal_adapter.ser.paths import existing_path, existing_sound, paths_alike
-from mal_adapter.ser.task import choose_task
-from mal_adapter.ser.training_config import TrainingConfig
+from mal_adapter.ser.recognizer.audio import load_waveform
+from mal_adapter.ser.recognizer.prompt import choose_task
+from mal_adapter.ser.training.config import TrainingConfig
+from mal_adapter.ser.training.loss import class_weights
+from mal_adapter.serialization.metadata import AdapterCard
 
 NFC, NFD = (lambda text: unicodedata.normalize("NFC", text)), (lambda text: unicodedata.normalize("NFD", text))
 #: French, German, Vietnamese, Korean (syllables are letters of the alphabet on macOS), Japanese, and a singleton.

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mal_adapter.errors import AudioError, MalAdapterError
-from mal_adapter.ser import audio
-from mal_adapter.ser.audio import load_waveform, sound_info
 from mal_adapter.ser.dialogue import Utterance
+from mal_adapter.ser.recognizer import audio
+from mal_adapter.ser.recognizer.audio import load_waveform, sound_info
 from mal_adapter.ser.sound import reader
 from tests.ser.odd_sounds import CONTAINERS, encode, flac_with_total, speech
 

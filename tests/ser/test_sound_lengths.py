@@ -7,9 +7,9 @@ import pytest
 import soundfile
 
 from mal_adapter.errors import AudioError, AudioTooLongError
-from mal_adapter.ser import audio
-from mal_adapter.ser.audio import load_waveform, sound_info
 from mal_adapter.ser.dialogue import Utterance
+from mal_adapter.ser.recognizer import audio
+from mal_adapter.ser.recognizer.audio import load_waveform, sound_info
 from tests.ser.odd_sounds import (
     CONTAINERS,
     encode,

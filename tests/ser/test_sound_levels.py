@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mal_adapter.errors import AudioError
-from mal_adapter.ser.audio import load_waveform
 from mal_adapter.ser.dialogue import Utterance
+from mal_adapter.ser.recognizer.audio import load_waveform
 from tests.ser.odd_sounds import CONTAINERS, encode, speech
 
 

@@ -68,7 +68,7 @@ def run(output: Path, train: Sequence[Dialogue], dev: Sequence[Dialogue] = (), *
 
 def run_until_killed(output: Path, train: Sequence[Dialogue], dev: Sequence[Dialogue], killed_at: int, changes) -> None:
     """Resumes, and dies by SIGKILL at the `killed_at`-th call of what saving or a step is made of."""
-    import mal_adapter.atomic
+    import mal_adapter.serialization.atomic
 
     calls = 0
 
@@ -83,8 +83,8 @@ def run_until_killed(output: Path, train: Sequence[Dialogue], dev: Sequence[Dial
         return wrapper
 
     # Before a file's bytes are safe, before they are in place, before a gradient and in the middle of a step.
-    mal_adapter.atomic.os.fsync = dying(os.fsync)
-    mal_adapter.atomic.os.replace = dying(os.replace)
+    mal_adapter.serialization.atomic.os.fsync = dying(os.fsync)
+    mal_adapter.serialization.atomic.os.replace = dying(os.replace)
     torch.optim.AdamW.step = dying(torch.optim.AdamW.step)
     torch.Tensor.backward = dying(torch.Tensor.backward)
     run(output, train, dev, resume=True, **changes)

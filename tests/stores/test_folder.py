@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mal_adapter import MemoryState
-from mal_adapter.atomic import TEMPORARY_PREFIX
 from mal_adapter.errors import SessionError, StoreError
+from mal_adapter.serialization.atomic import TEMPORARY_PREFIX
 from mal_adapter.stores import FolderStore
 from mal_adapter.stores.folder import LOCK_NAME
-from mal_adapter.stores.names import file_name, session_id_of
+from mal_adapter.stores.folder_files import file_name, session_id_of
 from tests.stores.states import state_of
 
 

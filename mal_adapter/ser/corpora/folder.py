@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mal_adapter.errors import AudioError, AudioFormatError, CorpusError
-from mal_adapter.ser.audio import sound_info
 from mal_adapter.ser.names import cleaned, composed, folded, natural
 from mal_adapter.ser.paths import existing_path, existing_sound, paths_alike
+from mal_adapter.ser.recognizer.audio import sound_info
 
 __all__ = [
     "Clips",

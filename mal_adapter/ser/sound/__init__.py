@@ -1,6 +1,6 @@
 """The decoding layer: how much sound a file holds, and the samples of any part of it, in blocks of bounded size.
 
-`mal_adapter.ser.audio` is its door. Each module imports only from those before it:
+`mal_adapter.ser.recognizer.audio` is its door. Each module imports only from those before it:
 
     source      the file's bytes, as libsndfile is to see them
     tags        ID3, Lyrics3 and APE tags before and after the sound

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mal_adapter.detection import detect_host, unwrap
 from mal_adapter.errors import HostError
+from mal_adapter.hosts.detect import detect_host, unwrap
 from tests.hosts.behaviour.common import LAYER, SIDES, attach
 from tests.hosts.builders import AUDIO_TOKEN_ID, WIDTH, TinyHost
 from tests.hosts.probes import trace_layers

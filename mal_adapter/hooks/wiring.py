@@ -1,0 +1,367 @@
+"""The hooks of one memory: how a forward of the host finds its session, is read to, and is written.
+
+A forward inside a session goes: `begin` on the model; `prompt` on the module that receives ids and audio features,
+where the audio positions are seen; `layer` on the hooked decoder layer, where the memory is read and the write
+prepared; `end` on the model, which commits the write. Outside a session each returns at once.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mal_adapter.errors import (
+    AudioMaskError,
+    AudioOutsideSessionWarning,
+    HostError,
+    SessionError,
+    SkippedWriteWarning,
+)
+from mal_adapter.hooks.batch import audio_rows, copies_per_prompt, users_mask
+from mal_adapter.hooks.blocks import BLOCKS, current_block, entered
+from mal_adapter.hooks.checkpointing import step_inside, step_outside
+from mal_adapter.hooks.forward import Call
+from mal_adapter.hooks.session import Session
+from mal_adapter.hosts.audio_mask import bind_call, find_audio_mask, find_features, is_cached
+from mal_adapter.hosts.spec import HostSpec
+from mal_adapter.memory.adapter import MemoryAdapter
+
+__all__ = ["MemoryHooks", "drop_copied_hooks", "has_memory"]
+
+_CHECKPOINTED = (
+    "the hooked layer is inside a checkpointed region that runs it again in backward, when its memory is another one. "
+    "Checkpoint the decoder layers one by one, with gradient_checkpointing_enable() or checkpoint_wrapper"
+)
+
+_HOOK_OPTIONS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _untraced(function: _Function, *, recursive: bool = True) -> _Function:
+    """Inside of what torch.compile traces, `function` runs as it is, and so does what it calls if `recursive`; traced,
+    it would be compiled again for each session, mode and number of audio tokens."""
+    untraced: _Function = torch.compiler.disable(function, recursive=recursive)  # type: ignore[no-untyped-call]
+    return untraced
+
+
+def _hook(function: _Function) -> _Function:
+    """A hook looks whether a session is open. What it does then is `_untraced` with all that it calls, for half a
+    microsecond; the look itself costs nothing this way."""
+    return _untraced(function, recursive=False)
+
+
+class MemoryHooks:
+    """The hooks of one memory. Picklable, and without a session's tensors: a copied or unpickled host carries hooks
+    that no session belongs to."""
+
+    def __init__(self, adapter: MemoryAdapter, host: HostSpec) -> None:
+        self.adapter = adapter
+        self.host = host
+        self.key = object()  # of this memory's blocks
+        self.copied = False
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._unrecorded = False
+        self._open: set[Session] = set()  # in any thread or task
+        self._warned: set[type[Warning]] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"adapter": self.adapter, "host": self.host}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["adapter"], state["host"])  # type: ignore[misc]
+        self.copied = True
+
+    @property
+    def session(self) -> Session | None:
+        """The session whose block this thread or task is in."""
+        block = current_block(self.key)
+        return None if block is None or block.left else block.session
+
+    @contextmanager
+    def active(self, session: Session | None) -> Iterator[None]:
+        """Within this block the hooks serve `session`; None disables them."""
+        if session is None:
+            with entered(self.key, None):
+                yield
+            return
+        self._open.add(session)
+        try:
+            with entered(self.key, session):
+                yield
+        finally:
+            self._open.discard(session)
+            session.close()
+
+    def register(self, root: nn.Module, layer_idx: int) -> None:
+        path = self.host.layers or ""
+        self._parent = root.get_submodule(path.rpartition(".")[0])
+        self.layers: nn.ModuleList = root.get_submodule(path)  # type: ignore[assignment]
+        self._layer_idx = layer_idx
+        self._prompt_module = root.get_submodule(self.host.mask_module or "")
+        # Someone may call the inner model alone, so its call begins and ends too; the outermost one counts.
+        for module in dict.fromkeys((root, self._prompt_module, self._parent)):
+            self._handles.append(module.register_forward_pre_hook(self.begin))
+            self._handles.append(module.register_forward_hook(self.end, always_call=True))
+        self._handles.append(self._prompt_module.register_forward_pre_hook(self.prompt, with_kwargs=True))
+        self._hook_layer()
+
+    def remove(self) -> None:
+        """Take all hooks away, in reverse order."""
+        for handle in reversed(self._handles):
+            handle.remove()
+        self._handles = []
+        for module in (self._layer, self._parent):
+            step_inside(module, self)
+
+    def _hook_layer(self) -> None:
+        self._layer = self.layers[self._layer_idx]
+        # First in line, so that output_hidden_states and other hooks of the layer see what the next layer sees.
+        self._handles.append(self._layer.register_forward_hook(self.layer, prepend=True))
+
+    def _stay_outermost(self) -> None:
+        """What is put around the layer after attach_memory, such as torch's checkpoint_wrapper, is inside the hooks as
+        if it had been there before."""
+        if self.layers[self._layer_idx] is not self._layer:
+            step_inside(self._layer, self)
+            self._handles.pop().remove()
+            self._hook_layer()
+        for module in (self._layer, self._parent):
+            step_outside(module, self._layer, self)
+
+    @_hook
+    def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.key in BLOCKS.get():
+            self._begin(module)
+
+    @_untraced
+    def _begin(self, module: nn.Module) -> None:
+        if (session := self.session) is not None:
+            session.begin(module)
+            self._stay_outermost()
+
+    @_hook
+    def prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.key in BLOCKS.get():
+            self._prompt(module, args, kwargs)
+        elif self._open or AudioOutsideSessionWarning not in self._warned:
+            self._prompt_outside(module, args, kwargs)
+
+    @_untraced
+    def _prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        block = current_block(self.key)
+        if block is None:  # one that was left in another context is still in this one
+            self._prompt_outside(module, args, kwargs)
+            return
+        session = block.session
+        if session is None:
+            return
+        arguments = bind_call(module, args, kwargs)
+        if session.call is None:
+            if block.left and self._carries_audio(module, arguments, [session]):
+                raise SessionError(
+                    f"the block of session {list(session.ids)} was left before this forward began; wait for it inside "
+                    "the block, open a block around it, or run it under memory.disabled()"
+                )
+            return
+        ids, features = arguments.get("input_ids"), find_features(self.host, arguments)
+        if session.audio_mask is None:
+            mask = find_audio_mask(self.host, module, arguments)
+            # Some hosts hand the features to decode steps too, and a generated token may be any id but the placeholder.
+            if mask is None or not mask.any():
+                return
+            session.call.mask = mask
+        else:
+            detects = self.host.audio_token_id is not None or self.host.audio_mask is not None
+            session.call.text_only = features is None and ids is not None and detects
+        tokens = arguments.get("inputs_embeds") if ids is None else ids
+        cached = self.host.mode == "all" and is_cached(arguments)
+        cache = arguments.get("past_key_values")
+        session.feed(tokens, features, mode=self.host.mode, cache=cache, cached=cached)
+
+    def _carries_audio(self, module: nn.Module, arguments: dict[str, Any], sessions: Iterable[Session]) -> bool:
+        """Whether a forward outside of these sessions' blocks has audio that one of them may have been opened for."""
+        if _runs_backward():  # a checkpointed region, run again
+            return False
+        if find_features(self.host, arguments) is not None:
+            mask = find_audio_mask(self.host, module, arguments)
+            return mask is not None and bool(mask.any())
+        if self.host.audio_token_id is not None or self.host.audio_mask is not None:
+            return False
+        # Nothing but a session's own mask tells where audio is: any prompt may have some, a decode step has none.
+        tokens = arguments.get("inputs_embeds") if arguments.get("input_ids") is None else arguments["input_ids"]
+        return tokens is not None and tokens.shape[1] > 1 and any(s.audio_mask is not None for s in sessions)
+
+    def around(self, layer: nn.Module, run: Callable[[], Any]) -> Any:
+        """What `run` returns, with the memory of `layer` read and written after it instead of inside."""
+        call = None if self.session is None else self.session.call
+        if call is None:
+            return run()
+        call.postponed = True
+        try:
+            output = run()
+        finally:
+            call.postponed = False
+        changed = self.layer(layer, (), output)
+        return output if changed is None else changed
+
+    @_hook
+    def layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self.key in BLOCKS.get() or self._unrecorded:
+            return self._heard_layer(output)
+        return None
+
+    @_untraced
+    def _heard_layer(self, output: Any) -> Any:
+        block = current_block(self.key)
+        session = None if block is None else block.session
+        call = None if session is None else session.call
+        if _runs_backward():
+            if self._unrecorded:
+                raise HostError(_CHECKPOINTED)
+            return None
+        if session is None or (call is None and session.closed) or (call is not None and call.postponed):
+            return None
+        if call is None or (session.audio_mask is None and self._prompt_module not in call.entered):
+            raise AudioMaskError(
+                f"the hooked layer runs, but {type(self._prompt_module).__name__}, whose arguments tell where audio "
+                "is, was not called: call model(...) and not model.forward(...), with PEFT 0.21 or newer around it; or "
+                "pass session(audio_mask=...), or work under memory.disabled()"
+            )
+        first = output[0] if isinstance(output, tuple) else output
+        hidden = first if self.host.stream_idx is None else first[self.host.stream_idx]
+        mask = call.mask if session.audio_mask is None else users_mask(session.audio_mask, call, hidden)
+        if mask is None:
+            return None
+        if call.records_grad:
+            # Autograd that is off inside is a reentrant checkpoint, or a host that never trains: backward will tell.
+            self._unrecorded = not torch.is_grad_enabled()
+            if _inside_checkpoint() or (self._unrecorded and self.adapter.training):
+                raise HostError(_CHECKPOINTED)
+        mask = mask.to(hidden.device)
+        if hidden.dim() != 3 or mask.shape != hidden.shape[:2]:
+            raise AudioMaskError(
+                f"the audio mask is {tuple(mask.shape)}, the hidden states {tuple(hidden.shape)}: the host changed the "
+                "sequence. Let the processor expand each clip to its placeholder tokens, or pass "
+                "session(audio_mask=...)"
+            )
+        if self.adapter.norm.weight.device != hidden.device:
+            self.adapter.to(hidden.device)
+        session.claim(call)
+        heard = self._hear(session, call, *audio_rows(hidden, mask))
+        # Only audio positions are touched; everything else keeps its bits.
+        changed = hidden.masked_scatter(mask[..., None], heard)
+        if self.host.stream_idx is not None:
+            changed = first.select_scatter(changed, 0, self.host.stream_idx)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    def _hear(self, session: Session, call: Call, rows: Tensor, valid: Tensor) -> Tensor:
+        """The hidden states at audio positions with the memory's residual, (audio tokens of all rows, hidden_size).
+        Prepares the write."""
+        streaming = self.host.mode == "all"
+        if streaming and len(rows) != len(session.ids):
+            raise SessionError(
+                f"the batch has {len(rows)} rows for {len(session.ids)} session ids. This host hears while it speaks, "
+                "so beams and several return sequences hear different utterances; generate one sequence per prompt"
+            )
+        copies = copies_per_prompt(rows, valid, call, len(session.ids))
+        prompt_of_row = torch.arange(len(session.ids), device=rows.device).repeat_interleave(copies)
+        new = rows.shape[1]
+        if call.earlier is not None and call.earlier.rows is not None and call.earlier.valid is not None:
+            rows, valid = torch.cat((call.earlier.rows, rows), 1), torch.cat((call.earlier.valid, valid), 1)
+        if streaming and call.prompt is not None:
+            call.prompt.rows, call.prompt.valid = rows if self.adapter.training else rows.detach(), valid
+        state = call.state.to(rows.device)
+        heard = rows + self.adapter.read(
+            state if copies == 1 else state.rows(prompt_of_row), rows, valid, causal=streaming
+        )
+        if session.write and not call.repeated:
+            # What is written is the utterance as the memory made it understood, so that the next one builds on it.
+            call.pending = self.adapter.write(state, heard[::copies], valid[::copies], causal=streaming)
+        return heard[:, -new:][valid[:, -new:]]
+
+    @_hook
+    def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.key in BLOCKS.get():
+            self._end(module, output)
+
+    @_untraced
+    def _end(self, module: nn.Module, output: Any) -> None:
+        block = current_block(self.key)
+        if block is None or block.session is None:
+            return
+        session = block.session
+        # always_call: after an exception this runs with output None, so that the failed call commits nothing
+        skipped = session.end(module, succeeded=output is not None, keep_graph=self.adapter.training)
+        if skipped and SkippedWriteWarning not in self._warned:
+            self._warned.add(SkippedWriteWarning)
+            warnings.warn(
+                "an utterance's write was not finite and did not land; the session's memory is as before, see "
+                "MemoryState.skipped_writes (warned once)",
+                SkippedWriteWarning,
+                stacklevel=2,
+            )
+
+    @_untraced
+    def _prompt_outside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments, sessions = bind_call(module, args, kwargs), list(self._open)
+        if sessions and self._carries_audio(module, arguments, sessions):
+            raise SessionError(
+                f"audio passed outside any block while sessions {_listed(sessions)} are open in other threads or "
+                "contexts, so it is unclear whose it is. Open the block where the forward runs; or hand the context "
+                "on: asyncio.to_thread(...), pool.submit(contextvars.copy_context().run, ...), an `async def` "
+                "dependency of FastAPI; or say by memory.disabled() that this forward has no memory"
+            )
+        if AudioOutsideSessionWarning not in self._warned and find_features(self.host, arguments) is not None:
+            self._warned.add(AudioOutsideSessionWarning)
+            warnings.warn(
+                "audio passed outside a session, so the memory neither reads nor writes; use "
+                "`with memory.session(id):`, or `with memory.disabled():` if this is intended (warned once)",
+                AudioOutsideSessionWarning,
+                stacklevel=2,
+            )
+
+
+def _listed(sessions: Sequence[Session]) -> str:
+    """Some of the ids of open sessions; a server may have thousands."""
+    ids = [i for session in sessions[:3] for i in session.ids[:3]]
+    return f"{ids}" if sum(len(s.ids) for s in sessions) <= len(ids) else f"{ids} and others"
+
+
+def _runs_backward() -> bool:
+    """Whether a backward runs this forward again, for a checkpoint."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def _inside_checkpoint() -> bool:
+    """Whether a torch.utils.checkpoint that is not reentrant records the current forward, known by the hook it packs
+    saved tensors with."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # torch before 2.8 does not tell
+    hooks = None if top is None else top(True)
+    return hooks is not None and "checkpoint" in getattr(hooks[0], "__qualname__", "")
+
+
+def has_memory(layer: nn.Module) -> bool:
+    """Whether a memory is attached to `layer`, or to what is wrapped in it."""
+    hooks = (hook for module in layer.modules() for hook in module._forward_hooks.values())
+    return any(isinstance(getattr(hook, "__self__", None), MemoryHooks) for hook in hooks)
+
+
+def drop_copied_hooks(root: nn.Module) -> None:
+    """Remove the hooks that came along when a host with a memory was copied or unpickled; no memory owns them."""
+    copied = set()
+    for module in root.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in tuple(hooks.items()):
+                owner = getattr(hook, "__self__", None)
+                if isinstance(owner, MemoryHooks) and owner.copied:
+                    copied.add(owner)
+                    # Options are kept by the hook's number, which the next hook of another process has again.
+                    for numbered in (hooks, *(getattr(module, name) for name in _HOOK_OPTIONS)):
+                        numbered.pop(key, None)
+    for module in root.modules() if copied else ():
+        for owner in copied:
+            step_inside(module, owner)

@@ -1,0 +1,139 @@
+"""`Pretrained`: how a `MemoryAdapter` is saved, pushed and loaded."""
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from huggingface_hub import CommitInfo
+from torch import Tensor, nn
+
+from mal_adapter.memory.config import MemoryConfig
+from mal_adapter.serialization.adapter_folder import write_folder
+from mal_adapter.serialization.hub import HubOptions, push_adapter, read_adapter
+from mal_adapter.serialization.metadata import AdapterCard
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing's is new in Python 3.11
+
+__all__ = ["Pretrained"]
+
+
+class Pretrained(nn.Module):
+    """A module that is made of a `MemoryConfig` and travels in an adapter folder or Hub repository."""
+
+    def __init__(self, config: MemoryConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.card = AdapterCard()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json`, `model.safetensors` and a model card into `folder`, which is made if need be.
+
+        Of a `README.md` that is there already, the user's own text and metadata stay.
+
+        Raises:
+            AdapterFormatError: `folder` holds another model's files, or a field of `card` has the wrong type.
+
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> from mal_adapter import MemoryAdapter
+            >>> adapter = MemoryAdapter(MemoryConfig(hidden_size=32, memory_dim=16, num_heads=2)).eval()
+            >>> with TemporaryDirectory() as folder:
+            ...     adapter.save_pretrained(folder)
+            ...     loaded = MemoryAdapter.from_pretrained(folder)
+            >>> loaded.fingerprint() == adapter.fingerprint()
+            True
+        """
+        write_folder(folder, self.config, self.card, self._saved_tensors())
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        commit_message: str = "Push a mal_adapter memory",
+        revision: str | None = None,
+        create_pr: bool = False,
+        token: str | bool | None = None,
+    ) -> CommitInfo:
+        """Put `config.json`, `model.safetensors` and a model card into a Hub repository, as one commit.
+
+        A repository or branch that is missing is made. Other files there stay, and of a `README.md` the user's own text
+        and metadata.
+
+        Args:
+            repo_id: Such as `"user/mal-qwen2-audio"`, or a name alone for the token's user.
+            private: Whether a repository that is made is private; the Hub's default unless given.
+            commit_message: The commit's first line.
+            revision: The branch; `main` unless given.
+            create_pr: Open a pull request instead of committing to the branch.
+            token: A Hub token with write permission; the one of `hf auth login` unless given.
+
+        Returns:
+            The commit, a string that is its URL, with `oid` and, for a pull request, `pr_url`.
+
+        Raises:
+            AdapterNotFoundError: The repository may not be seen or written, or `repo_id` is not one.
+            AdapterFormatError: The repository holds another model.
+            HubError: The Hub can't be reached, or refuses.
+        """
+        return push_adapter(
+            repo_id,
+            self.config,
+            self.card,
+            self._saved_tensors(),
+            private=private,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            token=token,
+        )
+
+    def _saved_tensors(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_repo: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> "Self":
+        """Load a trained adapter from a folder or from the Hub, on the CPU and in eval mode.
+
+        Args:
+            folder_or_repo: A folder that `save_pretrained` wrote, or else a Hub id such as `"user/mal-qwen2-audio"`.
+            revision: Branch, tag or commit hash; `main` unless given. This and the following but `subfolder` are for
+                the Hub, and mean nothing for a folder.
+            subfolder: Where in the folder or repository the files are, if not at its top.
+            token: A Hub token; the one of `hf auth login` unless given, none at all for False.
+            cache_dir: Where downloads are kept; the Hub's own cache unless given.
+            local_files_only: Take the files from the cache and never ask the Hub.
+            force_download: Fetch the files again though they are in the cache.
+
+        Raises:
+            AdapterNotFoundError: There is no such folder, repository or revision, or it may not be seen.
+            AdapterFormatError: Files are missing, damaged, of a newer format, or do not fit the configuration.
+            HubError: The Hub can't be reached, and the files are not in the cache.
+        """
+        options = HubOptions(revision, subfolder, token, cache_dir, local_files_only, force_download)
+        config, card, tensors = read_adapter(folder_or_repo, cls.shapes_of, options)
+        with torch.device("meta"):
+            adapter = cls(config)
+        adapter.load_state_dict(tensors, assign=True)
+        adapter.card = card
+        for parameter in adapter.parameters():
+            parameter.requires_grad_(True)
+        return adapter.eval()
+
+    @classmethod
+    def shapes_of(cls, config: MemoryConfig) -> dict[str, tuple[int, ...]]:
+        """The names and shapes of the tensors that `config` asks for."""
+        # The meta device holds no numbers: a configuration that claims terabytes costs nothing.
+        with torch.device("meta"):
+            return {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}

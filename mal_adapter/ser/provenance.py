@@ -1,0 +1,35 @@
+"""Which dialogues and which library versions a figure comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from mal_adapter.ser.dialogue import Dialogue
+
+__all__ = ["digest_of", "versions"]
+
+_PACKAGES = ("mal-adapter", "torch", "transformers", "accelerate", "peft", "numpy", "scikit-learn")
+
+
+def digest_of(*splits: Sequence[Dialogue]) -> str:
+    """Identifies dialogues by their ids and labels; not by their sound, whose files may have moved."""
+    ids = [
+        [[d.dialogue_id, *([u.utterance_id, u.emotion] for u in d.utterances)] for d in dialogues]
+        for dialogues in splits
+    ]
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of what figures may depend on."""
+    return {package: _version(package) for package in _PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,303 @@
+"""Emotions of a spoken dialogue: utterances in, one answer each out, as they come."""
+
+import contextlib
+import functools
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mal_adapter.errors import ConfigError, CopyError, HostError, SessionError, StoreError, raise_problems
+from mal_adapter.memory.config import check_integer
+from mal_adapter.ser.dialogue import Dialogue, Utterance
+from mal_adapter.ser.labels import LabelSet
+from mal_adapter.ser.recognizer.inputs import HostInputs, Prepared, argument_names
+from mal_adapter.ser.recognizer.prompt import AudioPrompt, choose_task
+from mal_adapter.ser.recognizer.results import Failure, Prediction
+from mal_adapter.ser.recognizer.scoring import LabelScorer
+from mal_adapter.ser.suitability import id_problems
+
+if TYPE_CHECKING:
+    from mal_adapter.attach import AttachedMemory
+
+__all__ = ["EmotionRecognizer"]
+
+
+class EmotionRecognizer:
+    """Recognises one emotion of a closed set per utterance, by the probability of each label as the host's answer.
+
+    The prompt is run once per utterance, within the memory's session of its dialogue: it reads what the utterances
+    before it wrote, then writes itself. Labels of several tokens are scored on the cache of that forward; a host
+    without one runs the prompt again for each label, which reads what the first run read and writes nothing.
+
+    What is mutated: `model` and `memory` are put in eval mode; the memory's states grow with each utterance.
+
+    Args:
+        model: an audio language model of transformers, on any device and in any dtype.
+        processor: its processor.
+        memory: from `attach_memory(model, …)`. None is the plain host, for a model without an attached memory.
+        labels: the possible answers; None are those that the memory was trained with, else four common ones.
+        prompt: the question behind the audio; None is the one that the memory was trained with, if it has these
+            labels, else it asks for one word of them.
+
+    What can be known without a forward is checked here: the processor is tried on a second of noise.
+
+    Raises:
+        ConfigError: the prompt is empty, or has a token that the host takes for audio or for the end of a turn.
+        HostError: the processor takes no audio, the model has no weights, the memory is attached to another model, or a
+            label has several tokens and this host can't score them.
+        LabelError: the labels can not be told apart by the host.
+        SessionError: the memory is detached.
+
+    Example:
+        >>> from mal_adapter import attach_memory
+        >>> from mal_adapter.ser.dialogue import read_manifest
+        >>> from mal_adapter.ser.loading import load_host
+        >>> from mal_adapter.ser.recognizer import EmotionRecognizer
+        >>> model, processor = load_host("Qwen/Qwen2-Audio-7B-Instruct")        # doctest: +SKIP
+        >>> memory = attach_memory(model, adapter="user/mal-qwen2-audio")       # doctest: +SKIP
+        >>> recognizer = EmotionRecognizer(model, processor, memory)            # doctest: +SKIP
+        >>> for result in recognizer.recognize(read_manifest("calls.jsonl")[0]):  # doctest: +SKIP
+        ...     print(result.utterance.speaker, result.label)
+        A neutral
+        B angry
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        memory: "AttachedMemory | None" = None,
+        labels: LabelSet | Sequence[str] | None = None,
+        prompt: str | None = None,
+    ) -> None:
+        if all(p.is_meta for p in model.parameters()) and not any(hasattr(m, "_hf_hook") for m in model.modules()):
+            raise HostError("the model is on the meta device, without weights; load it with from_pretrained")
+        tokenizer = getattr(processor, "tokenizer", None)
+        if tokenizer is None:
+            raise HostError(f"{type(processor).__name__} has no tokenizer; give the model's AutoProcessor")
+        self.model = model.eval()
+        self.processor = processor
+        self.memory = memory
+        self.labels, self.prompt = choose_task(None if memory is None else memory.adapter.card, labels, prompt)
+        if memory is not None:
+            if all(module is not memory.decoder_layers for module in model.modules()):
+                raise HostError("this memory is attached to another model; pass the model that attach_memory was given")
+            if not memory.attached:
+                raise SessionError("this memory is detached; attach_memory(model, adapter=memory.adapter) puts it back")
+            memory.eval()
+        self._reads_memory = memory is not None
+        self._audio = AudioPrompt(processor, self.prompt)
+        self._scorer = LabelScorer(tokenizer, self.labels, self._audio.text, _end_ids(model, tokenizer))
+        self._scorer.check_host(model)
+        self._inputs = HostInputs(model, processor, self._audio, self._scorer.healed_tokens)
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in argument_names(model) else {}
+
+    def without_memory(self) -> "EmotionRecognizer":
+        """The same recogniser on the same model, with the memory neither read nor written, for comparison."""
+        twin = object.__new__(
+            type(self)
+        )  # no copy.copy, which a memory refuses; a template may write a date, so no new one
+        twin.__dict__.update(self.__dict__)
+        twin._reads_memory = False
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.memory is not None:
+            raise CopyError(
+                "an EmotionRecognizer with a memory belongs to this process and can't be pickled or deep-copied. Give "
+                "the other process the names of model and adapter, and make it there: load_host, attach_memory, "
+                "EmotionRecognizer; what only prepares audio needs its processor and no recogniser"
+            )
+        return self.__dict__
+
+    @property
+    def sampling_rate(self) -> int:
+        """In Hz, of the audio that the host hears."""
+        return self._audio.sampling_rate
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether utterances are read and written; not without a memory, and not `without_memory`."""
+        return self._reads_memory
+
+    @property
+    def labels_need_cache(self) -> bool:
+        """Whether a label has several tokens to this host, which are scored on the prompt's cache."""
+        return self._scorer.needs_cache
+
+    def recognize(self, dialogue: Dialogue) -> Iterator[Prediction | Failure]:
+        """Hears a dialogue from its start and yields one result per utterance as soon as it is known.
+
+        What is mutated: `memory.states[dialogue.dialogue_id]` starts anew and holds the whole dialogue in the end.
+
+        Args:
+            dialogue: its id is the id of the session.
+
+        Yields:
+            A `Prediction`, or a `Failure` where the audio is unusable; the utterances after it are still answered.
+        """
+        return self.recognize_many([dialogue], batch_size=1)
+
+    def recognize_many(self, dialogues: Iterable[Dialogue], batch_size: int = 8) -> Iterator[Prediction | Failure]:
+        """Hears several dialogues side by side, the next utterance of each in one forward. Same answers, sooner.
+
+        What is mutated: as in `recognize`, for every dialogue.
+
+        Args:
+            dialogues: with different ids; taken from the iterable as there is room.
+            batch_size: how many dialogues are heard at once.
+
+        Yields:
+            A result per utterance, in order within each dialogue; the dialogues alternate. `result.utterance` tells
+            whose it is.
+
+        Raises:
+            ConfigError: `batch_size` is no integer of at least 1, or a dialogue id is given twice; for a list of
+                dialogues before anything is run.
+            SessionError: a dialogue id can't be the id of a session.
+        """
+        check_integer("batch_size", batch_size, 1)
+        if isinstance(dialogues, Sequence):
+            raise_problems(id_problems(dialogues, reads_memory=self._reads_memory))
+        return self._recognize_many(dialogues, batch_size)
+
+    def _recognize_many(self, dialogues: Iterable[Dialogue], batch_size: int) -> Iterator[Prediction | Failure]:
+        waiting = iter(dialogues)
+        active: list[deque[Utterance]] = []
+        seen: set[str] = set()
+        while True:
+            while len(active) < batch_size and (dialogue := next(waiting, None)) is not None:
+                if dialogue.dialogue_id in seen:
+                    raise ConfigError(f"two dialogues have the id {dialogue.dialogue_id!r}; give them different ids")
+                seen.add(dialogue.dialogue_id)
+                if self.memory is not None and self._reads_memory:
+                    self.memory.states.forget([dialogue.dialogue_id])
+                active.append(deque(dialogue.utterances))
+            if not active:
+                return
+            yield from self.answer([turns.popleft() for turns in active])
+            active = [turns for turns in active if turns]
+
+    def answer(
+        self, utterances: Sequence[Utterance], *, session_ids: Sequence[str] | None = None, write: bool = True
+    ) -> list[Prediction | Failure]:
+        """Hears one utterance of each of several dialogues that are under way, in one forward.
+
+        What is mutated: each utterance is written to `memory.states[utterance.dialogue_id]`.
+
+        Args:
+            utterances: of different dialogues.
+            session_ids: whose memory each utterance reads and is written to, where that is not its own dialogue's.
+            write: False reads only.
+
+        Returns:
+            One result per utterance, in their order.
+
+        Raises:
+            ConfigError: two utterances of one session, of which the second could not read what the first writes; or
+                not one session id per utterance.
+            HostError: the host's answer is no number; its utterances are written all the same, where they are numbers.
+        """
+        ids = [utterance.dialogue_id for utterance in utterances] if session_ids is None else list(session_ids)
+        if len(ids) != len(utterances):
+            raise ConfigError(f"expected a session id per utterance, got {len(ids)} for {len(utterances)} utterances")
+        if len(set(ids)) != len(ids):
+            raise ConfigError(f"a batch must not hold two utterances of one dialogue, got the dialogue ids {ids}")
+        started = time.perf_counter()
+        heard = self.prepare(utterances)
+        results: dict[int, Prediction | Failure] = dict(heard.failures)
+        if heard.audio_s:
+            sessions = self._session([ids[index] for index in heard.audio_s], write=write)
+            probabilities = self._score(heard.inputs, sessions).softmax(-1)
+            elapsed_s = time.perf_counter() - started
+            for (index, audio_s), row in zip(heard.audio_s.items(), probabilities.tolist(), strict=True):
+                if math.isnan(row[0]):
+                    raise HostError(
+                        f"{utterances[index].audio}: the model's answer is NaN in {self.model.dtype}, as a rule since "
+                        "it overflows there; load it in bfloat16 or float32"
+                    )
+                by_label = dict(zip(self.labels, row, strict=True))
+                label = max(by_label, key=by_label.__getitem__)
+                results[index] = Prediction(utterances[index], label, by_label, audio_s, elapsed_s)
+        return [results[index] for index in range(len(utterances))]
+
+    def prepare(self, utterances: Sequence[Utterance]) -> Prepared:
+        """Opens the sound files and makes the host's inputs of those that can be heard, on its device."""
+        return self._inputs(utterances)
+
+    def with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs with `position_ids` where the host takes them."""
+        return self._inputs.with_positions(inputs)
+
+    def log_probs(self, inputs: dict[str, Any]) -> Float[Tensor, "batch labels"]:
+        """Log-probability of each label, within the session that the caller holds open; for training.
+
+        What is mutated: the session's dialogues; the utterances are written.
+
+        Args:
+            inputs: from `prepare`, one row per dialogue of the session.
+
+        Returns:
+            (batch, labels) float32, not normalised over the labels; differentiable where autograd records.
+        """
+        return self._label_log_probs(inputs, self._run(inputs))
+
+    @torch.no_grad()  # not inference_mode: the states written here may be trained through later
+    def _score(
+        self, inputs: dict[str, Any], sessions: contextlib.AbstractContextManager[Any]
+    ) -> Float[Tensor, "batch labels"]:
+        """Log-probabilities; reads and writes the sessions."""
+        scores = None
+        try:
+            with sessions:
+                scores = self._label_log_probs(inputs, self._run(inputs))
+        except StoreError:
+            if scores is None:
+                raise
+            # The host has answered; the states wait in memory.states.unsaved, and the next answer tries again.
+        return scores
+
+    def _run(self, inputs: dict[str, Any]) -> Any:
+        return self.model(**inputs, use_cache=self._scorer.needs_cache, **self._last_only)
+
+    def _label_log_probs(self, inputs: dict[str, Any], outputs: Any) -> Float[Tensor, "batch labels"]:
+        cache = getattr(outputs, "past_key_values", None)
+        mask, positions = inputs["attention_mask"], inputs.get("position_ids")
+        run_again = functools.partial(self._run_again, inputs)
+        return self._scorer.log_probs(self._run_text, outputs.logits[:, -1], cache, mask, positions, run_again)
+
+    def _run_text(self, **inputs: Any) -> Any:
+        """The host alone, on what goes on behind a prompt."""
+        with self._switched_off():
+            return self.model(**inputs)
+
+    def _run_again(
+        self, inputs: dict[str, Any], tokens: Int[Tensor, " tokens"]
+    ) -> Float[Tensor, "batch tokens vocabulary"]:
+        """The logits at `tokens` behind each prompt, which reads the memory that it read before and is not written."""
+        longer = self._inputs.with_tokens(inputs, tokens)
+        last_only = dict.fromkeys(self._last_only, len(tokens))
+        with contextlib.nullcontext() if self.memory is None else self.memory.rereading():
+            logits: Tensor = self.model(**longer, use_cache=False, **last_only).logits[:, -len(tokens) :]
+        return logits
+
+    def _session(self, session_ids: list[str], *, write: bool) -> contextlib.AbstractContextManager[Any]:
+        if self.memory is None or not self._reads_memory:
+            return self._switched_off()
+        return self.memory.session(session_ids, write=write)
+
+    def _switched_off(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.memory is None else self.memory.disabled()
+
+
+def _end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens at which the host stops: chat models often have others than their tokenizer's end of sequence."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = tokenizer.eos_token_id if ids is None else ids
+    return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]

@@ -1,0 +1,265 @@
+"""The format of an adapter folder: `config.json`, `model.safetensors`, `README.md`. docs/file_format.md tells it all.
+
+Versions: a file of this `FORMAT_VERSION` is read; a newer one is refused with the advice to upgrade; an older one is
+first brought up to date by `MIGRATIONS`. A key at the top of `config.json` that this version does not know is an
+addition that changes nothing for an older reader, and is ignored; one inside `memory` would change the mathematics, and
+is refused. Whatever an older reader must not ignore raises `FORMAT_VERSION`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from mal_adapter.errors import AdapterFormatError, ConfigError
+from mal_adapter.memory.config import MemoryConfig
+from mal_adapter.serialization.atomic import folder_problem, remove_leftovers, write_atomically
+from mal_adapter.serialization.metadata import AdapterCard
+from mal_adapter.serialization.model_card import model_card
+from mal_adapter.serialization.strict_json import open_regular, parse_json
+from mal_adapter.serialization.tensors import in_unicode, load_tensors, read_header, save_tensors
+
+__all__ = [
+    "CARD_NAME",
+    "CONFIG_NAME",
+    "WEIGHTS_NAME",
+    "AdapterConfig",
+    "check_folder",
+    "check_ours",
+    "copy_into",
+    "encode",
+    "parse_config",
+    "read_config",
+    "read_weights",
+    "write_folder",
+]
+
+FORMAT_VERSION = 1
+CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "config.json", "model.safetensors", "README.md"
+_STAGED = ".saving."
+TEXT_LIMIT = 2**20  # bytes of config.json or README.md
+
+Migration = Callable[[dict[str, Any]], dict[str, Any]]
+MIGRATIONS: dict[int, Migration] = {}
+"""`MIGRATIONS[n]` makes the content of a `config.json` of format n + 1 out of one of format n."""
+
+_DTYPES = ("F64", "F32", "F16", "BF16")
+_FOREIGN = re.compile(r"(?!model\.safetensors$).*\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack)(\.index\.json)?$")
+
+
+class AdapterConfig(NamedTuple):
+    """What `config.json` says. `weights_sha256` is that of `model.safetensors`, 64 hex digits, or None."""
+
+    memory: MemoryConfig
+    card: AdapterCard
+    weights_sha256: str | None
+
+
+def encode(
+    config: MemoryConfig,
+    card: AdapterCard,
+    tensors: Mapping[str, Tensor],
+    *,
+    repo_id: str | None = None,
+    existing_card: str = "",
+) -> dict[str, bytes]:
+    """The files of an adapter, by name; `repo_id` and `existing_card` as in `model_card`."""
+    card.check()
+    if (name := card.base_model_name_or_path) is not None:  # of a folder, which need not be UTF-8; JSON has to be
+        card = dataclasses.replace(card, base_model_name_or_path=in_unicode(name))
+    weights = save_tensors(tensors, {"format": "pt"})
+    content = {
+        "library_name": "mal_adapter",
+        "library_version": version("mal-adapter"),
+        "format_version": FORMAT_VERSION,
+        **dataclasses.asdict(card),
+        "memory": config.to_dict(),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    return {
+        CARD_NAME: model_card(config, card, repo_id=repo_id, existing=existing_card).encode(),
+        CONFIG_NAME: (json.dumps(content, indent=2) + "\n").encode(),
+        WEIGHTS_NAME: weights,
+    }
+
+
+def write_folder(
+    folder: str | os.PathLike[str], config: MemoryConfig, card: AdapterCard, tensors: Mapping[str, Tensor]
+) -> None:
+    """Write an adapter folder. Its files are put in place once all of them are safely on disk; `weights_sha256` tells a
+    reader who comes in between.
+
+    Raises:
+        AdapterFormatError: `folder` is a file or holds another model, or a field of `card` has the wrong type.
+    """
+    folder = Path(folder)
+    names = _check_folder(folder)
+    existing_card = _read_text(folder / CARD_NAME) if CARD_NAME in names else b""
+    _put_in_place(folder, encode(config, card, tensors, existing_card=existing_card.decode(errors="replace")))
+
+
+def check_folder(folder: str | os.PathLike[str], config: MemoryConfig, card: AdapterCard) -> None:
+    """Raise what `write_folder` would raise, before the work that makes the adapter; nothing is written.
+
+    Raises:
+        AdapterFormatError: As `write_folder`, or the folder can't be written to.
+    """
+    folder = Path(folder)
+    if problem := folder_problem(folder):
+        raise AdapterFormatError(problem)
+    names = _check_folder(folder)
+    existing_card = _read_text(folder / CARD_NAME) if CARD_NAME in names else b""
+    encode(config, card, {}, existing_card=existing_card.decode(errors="replace"))
+
+
+def copy_into(folder: str | os.PathLike[str], files: Mapping[str, Path]) -> None:
+    """Copy an adapter's files, by name, into a folder as they are.
+
+    Raises:
+        AdapterFormatError: `folder` is a file or holds another model.
+    """
+    folder = Path(folder)
+    _check_folder(folder)
+    _put_in_place(folder, {name: path.read_bytes() for name, path in files.items()})
+
+
+def _check_folder(folder: Path) -> list[str]:
+    if folder.exists() and not folder.is_dir():
+        raise AdapterFormatError(f"{folder} is a file; give a folder to save the adapter in")
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    check_ours(str(folder), names, lambda: _read_text(folder / CONFIG_NAME))
+    return names
+
+
+def _put_in_place(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder, _STAGED)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_STAGED) as staged:
+        for name, data in files.items():
+            write_atomically(Path(staged) / name, data)
+        for name in files:
+            os.replace(Path(staged) / name, folder / name)
+
+
+def check_ours(place: str, names: Iterable[str], read_config_file: Callable[[], bytes]) -> None:
+    """Raise `AdapterFormatError` where the files `names` at `place` are another model's, which a save would mix with or
+    overwrite."""
+    names = set(names)
+    foreign = sorted(name for name in names if _FOREIGN.match(name))
+    if CONFIG_NAME in names:
+        try:
+            parse_config(read_config_file())
+        except AdapterFormatError as error:
+            raise AdapterFormatError(
+                f"{place} holds something other than an adapter ({error}); give another"
+            ) from error
+    elif WEIGHTS_NAME in names:
+        foreign.append(WEIGHTS_NAME)
+    if foreign:
+        raise AdapterFormatError(f"{place} holds the files of another model ({', '.join(foreign[:3])}); give another")
+
+
+def read_config(path: Path) -> AdapterConfig:
+    """Read a `config.json`.
+
+    Raises:
+        AdapterFormatError: It is missing, damaged, oversized, or of a format that this version can't read.
+    """
+    return parse_config(_read_text(path))
+
+
+def _read_text(path: Path) -> bytes:
+    try:
+        file, size = open_regular(path)
+        with file:
+            if size > TEXT_LIMIT:
+                raise ValueError(f"{path.name} has {size} bytes, more than {TEXT_LIMIT}")
+            return file.read(TEXT_LIMIT)
+    except FileNotFoundError as error:
+        raise AdapterFormatError(f"there is no {path.name}; save_pretrained would have written it") from error
+    except (OSError, ValueError) as error:
+        raise AdapterFormatError(f"{path.name} can't be read: {error}") from error
+
+
+def parse_config(data: bytes) -> AdapterConfig:
+    """What the bytes of a `config.json` say; raises `AdapterFormatError` as `read_config`."""
+    try:
+        content = parse_json(data)
+    except ValueError as error:
+        raise AdapterFormatError(f"{CONFIG_NAME} is not JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("library_name") != "mal_adapter":
+        raise AdapterFormatError(f"{CONFIG_NAME} does not describe a mal_adapter adapter")
+    content = _migrated(content)
+    if not isinstance(content.get("memory"), dict):
+        raise AdapterFormatError(f"{CONFIG_NAME} has no memory configuration")
+    try:
+        config = MemoryConfig.from_dict(content["memory"])
+        card = AdapterCard(**{field.name: content.get(field.name) for field in dataclasses.fields(AdapterCard)})
+        card.check()
+    except (ConfigError, AdapterFormatError) as error:
+        raise AdapterFormatError(f"{CONFIG_NAME}: {error}") from error
+    sha256 = content.get("weights_sha256")
+    if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)):
+        raise AdapterFormatError(f"{CONFIG_NAME}: weights_sha256 is not 64 lower-case hex digits")
+    return AdapterConfig(config, card, sha256)
+
+
+def _migrated(content: dict[str, Any]) -> dict[str, Any]:
+    given = content.get("format_version")
+    if type(given) is not int or not (given == FORMAT_VERSION or given > FORMAT_VERSION or given in MIGRATIONS):
+        raise AdapterFormatError(f"{CONFIG_NAME} has format_version {str(given)[:40]!r}, this reads {FORMAT_VERSION}")
+    if given > FORMAT_VERSION:
+        raise AdapterFormatError(
+            f"{CONFIG_NAME} has format_version {str(given)[:40]}, this version reads up to {FORMAT_VERSION}; "
+            "pip install --upgrade mal-adapter"
+        )
+    for step in range(given, FORMAT_VERSION):
+        content = MIGRATIONS[step](content)
+    return content
+
+
+def read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], sha256: str | None) -> dict[str, Tensor]:
+    """Read a `model.safetensors` that holds exactly tensors of these names and shapes, all of one float dtype, finite.
+
+    The header is compared with `shapes` before anything of the file's size is allocated.
+
+    Raises:
+        AdapterFormatError: It is missing, damaged, holds something else, or has another sha256.
+    """
+    try:
+        file, size = open_regular(path)
+        with file:
+            header = read_header(file, size)
+            _check_tensors(header.shapes, shapes)
+            dtypes = set(header.dtypes.values())
+            if len(dtypes) != 1 or not dtypes <= set(_DTYPES):
+                raise AdapterFormatError(f"{path.name} has dtypes {sorted(dtypes)}, expected one of {_DTYPES}")
+            file.seek(0)
+            data = file.read(size)
+        if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
+            raise AdapterFormatError(
+                f"{path.name} has sha256 {found[:12]}…, {CONFIG_NAME} expects {sha256[:12]}…: it is damaged or of "
+                f"another save; fetch or save it again, or remove weights_sha256 from {CONFIG_NAME} if you changed it"
+            )
+        return load_tensors(data)[1]
+    except AdapterFormatError:
+        raise
+    except FileNotFoundError as error:
+        raise AdapterFormatError(f"there is no {path.name}; save_pretrained would have written it") from error
+    except (OSError, ValueError) as error:
+        raise AdapterFormatError(f"{path.name} is not a safetensors file that can be read: {error}") from error
+
+
+def _check_tensors(given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    if given != expected:
+        wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
+        details = ", ".join(f"{name[:40]}: file {given.get(name)}, config {expected.get(name)}" for name in wrong[:4])
+        raise AdapterFormatError(f"tensors do not fit the configuration ({details})")

@@ -1,0 +1,258 @@
+"""Adapters on the Hugging Face Hub: pulled into its cache, pushed as one commit, failures as errors of ours."""
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RevisionNotFoundError,
+)
+from torch import Tensor
+
+from mal_adapter.errors import AdapterFormatError, AdapterNotFoundError, HubError, MalAdapterError
+from mal_adapter.memory.config import MemoryConfig
+from mal_adapter.serialization.adapter_folder import (
+    CARD_NAME,
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    AdapterConfig,
+    check_ours,
+    copy_into,
+    encode,
+    read_config,
+    read_weights,
+)
+from mal_adapter.serialization.metadata import AdapterCard
+
+__all__ = ["HubOptions", "pull_adapter", "push_adapter", "read_adapter"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class HubOptions(NamedTuple):
+    """Which commit, and how it is fetched; the fields are those of `MemoryAdapter.from_pretrained`."""
+
+    revision: str | None = None
+    subfolder: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+
+
+def read_adapter(
+    folder_or_repo: str | os.PathLike[str], shapes_of: Callable[[MemoryConfig], Shapes], options: HubOptions
+) -> tuple[MemoryConfig, AdapterCard, dict[str, Tensor]]:
+    """Read an adapter from a folder or, where there is no such folder, from the Hub.
+
+    Of a repository, `config.json` is fetched and checked first, then the weights of that same commit.
+
+    Args:
+        folder_or_repo: A folder or Hub id.
+        shapes_of: The names and shapes of the tensors that a configuration asks for.
+        options: Subfolder; the rest is for the Hub.
+
+    Raises:
+        AdapterNotFoundError: There is no such folder, repository or revision, or it may not be seen.
+        AdapterFormatError: A file is missing, damaged, does not fit the configuration, or is of a newer format.
+        HubError: The Hub can't be reached, and the files are not in its cache.
+    """
+    name, subfolder = os.fspath(folder_or_repo), _checked_subfolder(options.subfolder)
+    if not Path(name).is_dir():
+        _check_may_be_repo_id(folder_or_repo)
+        config, tensors, _, _ = _fetch_adapter(name, shapes_of, options)
+    else:
+        with _named(name, subfolder):
+            folder = _inside(Path(name), subfolder)
+            config = read_config(folder / CONFIG_NAME)
+            tensors = read_weights(folder / WEIGHTS_NAME, shapes_of(config.memory), config.weights_sha256)
+    return config.memory, config.card, tensors
+
+
+def pull_adapter(
+    repo_id: str,
+    folder: str | os.PathLike[str],
+    shapes_of: Callable[[MemoryConfig], Shapes],
+    options: HubOptions,
+) -> None:
+    """Copy an adapter's files from the Hub into a folder as they are, all of one commit, once they have been checked.
+
+    Raises:
+        As `read_adapter`; and AdapterFormatError where `folder` is a file or holds another model.
+    """
+    _, _, files, commit = _fetch_adapter(repo_id, shapes_of, options)
+    with contextlib.suppress(AdapterFormatError):  # a card may be missing
+        files[CARD_NAME] = _fetch(repo_id, CARD_NAME, commit)
+    copy_into(folder, files)
+
+
+def _fetch_adapter(
+    repo_id: str, shapes_of: Callable[[MemoryConfig], Shapes], options: HubOptions
+) -> tuple[AdapterConfig, dict[str, Tensor], dict[str, Path], HubOptions]:
+    """What an adapter on the Hub says and holds, checked; its files by name; and the options that fetch others of the
+    same commit, whatever is pushed meanwhile."""
+    _check_repo_id(repo_id)
+    subfolder = _checked_subfolder(options.subfolder)
+    with _named(repo_id, subfolder):
+        config_path = _fetch(repo_id, CONFIG_NAME, options)
+        config = read_config(config_path)
+        # The cache's folder is named for the commit.
+        commit = options._replace(revision=config_path.parents[len(PurePosixPath(subfolder).parts)].name)
+        weights_path = _fetch(repo_id, WEIGHTS_NAME, commit)
+        tensors = read_weights(weights_path, shapes_of(config.memory), config.weights_sha256)
+    return config, tensors, {CONFIG_NAME: config_path, WEIGHTS_NAME: weights_path}, commit
+
+
+@contextlib.contextmanager
+def _named(place: str, subfolder: str) -> Iterator[None]:
+    """Errors about files within say whose files they are."""
+    try:
+        yield
+    except AdapterFormatError as error:
+        raise AdapterFormatError(f"{place}{subfolder and '/' + subfolder}: {error}") from error
+
+
+def _checked_subfolder(subfolder: str | None) -> str:
+    """With forward slashes; raises `AdapterFormatError` where it could lead out of the folder or repository."""
+    if subfolder is None:
+        return ""
+    windows = PureWindowsPath(subfolder)
+    if windows.drive or windows.root or ".." in windows.parts or "\0" in subfolder:
+        raise AdapterFormatError(f"subfolder {subfolder!r} is not a path within the folder or repository")
+    return "/".join(windows.parts)
+
+
+def _inside(folder: Path, subfolder: str) -> Path:
+    inside = folder / subfolder
+    if not inside.resolve().is_relative_to(folder.resolve()):
+        raise AdapterFormatError("the subfolder is a link that leads out of the folder")
+    if not inside.is_dir():
+        raise AdapterNotFoundError(f"there is no folder {inside}")
+    return inside
+
+
+def _check_may_be_repo_id(given: str | os.PathLike[str]) -> None:
+    """Raises `AdapterNotFoundError` for what was surely meant as a folder: the Hub would answer only that it can't be
+    reached, or has no such repository."""
+    if Path(given).is_file():
+        raise AdapterNotFoundError(f"{given} is a file; give the folder with the adapter's {CONFIG_NAME} and weights")
+    if not isinstance(given, str):
+        raise AdapterNotFoundError(f"there is no folder {os.fspath(given)}; a Hub id is given as a string")
+
+
+def _check_repo_id(name: str) -> None:
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name, re.ASCII):
+        raise AdapterNotFoundError(f"there is no folder {name}, and it is not a Hub id such as 'user/adapter'")
+
+
+def _fetch(repo_id: str, name: str, options: HubOptions) -> Path:
+    with _typed_errors(repo_id, options.revision, "fetch"):
+        path = hf_hub_download(
+            repo_id,
+            name,
+            subfolder=_checked_subfolder(options.subfolder) or None,
+            revision=options.revision,
+            token=options.token,
+            cache_dir=None if options.cache_dir is None else Path(options.cache_dir),
+            local_files_only=options.local_files_only,
+            force_download=options.force_download,
+            library_name="mal_adapter",
+            library_version=version("mal-adapter"),
+        )
+    return Path(path)
+
+
+def push_adapter(
+    repo_id: str,
+    config: MemoryConfig,
+    card: AdapterCard,
+    tensors: Mapping[str, Tensor],
+    *,
+    private: bool | None = None,
+    commit_message: str,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+) -> CommitInfo:
+    """Create the repository and branch where they are missing, and put the adapter's three files there in one commit.
+
+    Other files of the repository stay, and so does the user's own text in its `README.md`.
+
+    Raises:
+        AdapterNotFoundError: The repository may not be seen or written, or `repo_id` is not one.
+        AdapterFormatError: The repository holds another model, or its README's metadata can't be read.
+        HubError: The Hub can't be reached or refuses, for example because someone else pushed in between.
+    """
+    _check_repo_id(repo_id)
+    with _typed_errors(repo_id, revision, "push"):
+        api = HfApi(token=token, library_name="mal_adapter", library_version=version("mal-adapter"))
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not create_pr and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        present = api.model_info(repo_id, revision=revision)
+        names = [sibling.rfilename for sibling in present.siblings or []]
+
+        def read(name: str) -> bytes:
+            return Path(api.hf_hub_download(repo_id, name, revision=present.sha)).read_bytes()
+
+        check_ours(repo_id, names, lambda: read(CONFIG_NAME))
+        existing_card = read(CARD_NAME).decode(errors="replace") if CARD_NAME in names else ""
+        files = encode(config, card, tensors, repo_id=repo_id, existing_card=existing_card)
+        return api.create_commit(
+            repo_id,
+            [CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in files.items()],
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            # What was read above is what is replaced; a push of someone else in between must not be lost.
+            parent_commit=present.sha,
+        )
+
+
+@contextlib.contextmanager
+def _typed_errors(repo_id: str, revision: str | None, verb: str) -> Iterator[None]:
+    """Whatever huggingface_hub raises within becomes an error of ours that says what to do."""
+    try:
+        yield
+    except MalAdapterError:
+        raise
+    except Exception as error:
+        # requests, httpx or httpx2, by huggingface_hub's version: their errors have no other base in common
+        place = repo_id if revision is None else f"{repo_id} at revision {revision!r}"
+        raise _typed(error, f"can't {verb} {place}") from error
+
+
+def _typed(error: Exception, failure: str) -> MalAdapterError:
+    # What the server said may be a cause: of "not in the cache either", or of "force download failed".
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    answers = (e for e in chain if isinstance(e, HfHubHTTPError) and not isinstance(e, LocalEntryNotFoundError))
+    reason = next(answers, chain[-1])
+    said = " ".join(f"{type(reason).__name__}: {reason}".split())[:300]
+    if isinstance(reason, RevisionNotFoundError):
+        return AdapterNotFoundError(f"{failure}: the repository has no such branch, tag or commit")
+    if isinstance(reason, EntryNotFoundError) and not isinstance(reason, LocalEntryNotFoundError):
+        return AdapterFormatError("a file is missing in the repository; push_to_hub would have put it there")
+    if getattr(getattr(reason, "response", None), "status_code", None) in (401, 403, 404):
+        return AdapterNotFoundError(
+            f"{failure}: there is no such repository on the Hub, or it is private or gated and your token does not "
+            "reach it; check the spelling, and log in (`hf auth login`) or pass token=..."
+        )
+    if isinstance(error, HFValidationError):
+        return AdapterNotFoundError(f"{failure}: {error}")
+    if isinstance(error, LocalEntryNotFoundError):
+        return HubError(
+            f"{failure}: the Hub could not be asked ({said}), and the files are not in the cache; go online, unset "
+            "HF_HUB_OFFLINE or local_files_only, or try again later. If a folder is meant, there is none of that name"
+        )
+    return HubError(f"{failure}: {said}; try again later")

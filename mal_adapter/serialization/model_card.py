@@ -1,0 +1,167 @@
+"""The model card: `README.md` of an adapter folder, for people and for the Hub."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from mal_adapter.errors import AdapterFormatError
+from mal_adapter.memory.config import MemoryConfig
+from mal_adapter.serialization.metadata import AdapterCard
+
+__all__ = ["model_card"]
+
+BEGIN = "<!-- mal_adapter: what stands from here to the end mark is rewritten at each save -->"
+END = "<!-- mal_adapter: end; write your own text after this line -->"
+_TAGS = ["mal_adapter", "speech-emotion-recognition", "test-time-memory", "titans"]
+
+
+def model_card(config: MemoryConfig, card: AdapterCard, *, repo_id: str | None = None, existing: str = "") -> str:
+    """The text of an adapter's `README.md`.
+
+    Args:
+        config: The memory's sizes.
+        card: Host, task, training data and results.
+        repo_id: The Hub repository that the snippet loads from; a folder unless given.
+        existing: The present text. What a user wrote outside of the two marks stays, and so do metadata of keys that
+            are not ours (`license`, `language`, …) and additional tags.
+
+    Raises:
+        AdapterFormatError: The metadata of `existing` can't be read.
+
+    Example:
+        >>> text = model_card(MemoryConfig(hidden_size=32), AdapterCard(base_model_name_or_path="org/host"))
+        >>> ModelCard(text).data.base_model
+        'org/host'
+        >>> "MIT" in model_card(MemoryConfig(hidden_size=32), AdapterCard(), existing=text + "License: MIT")
+        True
+    """
+    ours = _metadata(card, repo_id)
+    theirs: dict[str, Any] = {}
+    text = ""
+    if existing.strip():
+        try:
+            before = ModelCard(existing)
+            theirs, text = before.data.to_dict(), before.text  # type: ignore[no-untyped-call]
+            tags = [*ours["tags"], *(theirs.get("tags") or [])]
+            ours["tags"] = list(dict.fromkeys(map(str, tags)))
+        except Exception as error:  # YAML's own kinds, and whatever a value of an unexpected type leads to
+            raise AdapterFormatError(
+                f"the metadata at the top of README.md can't be read ({error}); mend or remove them"
+            ) from error
+    generated = f"{BEGIN}\n{_body(config, card, repo_id)}\n{END}"
+    head, found, rest = text.partition(BEGIN)
+    _, closed, tail = rest.partition(END)
+    if found and closed:
+        text = head + generated + tail
+    else:
+        text = f"{text.rstrip()}\n\n{generated}\n" if text.strip() else f"\n{generated}\n"
+    metadata = ModelCardData(**{**theirs, **ours})
+    return f"---\n{metadata.to_yaml()}\n---\n{text}"
+
+
+def _metadata(card: AdapterCard, repo_id: str | None) -> dict[str, Any]:
+    results = [
+        EvalResult(
+            task_type="audio-classification",
+            task_name="Speech emotion recognition in conversation",
+            dataset_type=result["dataset_type"],
+            dataset_name=result["dataset_name"],
+            dataset_split=result.get("dataset_split"),
+            metric_type=metric,
+            metric_value=value,
+            metric_name=name,
+        )
+        for result in card.evaluation or []
+        for kind, name_of in (("metrics", "{}"), ("host_metrics", "{} of the bare host"))
+        for metric, value in result.get(kind, {}).items()
+        for name in (name_of.format(metric),)
+    ]
+    metadata = {
+        "base_model": card.base_model_name_or_path,
+        "library_name": "mal_adapter",
+        "pipeline_tag": "audio-classification",
+        "tags": _TAGS,
+        "datasets": card.datasets,
+        "metrics": sorted({m for result in card.evaluation or [] for m in result["metrics"]}),
+    }
+    metadata = {name: value for name, value in metadata.items() if value}
+    if results:
+        data = ModelCardData(eval_results=results, model_name=(repo_id or "mal_adapter memory").rpartition("/")[2])
+        metadata["model-index"] = data.to_dict()["model-index"]  # type: ignore[no-untyped-call]
+    return metadata
+
+
+def _body(config: MemoryConfig, card: AdapterCard, repo_id: str | None) -> str:
+    host = card.base_model_name_or_path or "an audio language model"
+    place = "a decoder layer" if card.layer_idx is None else f"decoder layer {card.layer_idx}"
+    parts = [
+        f"# A dialogue memory for {_plain(host)}",
+        "A [mal_adapter](https://pypi.org/project/mal-adapter/) memory: it writes the audio tokens of each utterance "
+        "into fast weights at test time and reads them back at the later ones, so that the host knows how this speaker "
+        f"usually sounds. It sits on {place}, is {config.memory_dim} wide, and has {config.num_heads} heads of depth "
+        f"{config.depth}. The host's own weights are unchanged and not part of this repository.",
+        "## Use",
+        f"```python\n{_snippet(card, repo_id)}\n```",
+    ]
+    if card.task and card.task.get("labels"):
+        parts.append(f"Labels: {_plain(', '.join(card.task['labels']))}.")
+    training = card.training_data or "Not told by its author."
+    if card.datasets:
+        training += f" Datasets: {', '.join(card.datasets)}."
+    parts += ["## Training data", _plain(training)]
+    if card.evaluation:
+        parts += ["## Results", _results(card.evaluation)]
+    parts += [
+        "## Limits",
+        "- It fits this host only: another checkpoint of the same shape gives a warning and worse answers, another "
+        "shape an error.\n"
+        "- Each dialogue needs a session of its own; a state must not be shared between dialogues.\n"
+        "- A state is derived from a voice: treat a saved one like the recording it came from.\n"
+        "- Labels are those of its training data. How well they transfer to other languages, microphones or "
+        "spontaneous speech is not known unless it stands under Results.",
+    ]
+    return "\n\n".join(parts)
+
+
+def _snippet(card: AdapterCard, repo_id: str | None) -> str:
+    host = card.base_model_name_or_path or "the host's name or folder"
+    adapter = repo_id or "the folder of this file"
+    return f"""import numpy as np
+import soundfile
+
+from mal_adapter import attach_memory
+from mal_adapter.ser.dialogue import Dialogue, Utterance
+from mal_adapter.ser.loading import load_host
+from mal_adapter.ser.recognizer import EmotionRecognizer
+
+model, processor = load_host({_literal(host)})
+memory = attach_memory(model, adapter={_literal(adapter)})
+recognizer = EmotionRecognizer(model, processor, memory)
+
+for n in range(2):  # noise in the place of your recordings
+    soundfile.write(f"turn{{n}}.wav", 0.1 * np.random.default_rng(n).standard_normal(16_000), 16_000)
+turns = [Utterance("call-42", str(n), "A", f"turn{{n}}.wav") for n in range(2)]
+for result in recognizer.recognize(Dialogue("call-42", turns)):
+    print(result.utterance.audio, result.label)"""
+
+
+def _literal(value: object) -> str:
+    """Python for `value`, without comments of HTML that could pass for our marks."""
+    return repr(value).replace("<!--", "<\\x21--")
+
+
+def _results(evaluation: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| dataset | split | metric | bare host | with memory |", "|---|---|---|---|---|"]
+    for result in evaluation:
+        for metric, value in result["metrics"].items():
+            bare = result.get("host_metrics", {}).get(metric, "")
+            cells = (result["dataset_name"], result.get("dataset_split", ""), metric, bare, value)
+            lines.append("| " + " | ".join(_plain(str(cell)).replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """On one line, and without comments that could pass for our marks."""
+    return re.sub(r"\s+", " ", text).replace("<!--", "&lt;!--").strip()

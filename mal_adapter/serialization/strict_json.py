@@ -1,0 +1,67 @@
+"""Regular files, and JSON that is parsed strictly; anything else is a `ValueError`."""
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+__all__ = ["open_regular", "parse_json"]
+
+
+def open_regular(path: Path) -> tuple[BinaryIO, int]:
+    """The opened file and its size in bytes; what is not a regular file is never opened for good.
+
+    Raises:
+        ValueError: It is a directory, pipe or device.
+        OSError: It is missing or can't be opened.
+    """
+    # Opening a pipe without this flag waits for a writer.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = None
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path.name} is not a regular file")
+        file = os.fdopen(handle, "rb")
+    finally:
+        if file is None:
+            os.close(handle)
+    return file, status.st_size
+
+
+def parse_json(data: bytes) -> Any:
+    """JSON in UTF-8 that means the same to every reader.
+
+    Raises:
+        ValueError: It is not JSON, repeats a key, nests too deeply, or has NaN, infinities or lone surrogates.
+
+    Example:
+        >>> parse_json(b'{"layer_idx": 16}')
+        {'layer_idx': 16}
+        >>> parse_json(b'{"layer_idx": 16, "layer_idx": 17}')
+        Traceback (most recent call last):
+        ...
+        ValueError: the key 'layer_idx' stands twice
+    """
+    try:
+        content = json.loads(data.decode(), object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite)
+        json.dumps(content, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return content
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return value

@@ -1,0 +1,184 @@
+"""Reports: figures by hand, what does not fit together, and the page as a browser reads it."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from mal_adapter.errors import EvaluationError, MetricsError
+from mal_adapter.ser.evaluation import Evaluation
+from mal_adapter.ser.evaluation.audit import ARMS
+from mal_adapter.ser.evaluation.report import card_entry, figures_of, pooled, write_report
+
+LABELS = ["neutral", "sad"]
+RUN = {
+    "format_version": 1, "host": "org/host", "model_type": "qwen2_audio", "memory": {"depth": 2}, "layer_idx": 1,
+    "fingerprint": "0123", "labels": LABELS, "prompt": "How do they feel?", "arms": list(ARMS), "history": 3, "seed": 0,
+    "dialogues": "ab", "versions": {"torch": "2.13.0"},
+}  # fmt: skip
+#: Per arm, which of the four turns of each dialogue are right.
+RIGHT = {"bare": "1010", "right": "1111", "reset": "1010", "swapped": "1000", "mixed": "1010", "shuffled": "1110"}
+RIGHT |= {"told": "1111", "history": "0000"}
+
+
+def made(name="calls", dialogues=12, first=0, **changes):
+    rows = []
+    for number in range(first, first + dialogues):
+        for turn in range(4):
+            truth = LABELS[(number + turn) % 2]
+            arms = {}
+            for arm, hits in RIGHT.items():
+                sure = 0.6 + 0.05 * turn
+                p = sure if hits[turn] == "1" else 1 - sure
+                arms[arm] = {label: p if label == truth else 1 - p for label in LABELS}
+            rows.append(
+                {
+                    "dialogue_id": f"d{number}", "utterance_id": str(turn), "turn": turn + 1, "speaker": "AB"[turn % 2],
+                    "truth": truth, "arms": arms, "surprise": 1.0 / (turn + 1),
+                }
+            )  # fmt: skip
+    return Evaluation(name, {**RUN, **changes}, rows)
+
+
+def test_figures_are_those_of_the_answers():
+    figures = figures_of(made())
+    assert {arm: scores["wa"] for arm, scores in figures["arms"].items()} == {
+        arm: hits.count("1") / 4 for arm, hits in RIGHT.items()
+    }
+    assert figures["audit"] == {"reset": 1.0, "swapped": 1.5, "mixed": 1.0}
+    assert [row["gain"] for row in figures["gain_by_turn"]] == [0, 1, 0, 1]
+    compared = {entry["first"]: entry["wa"] for entry in figures["compared"]}
+    assert compared["bare"]["difference"] == 0.5
+    assert compared["told"]["p_value"] == 1.0
+    assert figures["verdict"].startswith("The memory is real: +50.0 points")
+    reliability = figures["arms"]["right"]["reliability"]
+    assert sum(b["count"] for b in reliability["bins"]) == 48
+    # sure by 0.6 … 0.75 and always right
+    assert reliability["expected_calibration_error"] == pytest.approx(1 - 0.675)
+    entry = card_entry(figures, "MELD", "test")
+    assert (entry["metrics"]["accuracy"], entry["host_metrics"]["accuracy"]) == (1.0, 0.5)
+
+
+def test_the_verdict_does_not_say_more_than_was_shown():
+    swapped = made()
+    for row in swapped.answers:
+        row["arms"]["swapped"] = row["arms"]["right"]
+    assert "not shown to come from the dialogue's past: swapped" in figures_of(swapped)["verdict"]
+    assert figures_of(made(dialogues=2))["verdict"].startswith("No gain is shown")
+    nothing = made()
+    for row in nothing.answers:
+        row["arms"]["right"] = row["arms"]["bare"]
+    figures = figures_of(nothing)
+    assert figures["verdict"].startswith("No gain is shown: +0.0 points")
+    assert figures["audit"] == {"reset": None, "swapped": None, "mixed": None}
+
+
+def test_folds_are_one_evaluation():
+    whole = pooled([made("one", 3), made("two", 5, first=3, fingerprint="4567")])
+    assert figures_of(whole)["arms"]["right"]["dialogues"] == 8
+    assert whole.run["fingerprint"] == ["0123", "4567"]
+    with pytest.raises(EvaluationError, match="'d2' is in one and in two"):
+        pooled([made("one", 3), made("two", 5, first=2)])
+    with pytest.raises(EvaluationError, match="labels"):
+        pooled([made("one", 3), made("two", 5, first=3, labels=["neutral", "angry"])])
+    with pytest.raises(EvaluationError, match="no evaluation"):
+        pooled([])
+
+
+def test_other_systems_are_compared_on_the_same_utterances():
+    gru = made("gru")
+    for row in gru.answers:
+        row["arms"] = {"right": row["arms"]["shuffled"]}
+    gru.run["arms"] = ["right"]
+    figures = figures_of(made(), [gru])
+    assert figures["against"]["gru"]["wa"] == 0.75
+    assert {entry["first"]: entry["wa"]["difference"] for entry in figures["compared"]}["gru"] == 0.25
+    with pytest.raises(EvaluationError, match="d11/0 is not in it"):
+        figures_of(made(), [made("fewer", 11)])
+    gru.answers[0]["truth"] = "sad"
+    with pytest.raises(EvaluationError, match="d0/0 is sad in it and neutral here"):
+        figures_of(made(), [gru])
+    with pytest.raises(EvaluationError, match="name 'right'"):
+        figures_of(made(), [made("right")])
+
+
+def test_nothing_to_judge_is_told(tmp_path):
+    none = made()
+    for row in none.answers:
+        row["truth"] = None
+    with pytest.raises(MetricsError):
+        write_report(tmp_path / "out", [none])
+    assert not (tmp_path / "out").exists()
+
+
+def in_browser(page, *options):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    command = [
+        chromium,
+        "--headless",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        *options,
+        page.as_uri(),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+def test_a_browser_shows_every_plot_and_has_no_complaint(tmp_path):
+    hostile = made(host="org/<script>alert(1)</script>")
+    hostile.answers[0] = {**hostile.answers[0], "speaker": r"$\no$<script>alert(1)</script>"}
+    hostile.answers.append(
+        {
+            "dialogue_id": "x",
+            "utterance_id": "0",
+            "turn": 1,
+            "speaker": "A",
+            "truth": "sad",
+            "error": "<img src=gone.png>",
+        }
+    )
+    write_report(tmp_path, [hostile], [made("<b>gru</b>")])
+    page = (tmp_path / "report.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)  # nothing beside the file
+    assert "@import" not in page
+    shown = in_browser(tmp_path / "report.html", "--dump-dom", f"--user-data-dir={tmp_path / 'profile'}")
+    assert "CONSOLE" not in shown.stderr, shown.stderr
+    titles = re.findall(r'role="img" aria-label="([^"]+)"[^>]*><svg', shown.stdout)
+    assert titles == [
+        "Gain by turn", "The right memory, wrong ones, and others", "Confusion", "Reliability", "A dialogue's timeline"
+    ]  # fmt: skip
+    assert "<script" not in shown.stdout
+    text = html.unescape(re.sub(r"<[^>]+>", " ", shown.stdout))
+    for words in (
+        "The memory is real",
+        "with memory",
+        "gain in accuracy",
+        "surprise",
+        "<b>gru</b>",
+        "<img src=gone.png>",
+    ):
+        assert words in text
+    shot = tmp_path / "page.png"
+    in_browser(tmp_path / "report.html", f"--screenshot={shot}", f"--user-data-dir={tmp_path / 'profile'}")
+    assert shot.stat().st_size > 20_000
+
+
+def test_a_report_of_one_arm_is_a_report(tmp_path):
+    bare = made(arms=["bare"], memory=None, fingerprint=None, layer_idx=None)
+    for row in bare.answers:
+        row["arms"], row["surprise"] = {"bare": row["arms"]["bare"]}, None
+    figures = write_report(tmp_path, [bare])
+    assert (figures["verdict"], figures["audit"], figures["gain_by_turn"]) == ("", {}, [])
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert json.loads((tmp_path / "report.json").read_text()) == figures
