@@ -58,10 +58,10 @@ def trained_and_heard(name: str, train: list[Dialogue], dev: list[Dialogue], arm
 
 
 alone = trained_and_heard("lora", one_by_one(train), one_by_one(dev), ["reset"])
-beside = trained_and_heard("lora-and-memory", train, dev, ["bare", "right", "reset", "swapped", "mixed"])
+beside = trained_and_heard("lora-and-memory", train, dev, ["host_only", "own", "reset", "swapped", "other_dialogues"])
 figures = write_report(options.output / "report", [beside], against=[alone])
 print(f"LoRA alone          WA {figures['against']['lora-test']['wa']:.3f}")
-print(f"LoRA and memory     WA {figures['arms']['right']['wa']:.3f}")
+print(f"LoRA and memory     WA {figures['arms']['own']['wa']:.3f}")
 (test_of_both,) = (pair["wa"] for pair in figures["compared"] if pair["first"] == "lora-test")
 print(f"difference {test_of_both['difference']:+.3f}, p = {test_of_both['p_value']:.4f} over dialogues")
 print(f"report: {options.output / 'report' / 'report.html'}")

@@ -94,7 +94,7 @@ def attach_memory(
         if config is not None and config != loaded.config:
             raise ConfigError("pass adapter= or config=, not both: a trained adapter brings its configuration")
         check_host(loaded, facts)
-    trained = None if loaded is None else loaded.card.layer_idx
+    trained = None if loaded is None else loaded.metadata.layer_idx
     layer_idx = check_layer_idx(layer_idx, trained, len(layers), count_shared_layers(root))  # type: ignore[arg-type]
     layer = layers[layer_idx]  # type: ignore[index]
     drop_copied_hooks(root)
@@ -108,8 +108,8 @@ def attach_memory(
         if config.hidden_size != spec.hidden_size:
             raise ConfigError(f"config.hidden_size={config.hidden_size}, but the host is {spec.hidden_size} wide")
         loaded = MemoryAdapter(config).eval()
-    known = {name: value for name, value in dataclasses.asdict(loaded.card).items() if value is not None}
-    loaded.card = dataclasses.replace(loaded.card, **{**facts, **known, "layer_idx": layer_idx})
+    known = {name: value for name, value in dataclasses.asdict(loaded.metadata).items() if value is not None}
+    loaded.metadata = dataclasses.replace(loaded.metadata, **{**facts, **known, "layer_idx": layer_idx})
     if (parameter := next(layer.parameters(), None)) is not None and parameter.device.type != "meta":
         loaded.to(parameter.device)
     return AttachedMemory(root, MemoryHooks(loaded, spec), layer_idx, store)
@@ -172,11 +172,11 @@ class AttachedMemory:
         ids = named or (None,)
         if audio_mask is not None:
             check_audio_mask(audio_mask, len(ids))
-        told = (self.host.audio_token_id, self.host.audio_mask, self.host.mode)
+        told = (self.host.audio_token_id, self.host.find_mask, self.host.audio_positions)
         if audio_mask is None and all(value is None for value in told):
             raise AudioMaskError(
                 "nothing tells this host's audio positions; pass session(..., audio_mask=...), or attach_memory with "
-                "host=HostSpec(audio_token_id=...) or HostSpec(audio_mask=...)"
+                "host=HostSpec(audio_token_id=...) or HostSpec(find_mask=...)"
             )
         with self.states.opened(named) as found:
             session = Session(tuple(ids), self._load(ids, found), self.states, write, audio_mask)

@@ -55,10 +55,10 @@ def test_an_adapter_stays_at_its_layer_unless_it_is_told_to_move(model):
         adapter = memory.adapter
     with pytest.raises(ConfigError, match="trained at layer 0, and layer_idx=1 is another one; leave layer_idx out"):
         attach_memory(model, 1, adapter=adapter)
-    assert adapter.card.layer_idx == 0
-    adapter.card = dataclasses.replace(adapter.card, layer_idx=None)
+    assert adapter.metadata.layer_idx == 0
+    adapter.metadata = dataclasses.replace(adapter.metadata, layer_idx=None)
     with attach_memory(model, 1, adapter=adapter) as memory:
-        assert memory.adapter.card.layer_idx == 1
+        assert memory.adapter.metadata.layer_idx == 1
 
 
 def test_what_is_no_store_config_or_layer_is_refused_before_anything_is_hooked(model):

@@ -129,7 +129,7 @@ def test_training_evaluation_and_report_of_labels_that_the_encoding_lacks(tmp_pa
 
     evaluated = into(
         "ascii", "evaluate", tmp_path / "测试.jsonl", "--adapter", tmp_path / "记忆", "--model", demo.HOST_FOLDER,
-        "--arms", "bare,right", "--output", tmp_path / "评估",
+        "--arms", "host_only,own", "--output", tmp_path / "评估",
     )  # fmt: skip
     assert evaluated.exit_code == 0, evaluated.stderr
     assert escaped("评估", "ascii") in evaluated.stdout
@@ -143,8 +143,8 @@ def test_training_evaluation_and_report_of_labels_that_the_encoding_lacks(tmp_pa
     reported = into("cp437", "report", other, "--against", tmp_path / "评估", "--output", tmp_path / "报告")
     assert reported.exit_code == 0, reported.stderr
     figures = json.loads((tmp_path / "报告" / "report.json").read_text(encoding="utf-8"))
-    assert figures["arms"]["right"]["wa"] == figures["against"]["评估"]["wa"]
-    assert figures["arms"]["right"]["utterances"] == 9
+    assert figures["arms"]["own"]["wa"] == figures["against"]["评估"]["wa"]
+    assert figures["arms"]["own"]["utterances"] == 9
     assert "énervé" in (tmp_path / "报告" / "report.html").read_text(encoding="utf-8")
 
     fewer = into(

@@ -174,7 +174,7 @@ def _describe_adapter(adapter: "MemoryAdapter") -> dict[str, Any]:
         "fingerprint": adapter.fingerprint(),
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "bytes": sum(tensor.nbytes for tensor in tensors.values()),
-        "host": {name: value for name, value in asdict(adapter.card).items() if value is not None},
+        "host": {name: value for name, value in asdict(adapter.metadata).items() if value is not None},
         "memory": adapter.config.to_dict(),
         "tensors": _describe_tensors(tensors),
     }

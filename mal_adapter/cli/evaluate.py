@@ -121,8 +121,8 @@ def evaluate(
     if card and (adapter is None or not Path(adapter).is_dir()):
         raise ConfigError("--card writes into the adapter's folder; give one with --adapter, or leave out --card")
     chosen = None if arms is None else [arm.strip() for arm in arms.split(",")]
-    if card and chosen is not None and "right" not in chosen:
-        raise ConfigError("--card writes the figures of the arm right; add it to --arms, or leave out --card")
+    if card and chosen is not None and "own" not in chosen:
+        raise ConfigError("--card writes the figures of the arm own; add it to --arms, or leave out --card")
     if model is None and adapter is None:
         raise ConfigError("nothing to evaluate; give --adapter, --model or both")
     load_libraries()
@@ -148,10 +148,10 @@ def evaluate(
         usual_labels=data.labels,
         dialogues=data.dialogues,
     )
-    usual = evaluation.AUDIT if recognizer.reads_memory else ("bare",)
+    usual = evaluation.AUDIT if recognizer.reads_memory else ("host_only",)
     raise_problems(rival_problems(data.dialogues, recognizer.labels, chosen or usual, rivals))
     if card and recognizer.memory is not None:
-        check_folder(str(adapter), recognizer.memory.adapter.config, recognizer.memory.adapter.card)
+        check_folder(str(adapter), recognizer.memory.adapter.config, recognizer.memory.adapter.metadata)
     if state.is_main_process:
         note_what_is_left_out(data.dialogues, recognizer.labels)
         if len(data.dialogues) < FEWEST_DIALOGUES:
@@ -257,8 +257,8 @@ def _write_card(adapter: Any, folder: Path, figures: dict[str, Any], name: str, 
     entry = card_entry(figures, name, split)
     before = [
         result
-        for result in adapter.card.evaluation or []
+        for result in adapter.metadata.evaluation or []
         if (result["dataset_name"], result.get("dataset_split")) != (name, split)
     ]
-    adapter.card = replace(adapter.card, evaluation=[*before, entry])
+    adapter.metadata = replace(adapter.metadata, evaluation=[*before, entry])
     adapter.save_pretrained(folder)

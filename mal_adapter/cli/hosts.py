@@ -168,12 +168,14 @@ def load_recognizer(
 
     adapter = None if adapter_name is None else MemoryAdapter.from_pretrained(adapter_name)
     if model_name is None and adapter is not None:
-        model_name = adapter.card.base_model_name_or_path
+        model_name = adapter.metadata.base_model_name_or_path
     if not model_name:
         raise HostError(f"{adapter_name} does not say which model it belongs to; add --model")
     given = None if labels is None else as_typed(labels).split(",")
     prompt = None if prompt is None else as_typed(prompt)
-    label_set, question = choose_task(None if adapter is None else adapter.card, given, prompt, usual_labels or DEMO)
+    label_set, question = choose_task(
+        None if adapter is None else adapter.metadata, given, prompt, usual_labels or DEMO
+    )
     if dialogues is not None:
         raise_problems(label_problems(dialogues, label_set))
     model, processor = load_model(model_name, device, dtype, spread=spread)

@@ -6,13 +6,13 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from mal_adapter.errors import AudioMaskError, SessionError
-from mal_adapter.hooks.forward import Call
+from mal_adapter.hooks.forward import Forward
 
 __all__ = ["audio_rows", "check_audio_mask", "copies_per_prompt", "users_mask"]
 
 
 def users_mask(
-    mask: Bool[Tensor, "prompts prompt_len"], call: Call, hidden: Float[Tensor, "batch seq_len hidden_size"]
+    mask: Bool[Tensor, "prompts prompt_len"], call: Forward, hidden: Float[Tensor, "batch seq_len hidden_size"]
 ) -> Bool[Tensor, "batch seq_len"] | None:
     """The session's own mask for a forward it fits, or that repeats and extends one; None for text and decode steps."""
     copies, rest = divmod(hidden.shape[0], mask.shape[0])
@@ -40,7 +40,7 @@ def audio_rows(
 
 
 def copies_per_prompt(
-    rows: Float[Tensor, "batch tokens hidden_size"], valid: Bool[Tensor, "batch tokens"], call: Call, prompts: int
+    rows: Float[Tensor, "batch tokens hidden_size"], valid: Bool[Tensor, "batch tokens"], call: Forward, prompts: int
 ) -> int:
     """How often generate() repeated each prompt, for beams or return sequences; 1 for a plain batch.
 

@@ -1,4 +1,4 @@
-"""`Call`: one forward of the host while it runs."""
+"""`Forward`: one forward of the host while it runs."""
 
 import dataclasses
 import threading
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from mal_adapter.memory.state import MemoryState
 
-__all__ = ["Call", "Prompt"]
+__all__ = ["Forward", "LastPrompt"]
 
 
 @dataclasses.dataclass(eq=False)
-class Prompt:
+class LastPrompt:
     """What a call fed to the host: to recognise a generate() without KV cache that feeds it again and again, and to
     complete an utterance that continues while the host speaks.
 
@@ -39,7 +39,7 @@ class Prompt:
 
 
 @dataclasses.dataclass(eq=False)
-class Call:
+class Forward:
     """One top-level forward of the host, while it runs.
 
     Attributes:
@@ -54,9 +54,9 @@ class Call:
         repeated: Whether it feeds an earlier prompt again, so that nothing is to be written.
         prompt: To be remembered if the call writes.
         continues: The prompt that it feeds again, or whose utterance it continues.
-        earlier: The utterance's part that went before on the KV cache.
+        utterance_so_far: The utterance's part that went before on the KV cache.
         pending: The state to commit when the forward has succeeded.
-        postponed: Whether the hooked layer runs in a checkpoint, so that its hook is called after that.
+        in_checkpoint: Whether the hooked layer runs in a checkpoint, so that its hook is called after that.
     """
 
     owner: object
@@ -68,8 +68,8 @@ class Call:
     text_only: bool = False
     features: Shaped[Tensor, "..."] | None = None
     repeated: bool = False
-    prompt: Prompt | None = None
-    continues: Prompt | None = None
-    earlier: Prompt | None = None
+    prompt: LastPrompt | None = None
+    continues: LastPrompt | None = None
+    utterance_so_far: LastPrompt | None = None
     pending: MemoryState | None = None
-    postponed: bool = False
+    in_checkpoint: bool = False

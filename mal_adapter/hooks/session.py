@@ -13,7 +13,7 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from mal_adapter.errors import CopyError, SessionError
-from mal_adapter.hooks.forward import Call, Prompt
+from mal_adapter.hooks.forward import Forward, LastPrompt
 from mal_adapter.memory.state import MemoryState
 from mal_adapter.stores.base import id_bytes
 from mal_adapter.stores.states import SessionStates
@@ -54,16 +54,16 @@ class Session:
         self.used = False
         self.closed = False
         self._states = states
-        self._calls: dict[int, Call] = {}  # by the thread that runs them
-        self._writer: Call | None = None
-        self._prompts: list[Prompt] = []  # the last one at the end
+        self._calls: dict[int, Forward] = {}  # by the thread that runs them
+        self._writer: Forward | None = None
+        self._prompts: list[LastPrompt] = []  # the last one at the end
         self._task: object = None  # that fed it
         self._shared = False
         self._rereading: set[int] = set()  # the threads that do
         self._lock = threading.Lock()  # of what several threads change: writer, state and prompts
 
     @property
-    def call(self) -> Call | None:
+    def forward(self) -> Forward | None:
         """The forward that this thread is running."""
         return self._calls.get(threading.get_ident())
 
@@ -99,25 +99,26 @@ class Session:
     def begin(self, module: object) -> None:
         """A forward of `module` starts. The outermost one owns the call; one left over from an interrupt is dropped."""
         self.used = True
-        call = self.call
+        call = self.forward
         if call is None or module in call.entered:
             if call is not None and call is self._writer:
                 self._writer = None
-            call = self._calls[threading.get_ident()] = Call(module, self.state)
+            call = self._calls[threading.get_ident()] = Forward(module, self.state)
         call.entered.append(module)
 
-    def feed(
+    def see_prompt(
         self,
         tokens: Shaped[Tensor, "batch seq_len ..."] | None,
         features: Shaped[Tensor, "..."] | None,
         *,
-        mode: str | None,
+        audio_positions: str | None,
         cache: object | None,
         cached: bool,
     ) -> None:
         """The running call carries audio. If it is the prompt of a generate() and what was generated since, fed again
-        for want of a KV cache, it reads the state from before that prompt and writes nothing. In mode "all" what was
-        generated since is audio too, whether fed alone or again: the utterance is read and written again, as a whole.
+        for want of a KV cache, it reads the state from before that prompt and writes nothing. With audio_positions
+        "every" what was generated since is audio too, whether fed alone or again: the utterance is read and written
+        again, as a whole.
 
         Args:
             tokens: What is fed, (batch, seq_len) ids or (batch, seq_len, hidden_size) embeddings.
@@ -126,17 +127,17 @@ class Session:
             cache: The KV cache of the call, if it has one.
             cached: Whether the call continues what that cache holds.
         """
-        call = self.call
+        call = self.forward
         if call is None or features is None:
             return
         call.features = features
         if tokens is None:
             return
-        call.prompt = Prompt(tokens, features, self.state, tokens.shape[1], _weak(cache))
+        call.prompt = LastPrompt(tokens, features, self.state, tokens.shape[1], _weak(cache))
         prompts = self._prompts[::-1]
-        if mode == "all" and cached:
-            call.continues = call.earlier = self._continued(prompts, cache)
-        elif mode == "all":
+        if audio_positions == "every" and cached:
+            call.continues = call.utterance_so_far = self._continued(prompts, cache)
+        elif audio_positions == "every":
             call.continues = next((p for p in prompts if _repeats(p, tokens, features, grown=True)), None)
         else:
             again = threading.get_ident() in self._rereading
@@ -144,7 +145,7 @@ class Session:
             call.continues = next((p for p in prompts if follows(p, tokens, features)), None)
             call.repeated = call.continues is not None
 
-    def _continued(self, prompts: list[Prompt], cache: object | None) -> Prompt | None:
+    def _continued(self, prompts: list[LastPrompt], cache: object | None) -> LastPrompt | None:
         """The prompt, the latest first, whose utterance a call on this KV cache continues."""
         if not prompts:
             return None
@@ -155,7 +156,7 @@ class Session:
             raise SessionError(_INTERLEAVED.format(list(self.ids)))
         return prompts[0]
 
-    def claim(self, call: Call) -> None:
+    def claim(self, call: Forward) -> None:
         """The running call is about to read. Settles which state it reads, and that no other call writes meanwhile.
 
         Raises:
@@ -190,7 +191,7 @@ class Session:
         Raises:
             SessionError: The block has been left since the forward began.
         """
-        call = self.call
+        call = self.forward
         if call is None or call.owner is not owner:
             return False
         del self._calls[threading.get_ident()]
@@ -201,7 +202,7 @@ class Session:
                 if self._writer is call:
                     self._writer = None
 
-    def _commit(self, call: Call, keep_graph: bool) -> bool:
+    def _commit(self, call: Forward, keep_graph: bool) -> bool:
         if self.closed and call.pending is not None:
             raise SessionError(
                 f"the block of session {list(self.ids)} was left while this forward ran, so its utterance is not "
@@ -219,7 +220,7 @@ class Session:
         self._states.keep({i: row for i, row in zip(self.ids, rows, strict=True) if i is not None})
         return skipped
 
-    def _remember(self, call: Call, prompt: Prompt) -> None:
+    def _remember(self, call: Forward, prompt: LastPrompt) -> None:
         if call.repeated and call.continues is not None:
             if threading.get_ident() not in self._rereading:
                 call.continues.length = prompt.length
@@ -259,14 +260,14 @@ def _weak(cache: object | None) -> "weakref.ref[Any] | None":
         return None
 
 
-def _decodes(last: Prompt, tokens: Shaped[Tensor, "batch seq_len ..."], features: Shaped[Tensor, "..."]) -> bool:
+def _decodes(last: LastPrompt, tokens: Shaped[Tensor, "batch seq_len ..."], features: Shaped[Tensor, "..."]) -> bool:
     """Whether this is the next step of a generate() without KV cache: the last prompt, and one token more than before.
     A chat that has grown by a question has more, and is an utterance of its own, in this block as in the next."""
     return tokens.shape[1] == last.length + 1 and _repeats(last, tokens, features, grown=False)
 
 
 def _repeats(
-    last: Prompt, tokens: Shaped[Tensor, "batch seq_len ..."], features: Shaped[Tensor, "..."], *, grown: bool
+    last: LastPrompt, tokens: Shaped[Tensor, "batch seq_len ..."], features: Shaped[Tensor, "..."], *, grown: bool
 ) -> bool:
     """Whether a longer prompt begins with an earlier one; its features are the same, or have `grown` too."""
     longer = tokens.shape[1] > last.tokens.shape[1]

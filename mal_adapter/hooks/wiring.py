@@ -22,8 +22,8 @@ from mal_adapter.errors import (
 )
 from mal_adapter.hooks.batch import audio_rows, copies_per_prompt, users_mask
 from mal_adapter.hooks.blocks import BLOCKS, current_block, entered
-from mal_adapter.hooks.checkpointing import step_inside, step_outside
-from mal_adapter.hooks.forward import Call
+from mal_adapter.hooks.checkpointing import unwrap, wrap
+from mal_adapter.hooks.forward import Forward
 from mal_adapter.hooks.session import Session
 from mal_adapter.hosts.audio_mask import bind_call, find_audio_mask, find_features, is_cached
 from mal_adapter.hosts.spec import HostSpec
@@ -115,7 +115,7 @@ class MemoryHooks:
             handle.remove()
         self._handles = []
         for module in (self._layer, self._parent):
-            step_inside(module, self)
+            unwrap(module, self)
 
     def _hook_layer(self) -> None:
         self._layer = self.layers[self._layer_idx]
@@ -126,11 +126,11 @@ class MemoryHooks:
         """What is put around the layer after attach_memory, such as torch's checkpoint_wrapper, is inside the hooks as
         if it had been there before."""
         if self.layers[self._layer_idx] is not self._layer:
-            step_inside(self._layer, self)
+            unwrap(self._layer, self)
             self._handles.pop().remove()
             self._hook_layer()
         for module in (self._layer, self._parent):
-            step_outside(module, self._layer, self)
+            wrap(module, self._layer, self)
 
     @_hook
     def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -160,7 +160,7 @@ class MemoryHooks:
         if session is None:
             return
         arguments = bind_call(module, args, kwargs)
-        if session.call is None:
+        if session.forward is None:
             if block.left and self._carries_audio(module, arguments, [session]):
                 raise SessionError(
                     f"the block of session {list(session.ids)} was left before this forward began; wait for it inside "
@@ -173,14 +173,14 @@ class MemoryHooks:
             # Some hosts hand the features to decode steps too, and a generated token may be any id but the placeholder.
             if mask is None or not mask.any():
                 return
-            session.call.mask = mask
+            session.forward.mask = mask
         else:
-            detects = self.host.audio_token_id is not None or self.host.audio_mask is not None
-            session.call.text_only = features is None and ids is not None and detects
+            detects = self.host.audio_token_id is not None or self.host.find_mask is not None
+            session.forward.text_only = features is None and ids is not None and detects
         tokens = arguments.get("inputs_embeds") if ids is None else ids
-        cached = self.host.mode == "all" and is_cached(arguments)
+        cached = self.host.audio_positions == "every" and is_cached(arguments)
         cache = arguments.get("past_key_values")
-        session.feed(tokens, features, mode=self.host.mode, cache=cache, cached=cached)
+        session.see_prompt(tokens, features, audio_positions=self.host.audio_positions, cache=cache, cached=cached)
 
     def _carries_audio(self, module: nn.Module, arguments: dict[str, Any], sessions: Iterable[Session]) -> bool:
         """Whether a forward outside of these sessions' blocks has audio that one of them may have been opened for."""
@@ -189,22 +189,22 @@ class MemoryHooks:
         if find_features(self.host, arguments) is not None:
             mask = find_audio_mask(self.host, module, arguments)
             return mask is not None and bool(mask.any())
-        if self.host.audio_token_id is not None or self.host.audio_mask is not None:
+        if self.host.audio_token_id is not None or self.host.find_mask is not None:
             return False
         # Nothing but a session's own mask tells where audio is: any prompt may have some, a decode step has none.
         tokens = arguments.get("inputs_embeds") if arguments.get("input_ids") is None else arguments["input_ids"]
         return tokens is not None and tokens.shape[1] > 1 and any(s.audio_mask is not None for s in sessions)
 
-    def around(self, layer: nn.Module, run: Callable[[], Any]) -> Any:
+    def run_outside(self, layer: nn.Module, run: Callable[[], Any]) -> Any:
         """What `run` returns, with the memory of `layer` read and written after it instead of inside."""
-        call = None if self.session is None else self.session.call
+        call = None if self.session is None else self.session.forward
         if call is None:
             return run()
-        call.postponed = True
+        call.in_checkpoint = True
         try:
             output = run()
         finally:
-            call.postponed = False
+            call.in_checkpoint = False
         changed = self.layer(layer, (), output)
         return output if changed is None else changed
 
@@ -218,12 +218,12 @@ class MemoryHooks:
     def _heard_layer(self, output: Any) -> Any:
         block = current_block(self.key)
         session = None if block is None else block.session
-        call = None if session is None else session.call
+        call = None if session is None else session.forward
         if _runs_backward():
             if self._unrecorded:
                 raise HostError(_CHECKPOINTED)
             return None
-        if session is None or (call is None and session.closed) or (call is not None and call.postponed):
+        if session is None or (call is None and session.closed) or (call is not None and call.in_checkpoint):
             return None
         if call is None or (session.audio_mask is None and self._prompt_module not in call.entered):
             raise AudioMaskError(
@@ -258,10 +258,10 @@ class MemoryHooks:
             changed = first.select_scatter(changed, 0, self.host.stream_idx)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    def _hear(self, session: Session, call: Call, rows: Tensor, valid: Tensor) -> Tensor:
+    def _hear(self, session: Session, call: Forward, rows: Tensor, valid: Tensor) -> Tensor:
         """The hidden states at audio positions with the memory's residual, (audio tokens of all rows, hidden_size).
         Prepares the write."""
-        streaming = self.host.mode == "all"
+        streaming = self.host.audio_positions == "every"
         if streaming and len(rows) != len(session.ids):
             raise SessionError(
                 f"the batch has {len(rows)} rows for {len(session.ids)} session ids. This host hears while it speaks, "
@@ -270,8 +270,15 @@ class MemoryHooks:
         copies = copies_per_prompt(rows, valid, call, len(session.ids))
         prompt_of_row = torch.arange(len(session.ids), device=rows.device).repeat_interleave(copies)
         new = rows.shape[1]
-        if call.earlier is not None and call.earlier.rows is not None and call.earlier.valid is not None:
-            rows, valid = torch.cat((call.earlier.rows, rows), 1), torch.cat((call.earlier.valid, valid), 1)
+        if (
+            call.utterance_so_far is not None
+            and call.utterance_so_far.rows is not None
+            and call.utterance_so_far.valid is not None
+        ):
+            rows, valid = (
+                torch.cat((call.utterance_so_far.rows, rows), 1),
+                torch.cat((call.utterance_so_far.valid, valid), 1),
+            )
         if streaming and call.prompt is not None:
             call.prompt.rows, call.prompt.valid = rows if self.adapter.training else rows.detach(), valid
         state = call.state.to(rows.device)
@@ -364,4 +371,4 @@ def drop_copied_hooks(root: nn.Module) -> None:
                         numbered.pop(key, None)
     for module in root.modules() if copied else ():
         for owner in copied:
-            step_inside(module, owner)
+            unwrap(module, owner)

@@ -51,11 +51,11 @@ def find_audio_mask(host: HostSpec, module: nn.Module, call: Mapping[str, Any]) 
     Raises:
         AudioMaskError: The call carries audio, but nothing tells where.
     """
-    if host.audio_mask is not None:
-        return host.audio_mask(call)
+    if host.find_mask is not None:
+        return host.find_mask(call)
     if find_features(host, call) is None:
         return None
-    if host.mode == "all":
+    if host.audio_positions == "every":
         return _no_padding(call)
     if host.audio_token_id is None:
         raise AudioMaskError(

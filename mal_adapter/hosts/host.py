@@ -28,13 +28,13 @@ def check_host(adapter: MemoryAdapter, facts: Mapping[str, Any]) -> None:
             "attach it to the kind of host that it was trained on, or train one for this host"
         )
     for name in ("model_type", "num_hidden_layers"):
-        trained, here = getattr(adapter.card, name), facts[name]
+        trained, here = getattr(adapter.metadata, name), facts[name]
         if trained is not None and here is not None and trained != here:
             raise HostMismatchError(
                 f"the adapter was trained on a host with {name} {trained!r}, this one has {here!r}; load that host, or "
                 "train an adapter for this one"
             )
-    trained, here = adapter.card.base_model_name_or_path, facts["base_model_name_or_path"]
+    trained, here = adapter.metadata.base_model_name_or_path, facts["base_model_name_or_path"]
     if trained and here and trained.rpartition("/")[2] != here.rpartition("/")[2]:
         warnings.warn(
             f"the adapter was trained on {trained}, this host is {here}; it works, but expect worse results",
@@ -66,7 +66,7 @@ def check_layer_idx(layer_idx: int | None, trained: int | None, num_layers: int,
     if trained not in (None, layer_idx):
         raise ConfigError(
             f"the adapter was trained at layer {trained}, and layer_idx={layer_idx} is another one; leave layer_idx "
-            "out, or set the layer_idx of adapter.card to None first"
+            "out, or set the layer_idx of adapter.metadata to None first"
         )
     if layer_idx >= own:
         raise ConfigError(

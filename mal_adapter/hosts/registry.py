@@ -35,9 +35,11 @@ REGISTRY: dict[str, HostSpec] = {
     "gemma4_unified": HostSpec(merges_embeds=True),
     "qwen2_5_omni_thinker": HostSpec(merges_embeds=True),
     "qwen3_omni_moe_thinker": HostSpec(merges_embeds=True),
-    "voxtral_realtime": HostSpec(mode="all", feature_arguments=("input_features", "encoder_inputs_embeds")),
+    "voxtral_realtime": HostSpec(
+        audio_positions="every", feature_arguments=("input_features", "encoder_inputs_embeds")
+    ),
     # Its prompts are (batch, seq_len, 1 + codebooks): a text id and the audio's codes at each position.
-    "kyutai_speech_to_text": HostSpec(mode="all", feature_arguments=("input_ids", "inputs_embeds")),
+    "kyutai_speech_to_text": HostSpec(audio_positions="every", feature_arguments=("input_ids", "inputs_embeds")),
 }
 
 

@@ -138,11 +138,9 @@ def _spans(
 
 
 REMOTE: dict[str, HostSpec] = {
-    "ultravox": HostSpec(audio_mask=ultravox_mask),
-    "kimi_audio": HostSpec(feature_arguments=("whisper_input_feature",), audio_mask=kimi_audio_mask),
-    "step_audio_2": HostSpec(feature_arguments=("wavs",), audio_mask=step_audio_2_mask),
-    "desta25": HostSpec(
-        layers="llm_model.model.layers", feature_arguments=("batch_features",), audio_mask=desta25_mask
-    ),
+    "ultravox": HostSpec(find_mask=ultravox_mask),
+    "kimi_audio": HostSpec(feature_arguments=("whisper_input_feature",), find_mask=kimi_audio_mask),
+    "step_audio_2": HostSpec(feature_arguments=("wavs",), find_mask=step_audio_2_mask),
+    "desta25": HostSpec(layers="llm_model.model.layers", feature_arguments=("batch_features",), find_mask=desta25_mask),
 }
 """Keys are `config.model_type`; what is not said here, detection finds."""

@@ -20,13 +20,13 @@ class HostSpec:
         audio_token_id: The placeholder id that stands at each audio position of `input_ids`.
         mask_module: Dotted path of the module whose call carries `input_ids` and the audio features; "" is the model.
         feature_arguments: Names of that call's audio features. Only a call that has one of them carries audio.
-        audio_mask: Replaces the comparison with `audio_token_id`: called with the call's arguments by name, it
+        find_mask: Replaces the comparison with `audio_token_id`: called with the call's arguments by name, it
             returns a (batch, seq_len) bool mask, or None for a call without audio. A module-level function, so that
             the model can be pickled.
         clip_tokens: For a host whose clips all take as many placeholders, however short they are: called with a call's
             arguments by name, it tells how many of each clip's have audio behind them, (clips,) int, or None for all.
-        mode: "placeholder", or "all" for a host that adds audio to every position, those of decode steps included.
-            There the prefill and the steps on its KV cache are one utterance, which each step completes.
+        audio_positions: "placeholder", or "every" for a host that adds audio to every position, those of decode steps
+            included. There the prefill and the steps on its KV cache are one utterance, which each step completes.
         merges_embeds: Whether a call with `inputs_embeds` and features, but without ids, merges the features in where
             the placeholder's embedding stands.
         stream_idx: Where a layer's hidden states are (streams, batch, seq_len, hidden_size), the one that is read and
@@ -46,8 +46,8 @@ class HostSpec:
     audio_token_id: int | None = None
     mask_module: str | None = None
     feature_arguments: tuple[str, ...] | None = None
-    audio_mask: Callable[[Mapping[str, Any]], Bool[Tensor, "batch seq_len"] | None] | None = None
+    find_mask: Callable[[Mapping[str, Any]], Bool[Tensor, "batch seq_len"] | None] | None = None
     clip_tokens: Callable[[Mapping[str, Any]], Int[Tensor, " clips"] | None] | None = None
-    mode: Literal["placeholder", "all"] | None = None
+    audio_positions: Literal["placeholder", "every"] | None = None
     merges_embeds: bool | None = None
     stream_idx: int | None = None

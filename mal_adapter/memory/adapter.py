@@ -33,7 +33,7 @@ class MemoryAdapter(Pretrained):
 
     Attributes:
         config: As given.
-        card: What a saved adapter remembers of its host and task; an empty card when fresh.
+        metadata: What a saved adapter remembers of its host and task; an empty card when fresh.
         initial: Learned initial weights of the memory, (heads, d_in, d_out) per layer.
 
     Example:

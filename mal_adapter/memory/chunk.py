@@ -77,17 +77,17 @@ def split_chunks(keys: Vector, values: Vector, scalars: ChunkScalars) -> Iterato
     if padding := -keys.shape[1] % chunk_size:
         squares = F.pad(squares, (0, padding))
     key_reach = torch.unflatten(squares, 1, (-1, 1, chunk_size)) @ scalars.tokens[..., ::2]
-    per_token = (torch.split(t, chunk_size, dim=1) for t in (keys, values, _twice(keys, steps), steps, reach))
+    per_token = (torch.split(t, chunk_size, dim=1) for t in (keys, values, _weight_twice(keys, steps), steps, reach))
     per_chunk = (t.unbind(1) for t in (key_reach, *scalars[1:]))
     return map(Chunk, *per_token, *per_chunk)
 
 
-def _twice(x: Vector, steps: Float[Tensor, "rows·heads tokens 2"]) -> Twice:
+def _weight_twice(x: Vector, steps: Float[Tensor, "rows·heads tokens 2"]) -> Twice:
     """`x` in both weightings, side by side."""
     return (x[:, :, None] * steps[..., None]).flatten(2)
 
 
-class _Kept(NamedTuple):
+class _Saved(NamedTuple):
     """What the derivative would have to compute with a GEMM again."""
 
     totals: Totals
@@ -96,7 +96,7 @@ class _Kept(NamedTuple):
     back: Hidden | None
 
 
-def advance(initial: Initial, memory: Memory, chunk: Chunk) -> _Kept:
+def advance(initial: Initial, memory: Memory, chunk: Chunk) -> _Saved:
     """Take a memory through a chunk, in place.
 
     Args:
@@ -115,11 +115,11 @@ def advance(initial: Initial, memory: Memory, chunk: Chunk) -> _Kept:
         z = torch.bmm(chunk.keys, w1)
         a = F.silu(z)
         activity = torch.linalg.vector_norm(a, dim=-1).square_()[:, None]
-        totals = torch.bmm(activity, chunk.reach).addcmul_(chunk.key_reach, _stretch(w2), value=MAX_SILU_SLOPE**2)
+        totals = torch.bmm(activity, chunk.reach).addcmul_(chunk.key_reach, _frobenius_sq(w2), value=MAX_SILU_SLOPE**2)
         errors = torch.baddbmm(chunk.values, a, w2.mT, alpha=-1).div_(_bound(totals))
         back = torch.bmm(errors, w2)
         hidden_errors = torch.ops.aten.silu_backward(back, z)  # back · SiLU'(z)
-        surprise = [(chunk.weighted_keys, hidden_errors), (_twice(errors, chunk.steps), a)]
+        surprise = [(chunk.weighted_keys, hidden_errors), (_weight_twice(errors, chunk.steps), a)]
 
     w, s = memory.unbind(2)
     decay, carry, persist = (scalar[..., None] for scalar in (chunk.decay, chunk.carry, chunk.persist))
@@ -127,7 +127,7 @@ def advance(initial: Initial, memory: Memory, chunk: Chunk) -> _Kept:
     s.mul_(persist)
     for layer, (weighted, wide) in zip(memory.flatten(2, 3).unbind(1), surprise, strict=True):
         layer.baddbmm_(weighted.mT, wide)  # −Σ θ c G and −Σ θ p G with one GEMM
-    return _Kept(totals, errors, z, back)
+    return _Saved(totals, errors, z, back)
 
 
 def _current(initial: Initial, memory: Memory) -> Current:
@@ -135,7 +135,7 @@ def _current(initial: Initial, memory: Memory) -> Current:
     return (torch.unflatten(memory[:, :, 0], 0, (-1, len(initial))) + initial).flatten(0, 1)
 
 
-def _stretch(w2: Float[Tensor, "rows·heads d h"]) -> Scalar:
+def _frobenius_sq(w2: Float[Tensor, "rows·heads d h"]) -> Scalar:
     """‖W2‖²"""
     stretch: Tensor = torch.linalg.vector_norm(w2, dim=(-2, -1), keepdim=True).square_()
     return stretch
@@ -170,13 +170,13 @@ class WriteChunk(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_written: Memory) -> tuple[Tensor | None, ...]:
         initial, memory, *rest = ctx.saved_tensors
-        chunk, kept = Chunk(*rest[: len(Chunk._fields)]), _Kept(*rest[len(Chunk._fields) :])
+        chunk, kept = Chunk(*rest[: len(Chunk._fields)]), _Saved(*rest[len(Chunk._fields) :])
         with full_precision(d_written.device):
             return _write_chunk_backward(initial, memory, chunk, kept, d_written)
 
 
 def _write_chunk_backward(
-    initial: Initial, memory: Memory, chunk: Chunk, kept: _Kept, d_written: Memory
+    initial: Initial, memory: Memory, chunk: Chunk, kept: _Saved, d_written: Memory
 ) -> tuple[Tensor | None, ...]:
     current = _current(initial, memory)
     backward = _one_layer_backward if current.shape[1] == 1 else _two_layers_backward
@@ -195,7 +195,7 @@ def _write_chunk_backward(
 
 
 def _one_layer_backward(
-    current: Current, chunk: Chunk, kept: _Kept, d_sums: Float[Tensor, "rows·heads 1 2*d h"]
+    current: Current, chunk: Chunk, kept: _Saved, d_sums: Float[Tensor, "rows·heads 1 2*d h"]
 ) -> tuple[Current, tuple[Tensor | None, ...]]:
     """The derivative towards the weights, and towards keys, values, weighted keys, steps, reach and key_reach."""
     d_weighted = torch.bmm(kept.errors, d_sums[:, 0].mT)
@@ -207,7 +207,7 @@ def _one_layer_backward(
 
 
 def _two_layers_backward(
-    current: Current, chunk: Chunk, kept: _Kept, d_sums: Float[Tensor, "rows·heads 2 2*d h"]
+    current: Current, chunk: Chunk, kept: _Saved, d_sums: Float[Tensor, "rows·heads 2 2*d h"]
 ) -> tuple[Current, tuple[Tensor, ...]]:
     """The derivative towards the weights, and towards keys, values, weighted keys, steps, reach and key_reach."""
     if kept.z is None or kept.back is None:
@@ -226,7 +226,7 @@ def _two_layers_backward(
     d_weighted = torch.bmm(back * slope, d_sums[:, 0].mT)
     d_hidden_errors = torch.bmm(chunk.weighted_keys, d_sums[:, 0])
     d_twice = torch.unflatten(torch.bmm(a, d_sums[:, 1].mT), -1, (2, -1))
-    d_a = torch.bmm(_twice(errors, chunk.steps), d_sums[:, 1])
+    d_a = torch.bmm(_weight_twice(errors, chunk.steps), d_sums[:, 1])
     d_steps = (d_twice * errors[:, :, None]).sum(-1)
     d_errors = (d_twice * chunk.steps[..., None]).sum(-2)
     # back = errors W2ᵀ
@@ -244,10 +244,17 @@ def _two_layers_backward(
     d_z = d_a.mul_(slope).addcmul_(d_hidden_errors.mul_(back), bend)
     torch.bmm(chunk.keys.mT, d_z, out=d_w1)
     d_keys = torch.bmm(d_z, w1.mT)
-    return d_current, (d_keys, d_values, d_weighted, d_steps, d_reach, d_totals * _stretch(w2).mul_(MAX_SILU_SLOPE**2))
+    return d_current, (
+        d_keys,
+        d_values,
+        d_weighted,
+        d_steps,
+        d_reach,
+        d_totals * _frobenius_sq(w2).mul_(MAX_SILU_SLOPE**2),
+    )
 
 
-def _errors_backward(kept: _Kept, d_errors: Vector) -> tuple[Vector, Totals]:
+def _errors_backward(kept: _Saved, d_errors: Vector) -> tuple[Vector, Totals]:
     """The derivative of errors = (v − M(k)) / bound towards v and the two totals, of which the larger one acts."""
     bound = _bound(kept.totals)
     d_bound = (d_errors * kept.errors).sum((-2, -1), keepdim=True) / -bound

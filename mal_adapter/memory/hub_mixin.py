@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.serialization.adapter_folder import write_folder
 from mal_adapter.serialization.hub import HubOptions, push_adapter, read_adapter
-from mal_adapter.serialization.metadata import AdapterCard
+from mal_adapter.serialization.metadata import AdapterMetadata
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing's is new in Python 3.11
@@ -24,7 +24,7 @@ class Pretrained(nn.Module):
     def __init__(self, config: MemoryConfig) -> None:
         super().__init__()
         self.config = config
-        self.card = AdapterCard()
+        self.metadata = AdapterMetadata()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `config.json`, `model.safetensors` and a model card into `folder`, which is made if need be.
@@ -44,7 +44,7 @@ class Pretrained(nn.Module):
             >>> loaded.fingerprint() == adapter.fingerprint()
             True
         """
-        write_folder(folder, self.config, self.card, self._saved_tensors())
+        write_folder(folder, self.config, self.metadata, self._saved_tensors())
 
     def push_to_hub(
         self,
@@ -80,7 +80,7 @@ class Pretrained(nn.Module):
         return push_adapter(
             repo_id,
             self.config,
-            self.card,
+            self.metadata,
             self._saved_tensors(),
             private=private,
             commit_message=commit_message,
@@ -126,7 +126,7 @@ class Pretrained(nn.Module):
         with torch.device("meta"):
             adapter = cls(config)
         adapter.load_state_dict(tensors, assign=True)
-        adapter.card = card
+        adapter.metadata = card
         for parameter in adapter.parameters():
             parameter.requires_grad_(True)
         return adapter.eval()

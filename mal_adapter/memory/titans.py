@@ -116,8 +116,8 @@ def _write(
     chunk_size: int,
 ) -> tuple[Weights, Weights]:
     scalars = chunk_scalars(gates, mask, chunk_size, keys.dtype)
-    learned = torch.stack(_alike(initial), dim=1)
-    both = zip(_alike(weights), _alike(momentum), strict=True)
+    learned = torch.stack(_transpose_second(initial), dim=1)
+    both = zip(_transpose_second(weights), _transpose_second(momentum), strict=True)
     memory = torch.unflatten(torch.stack(list(itertools.chain(*both)), dim=2), 2, (-1, 2))
     # (batch, heads, layers, 2, d, h): weights and momentum of a layer are neighbours
 
@@ -132,10 +132,10 @@ def _write(
     if torch.is_grad_enabled():
         memory = torch.unflatten(torch.cat(written) if len(written) > 1 else written[0], 0, (batch, heads))
     new_weights, new_momentum = memory.unbind(3)
-    return _alike(new_weights.unbind(2)), _alike(new_momentum.unbind(2))
+    return _transpose_second(new_weights.unbind(2)), _transpose_second(new_momentum.unbind(2))
 
 
-def _alike(layers: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _transpose_second(layers: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """A memory's second layer is worked on transposed, so that layers have one shape; the same takes it back."""
     return (layers[0], *(layer.mT for layer in layers[1:]))
 

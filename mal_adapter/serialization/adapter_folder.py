@@ -22,7 +22,7 @@ from torch import Tensor
 from mal_adapter.errors import AdapterFormatError, ConfigError
 from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.serialization.atomic import folder_problem, remove_leftovers, write_atomically
-from mal_adapter.serialization.metadata import AdapterCard
+from mal_adapter.serialization.metadata import AdapterMetadata
 from mal_adapter.serialization.model_card import model_card
 from mal_adapter.serialization.strict_json import open_regular, parse_json
 from mal_adapter.serialization.tensors import in_unicode, load_tensors, read_header, save_tensors
@@ -59,54 +59,54 @@ class AdapterConfig(NamedTuple):
     """What `config.json` says. `weights_sha256` is that of `model.safetensors`, 64 hex digits, or None."""
 
     memory: MemoryConfig
-    card: AdapterCard
+    metadata: AdapterMetadata
     weights_sha256: str | None
 
 
 def encode(
     config: MemoryConfig,
-    card: AdapterCard,
+    metadata: AdapterMetadata,
     tensors: Mapping[str, Tensor],
     *,
     repo_id: str | None = None,
     existing_card: str = "",
 ) -> dict[str, bytes]:
     """The files of an adapter, by name; `repo_id` and `existing_card` as in `model_card`."""
-    card.check()
-    if (name := card.base_model_name_or_path) is not None:  # of a folder, which need not be UTF-8; JSON has to be
-        card = dataclasses.replace(card, base_model_name_or_path=in_unicode(name))
+    metadata.check()
+    if (name := metadata.base_model_name_or_path) is not None:  # of a folder, which need not be UTF-8; JSON has to be
+        metadata = dataclasses.replace(metadata, base_model_name_or_path=in_unicode(name))
     weights = save_tensors(tensors, {"format": "pt"})
     content = {
         "library_name": "mal_adapter",
         "library_version": version("mal-adapter"),
         "format_version": FORMAT_VERSION,
-        **dataclasses.asdict(card),
+        **dataclasses.asdict(metadata),
         "memory": config.to_dict(),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
     return {
-        CARD_NAME: model_card(config, card, repo_id=repo_id, existing=existing_card).encode(),
+        CARD_NAME: model_card(config, metadata, repo_id=repo_id, existing=existing_card).encode(),
         CONFIG_NAME: (json.dumps(content, indent=2) + "\n").encode(),
         WEIGHTS_NAME: weights,
     }
 
 
 def write_folder(
-    folder: str | os.PathLike[str], config: MemoryConfig, card: AdapterCard, tensors: Mapping[str, Tensor]
+    folder: str | os.PathLike[str], config: MemoryConfig, metadata: AdapterMetadata, tensors: Mapping[str, Tensor]
 ) -> None:
     """Write an adapter folder. Its files are put in place once all of them are safely on disk; `weights_sha256` tells a
     reader who comes in between.
 
     Raises:
-        AdapterFormatError: `folder` is a file or holds another model, or a field of `card` has the wrong type.
+        AdapterFormatError: `folder` is a file or holds another model, or a field of `metadata` has the wrong type.
     """
     folder = Path(folder)
     names = _check_folder(folder)
     existing_card = _read_text(folder / CARD_NAME) if CARD_NAME in names else b""
-    _put_in_place(folder, encode(config, card, tensors, existing_card=existing_card.decode(errors="replace")))
+    _put_in_place(folder, encode(config, metadata, tensors, existing_card=existing_card.decode(errors="replace")))
 
 
-def check_folder(folder: str | os.PathLike[str], config: MemoryConfig, card: AdapterCard) -> None:
+def check_folder(folder: str | os.PathLike[str], config: MemoryConfig, metadata: AdapterMetadata) -> None:
     """Raise what `write_folder` would raise, before the work that makes the adapter; nothing is written.
 
     Raises:
@@ -117,7 +117,7 @@ def check_folder(folder: str | os.PathLike[str], config: MemoryConfig, card: Ada
         raise AdapterFormatError(problem)
     names = _check_folder(folder)
     existing_card = _read_text(folder / CARD_NAME) if CARD_NAME in names else b""
-    encode(config, card, {}, existing_card=existing_card.decode(errors="replace"))
+    encode(config, metadata, {}, existing_card=existing_card.decode(errors="replace"))
 
 
 def copy_into(folder: str | os.PathLike[str], files: Mapping[str, Path]) -> None:
@@ -202,7 +202,7 @@ def parse_config(data: bytes) -> AdapterConfig:
         raise AdapterFormatError(f"{CONFIG_NAME} has no memory configuration")
     try:
         config = MemoryConfig.from_dict(content["memory"])
-        card = AdapterCard(**{field.name: content.get(field.name) for field in dataclasses.fields(AdapterCard)})
+        card = AdapterMetadata(**{field.name: content.get(field.name) for field in dataclasses.fields(AdapterMetadata)})
         card.check()
     except (ConfigError, AdapterFormatError) as error:
         raise AdapterFormatError(f"{CONFIG_NAME}: {error}") from error

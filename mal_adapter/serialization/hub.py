@@ -31,7 +31,7 @@ from mal_adapter.serialization.adapter_folder import (
     read_config,
     read_weights,
 )
-from mal_adapter.serialization.metadata import AdapterCard
+from mal_adapter.serialization.metadata import AdapterMetadata
 
 __all__ = ["HubOptions", "pull_adapter", "push_adapter", "read_adapter"]
 
@@ -51,7 +51,7 @@ class HubOptions(NamedTuple):
 
 def read_adapter(
     folder_or_repo: str | os.PathLike[str], shapes_of: Callable[[MemoryConfig], Shapes], options: HubOptions
-) -> tuple[MemoryConfig, AdapterCard, dict[str, Tensor]]:
+) -> tuple[MemoryConfig, AdapterMetadata, dict[str, Tensor]]:
     """Read an adapter from a folder or, where there is no such folder, from the Hub.
 
     Of a repository, `config.json` is fetched and checked first, then the weights of that same commit.
@@ -75,7 +75,7 @@ def read_adapter(
             folder = _inside(Path(name), subfolder)
             config = read_config(folder / CONFIG_NAME)
             tensors = read_weights(folder / WEIGHTS_NAME, shapes_of(config.memory), config.weights_sha256)
-    return config.memory, config.card, tensors
+    return config.memory, config.metadata, tensors
 
 
 def pull_adapter(
@@ -174,7 +174,7 @@ def _fetch(repo_id: str, name: str, options: HubOptions) -> Path:
 def push_adapter(
     repo_id: str,
     config: MemoryConfig,
-    card: AdapterCard,
+    metadata: AdapterMetadata,
     tensors: Mapping[str, Tensor],
     *,
     private: bool | None = None,
@@ -206,7 +206,7 @@ def push_adapter(
 
         check_ours(repo_id, names, lambda: read(CONFIG_NAME))
         existing_card = read(CARD_NAME).decode(errors="replace") if CARD_NAME in names else ""
-        files = encode(config, card, tensors, repo_id=repo_id, existing_card=existing_card)
+        files = encode(config, metadata, tensors, repo_id=repo_id, existing_card=existing_card)
         return api.create_commit(
             repo_id,
             [CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in files.items()],

@@ -1,4 +1,4 @@
-"""`AdapterCard`: what an adapter knows about its host, its task and its training."""
+"""`AdapterMetadata`: what an adapter knows about its host, its task and its training."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from typing import Any
 
 from mal_adapter.errors import AdapterFormatError
 
-__all__ = ["AdapterCard"]
+__all__ = ["AdapterMetadata"]
 
 
 @dataclasses.dataclass(frozen=True)
-class AdapterCard:
+class AdapterMetadata:
     """Where an adapter belongs: everything about its host, task and training that its weights do not say.
 
     Attributes:
@@ -29,7 +29,7 @@ class AdapterCard:
             `host_metrics` may be absent.
 
     Example:
-        >>> AdapterCard(layer_idx=16).with_task(["happy", "sad"], "How does the speaker feel?").task["labels"]
+        >>> AdapterMetadata(layer_idx=16).with_task(["happy", "sad"], "How does the speaker feel?").task["labels"]
         ['happy', 'sad']
     """
 
@@ -43,7 +43,7 @@ class AdapterCard:
     training_data: str | None = None
     evaluation: list[dict[str, Any]] | None = None
 
-    def with_task(self, labels: Sequence[str], prompt: str) -> "AdapterCard":
+    def with_task(self, labels: Sequence[str], prompt: str) -> "AdapterMetadata":
         """The card of an adapter trained to answer `prompt` with one of `labels`."""
         return dataclasses.replace(self, task={"labels": list(labels), "prompt": prompt})
 

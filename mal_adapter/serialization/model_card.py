@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mal_adapter.errors import AdapterFormatError
 from mal_adapter.memory.config import MemoryConfig
-from mal_adapter.serialization.metadata import AdapterCard
+from mal_adapter.serialization.metadata import AdapterMetadata
 
 __all__ = ["model_card"]
 
@@ -17,12 +17,14 @@ END = "<!-- mal_adapter: end; write your own text after this line -->"
 _TAGS = ["mal_adapter", "speech-emotion-recognition", "test-time-memory", "titans"]
 
 
-def model_card(config: MemoryConfig, card: AdapterCard, *, repo_id: str | None = None, existing: str = "") -> str:
+def model_card(
+    config: MemoryConfig, metadata: AdapterMetadata, *, repo_id: str | None = None, existing: str = ""
+) -> str:
     """The text of an adapter's `README.md`.
 
     Args:
         config: The memory's sizes.
-        card: Host, task, training data and results.
+        metadata: Host, task, training data and results.
         repo_id: The Hub repository that the snippet loads from; a folder unless given.
         existing: The present text. What a user wrote outside of the two marks stays, and so do metadata of keys that
             are not ours (`license`, `language`, …) and additional tags.
@@ -31,13 +33,13 @@ def model_card(config: MemoryConfig, card: AdapterCard, *, repo_id: str | None =
         AdapterFormatError: The metadata of `existing` can't be read.
 
     Example:
-        >>> text = model_card(MemoryConfig(hidden_size=32), AdapterCard(base_model_name_or_path="org/host"))
+        >>> text = model_card(MemoryConfig(hidden_size=32), AdapterMetadata(base_model_name_or_path="org/host"))
         >>> ModelCard(text).data.base_model
         'org/host'
-        >>> "MIT" in model_card(MemoryConfig(hidden_size=32), AdapterCard(), existing=text + "License: MIT")
+        >>> "MIT" in model_card(MemoryConfig(hidden_size=32), AdapterMetadata(), existing=text + "License: MIT")
         True
     """
-    ours = _metadata(card, repo_id)
+    ours = _metadata(metadata, repo_id)
     theirs: dict[str, Any] = {}
     text = ""
     if existing.strip():
@@ -50,18 +52,18 @@ def model_card(config: MemoryConfig, card: AdapterCard, *, repo_id: str | None =
             raise AdapterFormatError(
                 f"the metadata at the top of README.md can't be read ({error}); mend or remove them"
             ) from error
-    generated = f"{BEGIN}\n{_body(config, card, repo_id)}\n{END}"
+    generated = f"{BEGIN}\n{_body(config, metadata, repo_id)}\n{END}"
     head, found, rest = text.partition(BEGIN)
     _, closed, tail = rest.partition(END)
     if found and closed:
         text = head + generated + tail
     else:
         text = f"{text.rstrip()}\n\n{generated}\n" if text.strip() else f"\n{generated}\n"
-    metadata = ModelCardData(**{**theirs, **ours})
-    return f"---\n{metadata.to_yaml()}\n---\n{text}"
+    header = ModelCardData(**{**theirs, **ours})
+    return f"---\n{header.to_yaml()}\n---\n{text}"
 
 
-def _metadata(card: AdapterCard, repo_id: str | None) -> dict[str, Any]:
+def _metadata(metadata: AdapterMetadata, repo_id: str | None) -> dict[str, Any]:
     results = [
         EvalResult(
             task_type="audio-classification",
@@ -73,29 +75,29 @@ def _metadata(card: AdapterCard, repo_id: str | None) -> dict[str, Any]:
             metric_value=value,
             metric_name=name,
         )
-        for result in card.evaluation or []
+        for result in metadata.evaluation or []
         for kind, name_of in (("metrics", "{}"), ("host_metrics", "{} of the bare host"))
         for metric, value in result.get(kind, {}).items()
         for name in (name_of.format(metric),)
     ]
-    metadata = {
-        "base_model": card.base_model_name_or_path,
+    header = {
+        "base_model": metadata.base_model_name_or_path,
         "library_name": "mal_adapter",
         "pipeline_tag": "audio-classification",
         "tags": _TAGS,
-        "datasets": card.datasets,
-        "metrics": sorted({m for result in card.evaluation or [] for m in result["metrics"]}),
+        "datasets": metadata.datasets,
+        "metrics": sorted({m for result in metadata.evaluation or [] for m in result["metrics"]}),
     }
-    metadata = {name: value for name, value in metadata.items() if value}
+    header = {name: value for name, value in header.items() if value}
     if results:
         data = ModelCardData(eval_results=results, model_name=(repo_id or "mal_adapter memory").rpartition("/")[2])
-        metadata["model-index"] = data.to_dict()["model-index"]  # type: ignore[no-untyped-call]
-    return metadata
+        header["model-index"] = data.to_dict()["model-index"]  # type: ignore[no-untyped-call]
+    return header
 
 
-def _body(config: MemoryConfig, card: AdapterCard, repo_id: str | None) -> str:
-    host = card.base_model_name_or_path or "an audio language model"
-    place = "a decoder layer" if card.layer_idx is None else f"decoder layer {card.layer_idx}"
+def _body(config: MemoryConfig, metadata: AdapterMetadata, repo_id: str | None) -> str:
+    host = metadata.base_model_name_or_path or "an audio language model"
+    place = "a decoder layer" if metadata.layer_idx is None else f"decoder layer {metadata.layer_idx}"
     parts = [
         f"# A dialogue memory for {_plain(host)}",
         "A [mal_adapter](https://pypi.org/project/mal-adapter/) memory: it writes the audio tokens of each utterance "
@@ -103,16 +105,16 @@ def _body(config: MemoryConfig, card: AdapterCard, repo_id: str | None) -> str:
         f"usually sounds. It sits on {place}, is {config.memory_dim} wide, and has {config.num_heads} heads of depth "
         f"{config.depth}. The host's own weights are unchanged and not part of this repository.",
         "## Use",
-        f"```python\n{_snippet(card, repo_id)}\n```",
+        f"```python\n{_snippet(metadata, repo_id)}\n```",
     ]
-    if card.task and card.task.get("labels"):
-        parts.append(f"Labels: {_plain(', '.join(card.task['labels']))}.")
-    training = card.training_data or "Not told by its author."
-    if card.datasets:
-        training += f" Datasets: {', '.join(card.datasets)}."
+    if metadata.task and metadata.task.get("labels"):
+        parts.append(f"Labels: {_plain(', '.join(metadata.task['labels']))}.")
+    training = metadata.training_data or "Not told by its author."
+    if metadata.datasets:
+        training += f" Datasets: {', '.join(metadata.datasets)}."
     parts += ["## Training data", _plain(training)]
-    if card.evaluation:
-        parts += ["## Results", _results(card.evaluation)]
+    if metadata.evaluation:
+        parts += ["## Results", _results(metadata.evaluation)]
     parts += [
         "## Limits",
         "- It fits this host only: another checkpoint of the same shape gives a warning and worse answers, another "
@@ -125,8 +127,8 @@ def _body(config: MemoryConfig, card: AdapterCard, repo_id: str | None) -> str:
     return "\n\n".join(parts)
 
 
-def _snippet(card: AdapterCard, repo_id: str | None) -> str:
-    host = card.base_model_name_or_path or "the host's name or folder"
+def _snippet(metadata: AdapterMetadata, repo_id: str | None) -> str:
+    host = metadata.base_model_name_or_path or "the host's name or folder"
     adapter = repo_id or "the folder of this file"
     return f"""import numpy as np
 import soundfile

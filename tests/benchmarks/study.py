@@ -256,13 +256,14 @@ def table(results: list[dict[str, Any]], setting: str) -> Iterator[str]:
     for name in dict.fromkeys(r["variant"] for r in results if r["setting"] == setting):
         runs = [r for r in results if r["setting"] == setting and r["variant"] == name]
         over = {
-            key: [statistics.mean(r[key]) for r in runs] for key in ("right", "reset", "swapped", "mixed", "shuffled")
+            key: [statistics.mean(r[key]) for r in runs]
+            for key in ("own", "reset", "swapped", "other_dialogues", "shuffled")
         }
-        late = [statistics.mean(r["right"][4:]) for r in runs]
-        cells = [name, f"{runs[0]['parameters']:,}".replace(",", " "), str(len(runs)), _spread(over["right"])]
-        cells += [_spread(late), *(_spread(over[key]) for key in ("reset", "swapped", "mixed", "shuffled"))]
-        rows.append((statistics.mean(over["right"]), cells))
-    bare = [r["bare"] for r in results if r["setting"] == setting]
+        late = [statistics.mean(r["own"][4:]) for r in runs]
+        cells = [name, f"{runs[0]['parameters']:,}".replace(",", " "), str(len(runs)), _spread(over["own"])]
+        cells += [_spread(late), *(_spread(over[key]) for key in ("reset", "swapped", "other_dialogues", "shuffled"))]
+        rows.append((statistics.mean(over["own"]), cells))
+    bare = [r["host_only"] for r in results if r["setting"] == setting]
     yield f"| *bare host* | | | {statistics.mean(bare[0]):.3f} | {statistics.mean(bare[0][4:]):.3f} | | | | |"
     for _, cells in sorted(rows, key=lambda row: row[0], reverse=True):
         yield "| " + " | ".join(cells) + " |"
@@ -318,7 +319,7 @@ def main() -> None:
                 result = run(setting, name, seed, options.cache)
                 with options.results.open("a") as file:
                     file.write(json.dumps(result) + "\n")
-                print(setting, name, seed, f"{statistics.mean(result['right']):.3f}", flush=True)
+                print(setting, name, seed, f"{statistics.mean(result['own']):.3f}", flush=True)
 
 
 if __name__ == "__main__":

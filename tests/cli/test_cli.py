@@ -39,8 +39,8 @@ def saved(model, processor, tmp_path_factory):  # noqa: F811
         for parameter in memory.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     memory.detach()
-    memory.adapter.card = dataclasses.replace(
-        memory.adapter.card,
+    memory.adapter.metadata = dataclasses.replace(
+        memory.adapter.metadata,
         base_model_name_or_path=str(folder / "host"),
         task={"labels": LABELS, "prompt": PROMPT, "aliases": {"hap": "happy"}},
     )

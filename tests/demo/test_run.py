@@ -95,6 +95,6 @@ def test_the_interval_of_identical_dialogues_has_no_width():
 def test_the_shipped_memory_belongs_to_the_shipped_host():
     model, _, memory = load_demo()
     with memory:
-        assert memory.adapter.card.task["labels"] == ["neutral", "happy", "angry", "sad"]
-        assert memory.adapter.card.num_hidden_layers == model.config.text_config.num_hidden_layers
+        assert memory.adapter.metadata.task["labels"] == ["neutral", "happy", "angry", "sad"]
+        assert memory.adapter.metadata.num_hidden_layers == model.config.text_config.num_hidden_layers
         assert not memory.adapter.training

@@ -61,7 +61,7 @@ def test_one_memory_per_session_of_iemocap_that_is_left_out(run, tmp_path: Path)
     root = make_iemocap(tmp_path / "IEMOCAP", 3, (3, 2))
     printed = run("train_iemocap.py", root, tmp_path / "out", *TINY)
     report = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
-    assert report["arms"]["right"]["utterances"] == 15
+    assert report["arms"]["own"]["utterances"] == 15
     assert len(report["run"]["fingerprint"]) == 3
     assert run("train_iemocap.py", root, tmp_path / "out", *TINY).splitlines()[-7:] == printed.splitlines()[-7:]
 

@@ -45,7 +45,7 @@ ASKED = (ULTRAVOX, STEP_AUDIO_2)
 def family_row(host: TinyHost) -> str:
     model = host.build()
     spec = detect_host(model)
-    everywhere = spec.mode == "all"
+    everywhere = spec.audio_positions == "every"
     return _row(
         f"`{host.name}`",
         f"`{spec.layers}`",

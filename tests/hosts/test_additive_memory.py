@@ -52,7 +52,7 @@ def assert_scores_close(a: Any, b: Any) -> None:
 
 
 def test_detection(host: AdditiveHost, memory: AttachedMemory):
-    assert (memory.host.layers, memory.host.mode) == (host.layers_path, "all")
+    assert (memory.host.layers, memory.host.audio_positions) == (host.layers_path, "every")
 
 
 def test_a_fresh_adapter_is_bit_identical_to_the_bare_host(host: AdditiveHost, model: PreTrainedModel):

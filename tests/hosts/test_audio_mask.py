@@ -8,7 +8,7 @@ from mal_adapter import HostSpec
 from mal_adapter.errors import AudioMaskError
 from mal_adapter.hosts import find_audio_mask
 
-EVERYWHERE = HostSpec(mode="all", feature_arguments=("input_features",))
+EVERYWHERE = HostSpec(audio_positions="every", feature_arguments=("input_features",))
 PADDED = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])  # on the left, as generate() wants it
 
 

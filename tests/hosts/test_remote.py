@@ -113,7 +113,7 @@ def test_registry_and_detection_describe_the_host(host: RemoteHost):
         assert memory.host.mask_module == host.multimodal_path
         assert memory.host.feature_arguments is not None
         assert host.feature_argument in memory.host.feature_arguments
-        assert memory.host.audio_mask is REMOTE[host.name].audio_mask
+        assert memory.host.find_mask is REMOTE[host.name].find_mask
 
 
 @BATCHES
@@ -393,9 +393,9 @@ def test_desta_with_another_prompt_size_is_told_it():
     inputs, _ = DESTA25.make_inputs(DESTA25.build(), [[4]])
     fewer = functools.partial(desta25_mask, prompt_size=10)
     with attach_memory(
-        DESTA25.build(), layer_idx=LAYER, host=HostSpec(hidden_size=WIDTH, audio_mask=fewer), config=small_config()
+        DESTA25.build(), layer_idx=LAYER, host=HostSpec(hidden_size=WIDTH, find_mask=fewer), config=small_config()
     ) as memory:
-        assert memory.host.audio_mask is fewer
+        assert memory.host.find_mask is fewer
     assert fewer(inputs).sum() == 10
     assert desta25_mask(inputs).sum() == PROMPT_SIZE
 

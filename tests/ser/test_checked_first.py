@@ -139,7 +139,7 @@ def test_numbers_that_are_none_are_refused_first(demo, dialogues, forwards, tmp_
 def test_arms_that_lack_what_they_need_are_refused_first(demo, dialogues, forwards, tmp_path):
     monologues = changed(dialogues, speaker="?")
     for given, arms, words in (
-        (monologues, ["right", "told"], "no dialogue has two speakers"),
+        (monologues, ["own", "oracle_speakers"], "no dialogue has two speakers"),
         (dialogues[:1], None, "at least two"),
         (dialogues, "left", "arms are left"),
         (dialogues, ["swapped"], "'right'"),
@@ -152,8 +152,8 @@ def test_arms_that_lack_what_they_need_are_refused_first(demo, dialogues, forwar
 
 
 def test_without_memory_is_evaluated_as_the_host_alone(demo, dialogues, tmp_path):
-    assert evaluate(demo.without_memory(), dialogues[:1], output=tmp_path / "out").run["arms"] == ["bare"]
-    assert evaluate(demo, dialogues[:1], output=tmp_path / "one", arms="bare").run["arms"] == ["bare"]
+    assert evaluate(demo.without_memory(), dialogues[:1], output=tmp_path / "out").run["arms"] == ["host_only"]
+    assert evaluate(demo, dialogues[:1], output=tmp_path / "one", arms="host_only").run["arms"] == ["host_only"]
 
 
 def test_an_open_session_or_a_detached_memory_is_refused_first(demo, trainee, dialogues, forwards, tmp_path):
@@ -327,15 +327,17 @@ def test_dialogues_in_which_nothing_is_read_back_give_a_warning(demo, trainee, d
     with pytest.warns(UninformativeDataWarning, match=f"the dev dialogues .*{words}"):
         train_memory(trainee, dialogues, make(dialogues), output=tmp_path / "dev", config=FAST)
     with pytest.warns(UninformativeDataWarning, match=f"the dialogues .*{words}"):
-        evaluate(demo, make(dialogues), output=tmp_path / "eval", arms=["bare", "right"])
-    evaluate(demo, make(dialogues), output=tmp_path / "bare", arms=["bare"])  # no memory is asked about: no warning
+        evaluate(demo, make(dialogues), output=tmp_path / "eval", arms=["host_only", "own"])
+    evaluate(
+        demo, make(dialogues), output=tmp_path / "bare", arms=["host_only"]
+    )  # no memory is asked about: no warning
 
 
 def test_one_judged_utterance_with_a_past_is_enough(demo, dialogues, tmp_path):
     some = [*singles(dialogues[:2]), dialogues[2]]
-    evaluate(demo, some, output=tmp_path / "out", arms=["bare", "right"])
+    evaluate(demo, some, output=tmp_path / "out", arms=["host_only", "own"])
     last = changed(dialogues, emotion=lambda u, k: u.emotion if k == 1 else None)
-    evaluate(demo, last, output=tmp_path / "last", arms=["bare", "right"])
+    evaluate(demo, last, output=tmp_path / "last", arms=["host_only", "own"])
 
 
 # ------------------------------------------------------------------------------------------ what only the run shows
@@ -343,9 +345,9 @@ def test_one_judged_utterance_with_a_past_is_enough(demo, dialogues, tmp_path):
 
 def test_a_complete_evaluation_is_read_where_the_sounds_are_gone(demo, tmp_path):
     calls = make_dialogues(tmp_path / "calls", (2, 2))
-    first = evaluate(demo, calls, output=tmp_path / "out", arms=["bare"])
+    first = evaluate(demo, calls, output=tmp_path / "out", arms=["host_only"])
     shutil.rmtree(tmp_path / "calls")
-    assert evaluate(demo, calls, output=tmp_path / "out", arms=["bare"]).answers == first.answers
+    assert evaluate(demo, calls, output=tmp_path / "out", arms=["host_only"]).answers == first.answers
 
 
 def test_files_that_are_there_and_can_not_be_read_end_with_their_reason(demo, trainee, tmp_path):
@@ -353,7 +355,7 @@ def test_files_that_are_there_and_can_not_be_read_end_with_their_reason(demo, tr
     calls = make_dialogues(tmp_path / "calls", (2, 2))
     for path in (tmp_path / "calls").glob("*.wav"):
         path.write_text("no sound")
-    evaluation = evaluate(demo, calls, output=tmp_path / "out", arms=["bare"])
+    evaluation = evaluate(demo, calls, output=tmp_path / "out", arms=["host_only"])
     with pytest.raises(MetricsError, match=r"not one labelled utterance was understood.*\.wav"):
         write_report(tmp_path / "report", [evaluation])
     with pytest.raises(TrainingError, match=r"nothing is learned: .*\.wav"):
@@ -411,12 +413,12 @@ def made(name, dialogues, **changes):
             "turn": k,
             "speaker": u.speaker,
             "truth": u.emotion,
-            "arms": {"right": dict.fromkeys(EMOTIONS, 0.25)},
+            "arms": {"own": dict.fromkeys(EMOTIONS, 0.25)},
         }
         for d in dialogues
         for k, u in enumerate(d.utterances, start=1)
     ]
-    return Evaluation(name, {"labels": list(EMOTIONS), "arms": ["right"], **changes}, answers)
+    return Evaluation(name, {"labels": list(EMOTIONS), "arms": ["own"], **changes}, answers)
 
 
 def test_other_systems_are_compared_with_the_dialogues_first(demo, dialogues, forwards):
@@ -445,7 +447,7 @@ def test_evaluate_says_what_will_not_count(dialogues, tmp_path):
     write_manifest(some, tmp_path / "some.jsonl")
     done = mal_adapter(
         "evaluate", tmp_path / "some.jsonl", "--model", HOST_FOLDER, "--adapter", ADAPTER_FOLDER, "--output",
-        tmp_path / "out", "--arms", "bare,right", "--device", "cpu",
+        tmp_path / "out", "--arms", "host_only,own", "--device", "cpu",
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
     assert "note: 2 utterances are 'bored', no label" in done.stderr

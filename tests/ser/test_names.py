@@ -20,7 +20,7 @@ from mal_adapter.ser.recognizer.audio import load_waveform
 from mal_adapter.ser.recognizer.prompt import choose_task
 from mal_adapter.ser.training.config import TrainingConfig
 from mal_adapter.ser.training.loss import class_weights
-from mal_adapter.serialization.metadata import AdapterCard
+from mal_adapter.serialization.metadata import AdapterMetadata
 
 NFC, NFD = (lambda text: unicodedata.normalize("NFC", text)), (lambda text: unicodedata.normalize("NFD", text))
 #: French, German, Vietnamese, Korean (syllables are letters of the alphabet on macOS), Japanese, and a singleton.
@@ -167,7 +167,7 @@ def test_a_class_does_not_become_context_in_training():
 
 def test_a_card_of_another_tool():
     task = {"labels": [NFD("énervé"), "calme"], "prompt": "?", "aliases": {NFD("fâché"): "énervé"}}
-    labels, _ = choose_task(AdapterCard(layer_idx=0, task=task))
+    labels, _ = choose_task(AdapterMetadata(layer_idx=0, task=task))
     assert labels.names == ("énervé", "calme")
     assert labels.lookup("fâché") == "énervé"
 

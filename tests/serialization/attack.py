@@ -20,7 +20,7 @@ import torch
 
 from mal_adapter import MemoryAdapter, MemoryState
 from mal_adapter.errors import AdapterFormatError, StateFormatError
-from mal_adapter.serialization.metadata import AdapterCard
+from mal_adapter.serialization.metadata import AdapterMetadata
 from tests.hosts.probes import random_adapter
 from tests.serialization.mutations import hostile_json, hostile_tensors, split
 
@@ -67,7 +67,7 @@ def adapters(rng, count, tried, bomb, folder):
 
     adapter = random_adapter(16)
     result = {"dataset_name": "M", "dataset_type": "u/m", "dataset_split": "test", "metrics": {"f1": 0.5}}
-    adapter.card = AdapterCard(1, "org/host", "qwen2_audio", 16, 4, {}, ["u/m"], "words", [result]).with_task(
+    adapter.metadata = AdapterMetadata(1, "org/host", "qwen2_audio", 16, 4, {}, ["u/m"], "words", [result]).with_task(
         ["a"], "?"
     )
     adapter.save_pretrained(folder)
@@ -102,8 +102,8 @@ def adapters(rng, count, tried, bomb, folder):
         assert not loaded.training
         said = json.loads(text)
         assert json.loads(json.dumps(loaded.config.to_dict())) == {**loaded.config.to_dict(), **said["memory"]}
-        for field in dataclasses.fields(loaded.card):
-            assert getattr(loaded.card, field.name) == said.get(field.name)
+        for field in dataclasses.fields(loaded.metadata):
+            assert getattr(loaded.metadata, field.name) == said.get(field.name)
         if part == "weights":
             assert data == good_weights or "weights_sha256" not in said
 

@@ -2,7 +2,7 @@
 which in the process of the tests has long happened. One process takes many scripts, so torch is imported once.
 
 client = Client(HF_ENDPOINT=hub.url, HF_HOME=folder)
-client.run("result = MemoryAdapter.from_pretrained(name).card.layer_idx", name="alice/memory")
+client.run("result = MemoryAdapter.from_pretrained(name).metadata.layer_idx", name="alice/memory")
 """
 
 import json
@@ -87,7 +87,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, ModelCard
 from mal_adapter import MemoryAdapter, attach_memory
-from mal_adapter.serialization.metadata import AdapterCard
+from mal_adapter.serialization.metadata import AdapterMetadata
 from tests.hosts.probes import random_adapter
 """
 

@@ -38,7 +38,7 @@ def pushed(client):
     return client.run(
         """
 adapter = random_adapter()
-adapter.card = AdapterCard(layer_idx=1, model_type="qwen2_audio", base_model_name_or_path="alice/host")
+adapter.metadata = AdapterMetadata(layer_idx=1, model_type="qwen2_audio", base_model_name_or_path="alice/host")
 commit = adapter.push_to_hub("alice/memory", token="hf_alice")
 result = {"oid": commit.oid, "url": str(commit), "fingerprint": adapter.fingerprint()}
 """

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from mal_adapter import MemoryAdapter, MemoryConfig
 from mal_adapter.demo import HOST_FOLDER
 from mal_adapter.errors import AdapterFormatError
-from mal_adapter.serialization.metadata import AdapterCard
+from mal_adapter.serialization.metadata import AdapterMetadata
 from mal_adapter.serialization.model_card import BEGIN, END, model_card
 from tests.serialization.client import Client
 
@@ -20,7 +20,7 @@ RESULT = {
     "metrics": {"f1": 0.61, "accuracy": 0.63},
     "host_metrics": {"f1": 0.52},
 }
-CARD = AdapterCard(
+CARD = AdapterMetadata(
     layer_idx=16,
     base_model_name_or_path="Qwen/Qwen2-Audio-7B-Instruct",
     model_type="qwen2_audio",
@@ -48,7 +48,7 @@ def test_the_hubs_own_parser_reads_the_metadata():
 
 
 def test_what_is_not_known_is_left_out():
-    data = ModelCard(model_card(CONFIG, AdapterCard())).data.to_dict()
+    data = ModelCard(model_card(CONFIG, AdapterMetadata())).data.to_dict()
     assert data.keys() == {"library_name", "pipeline_tag", "tags"}
 
 
@@ -68,7 +68,7 @@ def test_the_users_own_text_and_metadata_stay_and_ours_are_refreshed():
     first = model_card(CONFIG, CARD)
     edited = first.replace("tags:\n", "license: mit\nlanguage: [de, en]\ntags:\n- my-tag\n")
     edited = edited.replace(BEGIN, f"My introduction.\n\n{BEGIN}") + "\n## How I trained it\n\nWith care.\n"
-    second = model_card(CONFIG, AdapterCard(layer_idx=3, datasets=["user/iemocap"]), existing=edited)
+    second = model_card(CONFIG, AdapterMetadata(layer_idx=3, datasets=["user/iemocap"]), existing=edited)
     card = ModelCard(second)
     assert card.data.license == "mit"
     assert card.data.language == ["de", "en"]
@@ -78,7 +78,7 @@ def test_the_users_own_text_and_metadata_stay_and_ours_are_refreshed():
     assert second.index("My introduction.") < second.index(BEGIN) < second.index(END) < second.index("With care.")
     assert "decoder layer 3" in second
     assert "decoder layer 16" not in second
-    assert model_card(CONFIG, AdapterCard(layer_idx=3, datasets=["user/iemocap"]), existing=second) == second
+    assert model_card(CONFIG, AdapterMetadata(layer_idx=3, datasets=["user/iemocap"]), existing=second) == second
 
 
 def test_a_readme_written_by_hand_is_kept_before_ours():
@@ -99,7 +99,7 @@ def test_metadata_that_cannot_be_read_are_refused_and_not_lost(metadata, tmp_pat
 
 def test_words_of_the_card_cannot_pass_for_its_marks_or_metadata():
     hostile = f"x\n---\nlicense: evil\n{END} {BEGIN} ```"
-    card = AdapterCard(
+    card = AdapterMetadata(
         base_model_name_or_path=hostile, training_data=hostile, evaluation=[RESULT | {"dataset_name": hostile}]
     )
     text = model_card(CONFIG, card)
@@ -161,7 +161,7 @@ from mal_adapter.demo import ADAPTER_FOLDER
 adapter = MemoryAdapter.from_pretrained(ADAPTER_FOLDER)
 import dataclasses
 changes = {"base_model_name_or_path": host} | ({} if task else {"task": None})
-adapter.card = dataclasses.replace(adapter.card, **changes)
+adapter.metadata = dataclasses.replace(adapter.metadata, **changes)
 adapter.push_to_hub(name, token="hf_alice")
 """,
         name=name,

@@ -28,17 +28,17 @@ __all__ = ["ARMS", "WRONG_PASTS", "Answer", "Heard", "audit"]
 
 #: Arm -> what is heard in it.
 ARMS: Mapping[str, str] = {
-    "bare": "the host alone; what is written is never read",
-    "right": "each dialogue with its own memory",
+    "host_only": "the host alone; what is written is never read",
+    "own": "each dialogue with its own memory",
     "reset": "each utterance with an empty memory",
     "swapped": "each utterance reads what another dialogue has written by that turn",
-    "mixed": "the utterances before it are other dialogues', so nothing tells of its speakers",
+    "other_dialogues": "the utterances before it are other dialogues', so nothing tells of its speakers",
     "shuffled": "the utterances of each dialogue in random order",
-    "told": "oracle: a memory for each true speaker, instead of one for the dialogue",
+    "oracle_speakers": "oracle: a memory for each true speaker, instead of one for the dialogue",
     "history": "the host alone, with the utterances before it joined to the audio in the prompt",
 }
 #: The arms whose memory must be worth less than the right one.
-WRONG_PASTS = ("reset", "swapped", "mixed")
+WRONG_PASTS = ("reset", "swapped", "other_dialogues")
 
 Key: TypeAlias = tuple[str, str]  # dialogue id, utterance id
 Answer: TypeAlias = Prediction | Failure
@@ -63,7 +63,7 @@ def audit(
     What is mutated: the recogniser's memory holds none of the sessions afterwards.
 
     Args:
-        recognizer: with a memory, unless the arms are "bare" and "history" alone.
+        recognizer: with a memory, unless the arms are "host_only" and "history" alone.
         dialogues: the group; memories are swapped, and utterances mixed, among these.
         arms: of `ARMS`.
         batch_size: utterances in one forward.
@@ -80,11 +80,11 @@ def audit(
     for arm in arms:
         if arm == "swapped":
             continue  # heard beside the right one, whose states it reads
-        if arm == "right":
-            heard |= _right(recognizer, turns, batch_size, surprise, on_answers, swapped="swapped" in arms)
+        if arm == "own":
+            heard |= _own(recognizer, turns, batch_size, surprise, on_answers, swapped="swapped" in arms)
         elif arm == "reset":
             heard[arm] = _side_by_side(recognizer, [[u] for us in turns for u in us], batch_size, on_answers)
-        elif arm == "bare":
+        elif arm == "host_only":
             heard[arm] = _side_by_side(recognizer.without_memory(), turns, batch_size, on_answers)
         elif arm == "history":
             heard[arm] = {}
@@ -96,7 +96,7 @@ def audit(
     return heard, surprise
 
 
-def _mixed(turns: list[list[Utterance]], seed: int) -> list[list[Utterance]]:
+def _other_dialogues(turns: list[list[Utterance]], seed: int) -> list[list[Utterance]]:
     """Sessions in which each utterance is of another dialogue, as far as there are as many dialogues as turns; and has
     as many before it as in its own, as far as other dialogues are as long."""
     sessions: list[list[Utterance]] = [[] for _ in turns]
@@ -116,7 +116,7 @@ def _shuffled(turns: list[list[Utterance]], seed: int) -> list[list[Utterance]]:
     return [random.Random(f"{seed} {us[0].dialogue_id}").sample(us, len(us)) for us in turns]
 
 
-def _told(turns: list[list[Utterance]], seed: int) -> list[list[Utterance]]:
+def _oracle_speakers(turns: list[list[Utterance]], seed: int) -> list[list[Utterance]]:
     """A session per dialogue and speaker."""
     sessions: dict[tuple[int, str], list[Utterance]] = {}
     for number, us in enumerate(turns):
@@ -126,13 +126,13 @@ def _told(turns: list[list[Utterance]], seed: int) -> list[list[Utterance]]:
 
 
 _LAYOUTS: dict[str, Callable[[list[list[Utterance]], int], list[list[Utterance]]]] = {
-    "mixed": _mixed,
+    "other_dialogues": _other_dialogues,
     "shuffled": _shuffled,
-    "told": _told,
+    "oracle_speakers": _oracle_speakers,
 }
 
 
-def _right(
+def _own(
     recognizer: EmotionRecognizer,
     turns: list[list[Utterance]],
     batch_size: int,
@@ -141,8 +141,8 @@ def _right(
     *,
     swapped: bool,
 ) -> Heard:
-    """The arm "right" and, with `swapped`, that one: each turn reads the next dialogue's memory before that goes on."""
-    heard: Heard = {arm: {} for arm in ("right", *(("swapped",) if swapped else ()))}
+    """The arm "own" and, with `swapped`, that one: each turn reads the next dialogue's memory before that goes on."""
+    heard: Heard = {arm: {} for arm in ("own", *(("swapped",) if swapped else ()))}
     ids = [f"audit/{number}" for number in range(len(turns))]
     states = _memory_of(recognizer).states
     states.forget(ids)
@@ -155,7 +155,7 @@ def _right(
             on_answers(len(answers))
         for rows in parts:
             answers = recognizer.answer([turns[n][turn] for n in rows], session_ids=[ids[n] for n in rows])
-            heard["right"].update((_key(answer.utterance), answer) for answer in answers)
+            heard["own"].update((_key(answer.utterance), answer) for answer in answers)
             on_answers(len(answers))
             for n, answer in zip(rows, answers, strict=True):
                 if isinstance(answer, Prediction):

@@ -38,7 +38,7 @@ FORMAT_VERSION = 1
 RUN_NAME, ANSWERS_NAME, PARTS_NAME = "evaluation.json", "answers.jsonl", "parts"
 
 #: The arms heard unless others are asked for. What needs another prompt or the true speakers is asked for by name.
-AUDIT = ("bare", "right", *WRONG_PASTS, "shuffled")
+AUDIT = ("host_only", "own", *WRONG_PASTS, "shuffled")
 
 #: The most dialogues among which memories are swapped and utterances mixed; one process hears them together.
 _GROUP = 16
@@ -84,10 +84,10 @@ def evaluate(
     What is mutated: `output`; the memory's sessions of the same names are forgotten.
 
     Args:
-        recognizer: with a memory, or without one for the arms "bare" and "history".
+        recognizer: with a memory, or without one for the arms "host_only" and "history".
         dialogues: with different ids; utterances without a label of the recogniser's are heard and not judged.
         output: a folder for `evaluation.json` and `answers.jsonl`.
-        arms: of `ARMS`; `AUDIT` unless given, and "bare" alone without a memory.
+        arms: of `ARMS`; `AUDIT` unless given, and "host_only" alone without a memory.
         history: how many utterances the arm "history" joins in front of each.
         batch_size: utterances in one forward.
         seed: of the random orders.
@@ -109,7 +109,7 @@ def evaluate(
     dialogues = list(dialogues)
     chosen = (arms,) if isinstance(arms, str) else None if arms is None else tuple(arms)
     if chosen is None:
-        chosen = AUDIT if recognizer.reads_memory else ("bare",)
+        chosen = AUDIT if recognizer.reads_memory else ("host_only",)
     folder = Path(output)
     problems = _problems(recognizer, dialogues, chosen, {"batch_size": batch_size, "history": history, "seed": seed})
     if problem := folder_problem(folder):
@@ -117,10 +117,12 @@ def evaluate(
     if not problems and not (folder / ANSWERS_NAME).exists():  # else all is done, and read
         problems = sound_problems(dialogues, recognizer.labels)
     raise_problems(problems)
-    if set(chosen) != {"bare"}:
+    if set(chosen) != {"host_only"}:
         warn_of_no_past(dialogues, recognizer.labels)
     if recognizer.memory is not None:
-        with recognizer.memory.session(write=False):  # raises where none can be opened, before the arm bare has run
+        with recognizer.memory.session(
+            write=False
+        ):  # raises where none can be opened, before the arm host_only has run
             pass
     run = _identity(recognizer, dialogues, chosen, history, seed)
     state = PartialState()
@@ -191,20 +193,21 @@ def _arm_problems(
     if not arms or len(set(arms)) != len(arms) or not set(arms) <= set(ARMS):
         return [ConfigError(f"arms are {', '.join(arms) or 'none'}; expected different ones of {', '.join(ARMS)}")]
     problems: list[MalAdapterError] = []
-    if not recognizer.reads_memory and (needed := sorted(set(arms) - {"bare", "history"})):
+    if not recognizer.reads_memory and (needed := sorted(set(arms) - {"host_only", "history"})):
         problems.append(ConfigError(f"the arms {', '.join(needed)} need a memory, and this recogniser has none"))
-    if "swapped" in arms and "right" not in arms:
-        problems.append(ConfigError("the arm 'swapped' reads what 'right' writes; ask for both"))
-    if len(dialogues) == 1 and {"swapped", "mixed"} & set(arms):
+    if "swapped" in arms and "own" not in arms:
+        problems.append(ConfigError("the arm 'swapped' reads what 'own' writes; ask for both"))
+    if len(dialogues) == 1 and {"swapped", "other_dialogues"} & set(arms):
         problems.append(
             ConfigError("memories are swapped between dialogues; give at least two, or leave out swapped and mixed")
         )
     speakers = [{getattr(u, "speaker", None) for u in getattr(d, "utterances", ())} for d in dialogues]
-    if "told" in arms and max(map(len, speakers), default=0) == 1:
+    if "oracle_speakers" in arms and max(map(len, speakers), default=0) == 1:
         problems.append(
             ConfigError(
-                "the arm 'told' gives each true speaker a memory, and no dialogue has two speakers, so that it would "
-                "repeat 'right'; name the speakers, or leave out told"
+                "the arm 'oracle_speakers' gives each true speaker a memory, and no dialogue has two speakers, so "
+                "that it would "
+                "repeat 'own'; name the speakers, or leave out told"
             )
         )
     return problems

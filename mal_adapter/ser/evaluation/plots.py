@@ -29,11 +29,12 @@ from mal_adapter.ser.evaluation.drawing import (
 __all__ = ["plots_of"]
 
 _AGAINST = "#66788a"
-_NAMES = {"bare": "without memory", "right": "with memory"}
+_NAMES = {"host_only": "without memory", "own": "with memory"}
 #: What the arms of an evaluation hear, in a few words.
 _HEARS = {
-    "bare": "no memory", "right": "its own past", "reset": "an emptied memory", "swapped": "another dialogue's past",
-    "mixed": "other speakers' past", "shuffled": "its own, out of order", "told": "told the past labels",
+    "host_only": "no memory", "own": "its own past", "reset": "an emptied memory", "swapped": "another dialogue's past",
+    "other_dialogues": "other speakers' past", "shuffled": "its own, out of order",
+    "oracle_speakers": "told the past labels",
     "history": "past in the prompt",
 }  # fmt: skip
 #: Text stays text, in the page's font; and a dollar in a speaker's name begins no formula.
@@ -52,7 +53,7 @@ def plots_of(figures: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -
         answers: of the evaluation they come from.
     """
     arms = figures["arms"]
-    both = [arm for arm in ("bare", "right") if arm in arms]
+    both = [arm for arm in ("host_only", "own") if arm in arms]
     shown = both or list(arms)[:1]
     with rc_context(_STYLE):
         plots = [_gain_by_turn(figures)] if len(both) == 2 else []
@@ -92,13 +93,13 @@ def _systems(figures: Mapping[str, Any]) -> tuple[str, str, str]:
     figure, (axes,) = _figure(1, height=0.8 + 0.36 * len(names))
     values = np.array([systems[name]["wa"] for name in names])
     bounds = np.array([systems[name]["intervals"]["wa"] for name in names]).T
-    colors = [WITH if name == "right" else _AGAINST if name in figures["against"] else WITHOUT for name in names]
+    colors = [WITH if name == "own" else _AGAINST if name in figures["against"] else WITHOUT for name in names]
     errors = np.clip(np.stack([values - bounds[0], bounds[1] - values]), 0, None)
     titles = [f"{name} ({_HEARS[name]})" if name in figures["arms"] else name for name in names]
     seen_on_any = {"elinewidth": 1.2, "path_effects": [withStroke(linewidth=3.4, foreground="white")]}
     axes.barh(titles, values, color=colors, height=0.62, xerr=errors, error_kw=seen_on_any)
     for place, value in enumerate(values):
-        weight = "bold" if names[place] == "right" else "normal"
+        weight = "bold" if names[place] == "own" else "normal"
         axes.text(1.02, place, percent(value, 1), va="center", ha="left", fontweight=weight)
     axes.set(xlabel="accuracy", xlim=(0, 1))
     axes.xaxis.set_major_formatter(in_percent())
@@ -137,7 +138,7 @@ def _reliability(figures: Mapping[str, Any], arms: Sequence[str]) -> tuple[str, 
         reliability = figures["arms"][arm]["reliability"]
         bins = reliability["bins"]
         confidence, accuracy, counts = ([one[key] for one in bins] for key in ("confidence", "accuracy", "count"))
-        color = WITH if arm == "right" else WITHOUT
+        color = WITH if arm == "own" else WITHOUT
         label = f"{_NAMES.get(arm, arm)}, error {percent(reliability['expected_calibration_error'], 1)}"
         axes.plot(confidence, accuracy, color=color, linewidth=1, alpha=0.6)
         sizes = 8 + 240 * np.array(counts) / sum(counts)
@@ -190,7 +191,9 @@ def _typical(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     longer = {name: rows[:_LONGEST] for name, rows in judged.items() if len(rows) >= median}
 
     def gain(rows: Sequence[Mapping[str, Any]]) -> float:
-        return float(np.mean([_of_truth(row, "right") - _of_truth(row, "bare") for row in rows if row["truth"]] or [0]))
+        return float(
+            np.mean([_of_truth(row, "own") - _of_truth(row, "host_only") for row in rows if row["truth"]] or [0])
+        )
 
     mean = float(np.mean([gain(rows) for rows in longer.values()]))
     return longer[min(longer, key=lambda name: abs(gain(longer[name]) - mean))]

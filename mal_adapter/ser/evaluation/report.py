@@ -153,7 +153,7 @@ def figures_of(evaluation: Evaluation, against: Sequence[Evaluation] = ()) -> di
     if not judged and (left_out := next((a for a in evaluation.answers if "error" in a and a["truth"]), None)):
         raise MetricsError(f"not one labelled utterance was understood, the first one since {left_out['error']}")
     arms = [arm for arm in ARMS if arm in evaluation.run["arms"]]
-    main = "right" if "right" in arms else arms[0]
+    main = "own" if "own" in arms else arms[0]
     heard = {arm: [answer["arms"][arm] for answer in judged] for arm in arms}
     for other in against:
         if other.name in heard:
@@ -172,7 +172,7 @@ def figures_of(evaluation: Evaluation, against: Sequence[Evaluation] = ()) -> di
             figures["compared"].append({"first": name, "second": main, **tests})
     figures["audit"] = _audit(figures["arms"])
     figures["verdict"] = _verdict(figures)
-    figures["gain_by_turn"] = _gain_by_turn(judged) if {"bare", "right"} <= set(arms) else []
+    figures["gain_by_turn"] = _gain_by_turn(judged) if {"host_only", "own"} <= set(arms) else []
     figures["left_out"] = {
         f"{answer['dialogue_id']}/{answer['utterance_id']}": answer["error"]
         for answer in evaluation.answers
@@ -182,11 +182,11 @@ def figures_of(evaluation: Evaluation, against: Sequence[Evaluation] = ()) -> di
 
 
 def card_entry(figures: Mapping[str, Any], name: str, split: str | None) -> dict[str, Any]:
-    """The figures as an entry of `AdapterCard.evaluation`."""
+    """The figures as an entry of `AdapterMetadata.evaluation`."""
     shown = {"wa": "accuracy", "ua": "unweighted_accuracy", "weighted_f1": "weighted_f1"}
     entry: dict[str, Any] = {"dataset_name": name, "dataset_type": name.lower().replace(" ", "-")}
     entry |= {} if split is None else {"dataset_split": split}
-    for key, arm in (("metrics", "right"), ("host_metrics", "bare")):
+    for key, arm in (("metrics", "own"), ("host_metrics", "host_only")):
         if arm in figures["arms"]:
             entry[key] = {title: round(figures["arms"][arm][metric], 4) for metric, title in shown.items()}
     return entry
@@ -198,7 +198,7 @@ def _best(probabilities: Mapping[str, float]) -> str:
 
 def _heard_by(other: Evaluation, judged: Rows) -> list[dict[str, float]]:
     """The probabilities that another system gives to the same utterances."""
-    arm = "right" if "right" in other.run["arms"] else other.run["arms"][0]
+    arm = "own" if "own" in other.run["arms"] else other.run["arms"][0]
     found = {(a["dialogue_id"], a["utterance_id"]): a for a in other.answers if "arms" in a}
     rows = [found.get((answer["dialogue_id"], answer["utterance_id"])) for answer in judged]
     for answer, row in zip(judged, rows, strict=True):
@@ -224,18 +224,18 @@ def _reliability(probabilities: Sequence[Mapping[str, float]], truth: Sequence[s
 
 def _audit(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     """Wrong past -> share of the gain in accuracy that is lost with it; None where nothing was gained."""
-    if not {"bare", "right"} <= arms.keys():
+    if not {"host_only", "own"} <= arms.keys():
         return {}
-    gain = arms["right"]["wa"] - arms["bare"]["wa"]
-    lost = {arm: arms["right"]["wa"] - arms[arm]["wa"] for arm in WRONG_PASTS if arm in arms}
+    gain = arms["own"]["wa"] - arms["host_only"]["wa"]
+    lost = {arm: arms["own"]["wa"] - arms[arm]["wa"] for arm in WRONG_PASTS if arm in arms}
     return {arm: loss / gain if gain > 0 else None for arm, loss in lost.items()}
 
 
 def _verdict(figures: Mapping[str, Any]) -> str:
     arms, compared = figures["arms"], {entry["first"]: entry["wa"] for entry in figures["compared"]}
-    if "right" not in arms or "bare" not in arms:
+    if "own" not in arms or "host_only" not in arms:
         return ""
-    gain, p_value = compared["bare"]["difference"], compared["bare"]["p_value"]
+    gain, p_value = compared["host_only"]["difference"], compared["host_only"]["p_value"]
     told = f"{gain * 100:+.1f} points of accuracy against the bare host, p = {p_value:.4f}"
     if gain <= 0 or p_value > 0.05:
         return f"No gain is shown: {told}."
@@ -252,7 +252,7 @@ def _gain_by_turn(judged: Rows) -> list[dict[str, Any]]:
     """Difference in accuracy at each turn, with a 95 % normal interval; a dialogue counts once in each."""
     gains: dict[int, list[int]] = {}
     for answer in judged:
-        right, bare = (_best(answer["arms"][arm]) == answer["truth"] for arm in ("right", "bare"))
+        right, bare = (_best(answer["arms"][arm]) == answer["truth"] for arm in ("own", "host_only"))
         gains.setdefault(answer["turn"], []).append(int(right) - int(bare))
     rows = []
     for turn, values in sorted(gains.items()):

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from mal_adapter.errors import AudioTooLongError, ConfigError, HostError
 from mal_adapter.ser.labels import DEMO, LabelSet
 from mal_adapter.ser.recognizer.audio import Waveform
-from mal_adapter.serialization.metadata import AdapterCard
+from mal_adapter.serialization.metadata import AdapterMetadata
 
 __all__ = ["PER_TOKEN", "AudioPrompt", "choose_task", "default_prompt"]
 
@@ -237,7 +237,7 @@ def _pad_left(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def choose_task(
-    card: AdapterCard | None,
+    metadata: AdapterMetadata | None,
     labels: LabelSet | Sequence[str] | None = None,
     prompt: str | None = None,
     usual: LabelSet = DEMO,
@@ -245,7 +245,7 @@ def choose_task(
     """The labels and the question: as given, else those that the adapter was trained with.
 
     Args:
-        card: the adapter's; None is no adapter.
+        metadata: the adapter's; None is no adapter.
         labels: the possible answers, where they are not the adapter's. Since its question may name its own labels,
             others bring the default question.
         prompt: the question, where it is not the adapter's.
@@ -255,16 +255,16 @@ def choose_task(
         LabelError: the labels are no label set.
 
     Example:
-        >>> card = AdapterCard(layer_idx=16).with_task(["happy", "sad"], "How does the speaker feel?")
-        >>> choose_task(card)[1]
+        >>> metadata = AdapterMetadata(layer_idx=16).with_task(["happy", "sad"], "How does the speaker feel?")
+        >>> choose_task(metadata)[1]
         'How does the speaker feel?'
-        >>> choose_task(card, ["angry", "calm"])[1]
+        >>> choose_task(metadata, ["angry", "calm"])[1]
         "What is the speaker's emotion? Answer with one word: angry or calm."
-        >>> choose_task(card, "angry,calm")
+        >>> choose_task(metadata, "angry,calm")
         Traceback (most recent call last):
         mal_adapter.errors.LabelError: the names must be a sequence of strings, got the single string 'angry,calm'
     """
-    task = (card.task if card is not None else None) or {}
+    task = (metadata.task if metadata is not None else None) or {}
     if labels is not None:
         # LabelSet makes the tuple, since it refuses a single string; a tuple of its letters would pass.
         chosen = labels if isinstance(labels, LabelSet) else LabelSet(labels)  # type: ignore[arg-type]

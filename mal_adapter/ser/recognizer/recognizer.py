@@ -84,7 +84,7 @@ class EmotionRecognizer:
         self.model = model.eval()
         self.processor = processor
         self.memory = memory
-        self.labels, self.prompt = choose_task(None if memory is None else memory.adapter.card, labels, prompt)
+        self.labels, self.prompt = choose_task(None if memory is None else memory.adapter.metadata, labels, prompt)
         if memory is not None:
             if all(module is not memory.decoder_layers for module in model.modules()):
                 raise HostError("this memory is attached to another model; pass the model that attach_memory was given")

@@ -79,7 +79,7 @@ class LabelScorer:
         known = REGISTRY.get(getattr(config, "model_type", None) or "")
         if getattr(config, "is_encoder_decoder", False):
             why = "answers from a decoder of its own, not behind the prompt"
-        elif known is not None and known.mode == "all":
+        elif known is not None and known.audio_positions == "every":
             why = "takes audio at every position, those of its answer too"
         else:
             return

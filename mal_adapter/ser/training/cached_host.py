@@ -53,7 +53,7 @@ class CachedHost:
     """
 
     def __init__(self, recognizer: EmotionRecognizer, memory: AttachedMemory, folder: Path) -> None:
-        if memory.host.mode == "all" or memory.host.stream_idx is not None:
+        if memory.host.audio_positions == "every" or memory.host.stream_idx is not None:
             raise HostError(_REFUSED.format("it hears while it speaks, or has several streams"))
         self.labels = recognizer.labels
         self._recognizer, self._memory, self._folder = recognizer, memory, folder
@@ -99,8 +99,8 @@ class CachedHost:
                 if any(value is not None for value in rest):
                     raise HostError(_REFUSED.format("a layer returns more than hidden states"))
                 self._extras[layer] = len(rest) if isinstance(output, tuple) else None
-                if layer is self._layers[-1] and session.call is not None:
-                    found["hidden"], found["mask"] = states, session.call.mask
+                if layer is self._layers[-1] and session.forward is not None:
+                    found["hidden"], found["mask"] = states, session.forward.mask
 
             # Before the memory's hook, which adds to the output; within a session, which knows where audio is.
             for layer in self._layers:
@@ -172,7 +172,7 @@ class CachedHost:
         status = existing_sound(utterance.audio).stat()
         known = [
             str(utterance.audio.absolute()), status.st_mtime_ns, status.st_size, utterance.start_s, utterance.end_s,
-            self._recognizer.prompt, self._memory.layer_idx, self._memory.adapter.card.base_model_name_or_path,
+            self._recognizer.prompt, self._memory.layer_idx, self._memory.adapter.metadata.base_model_name_or_path,
             str(self._recognizer.model.dtype),
         ]  # fmt: skip
         return self._folder / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()}.safetensors"

@@ -77,7 +77,7 @@ def training_problems(
         problems += _activations_problems(Path(activations), config)
     try:
         adapter = trained_memory(recognizer).adapter
-        card = adapter.card.with_task(labels.names, recognizer.prompt)
+        card = adapter.metadata.with_task(labels.names, recognizer.prompt)
         _check_datasets(datasets)
         card = dataclasses.replace(card, training_data=training_data, datasets=list(datasets))
         check_folder(output, adapter.config, card)

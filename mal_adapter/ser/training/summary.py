@@ -11,7 +11,7 @@ from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.provenance import versions
 from mal_adapter.ser.training.checkpoint import Progress
-from mal_adapter.serialization.metadata import AdapterCard
+from mal_adapter.serialization.metadata import AdapterMetadata
 
 __all__ = ["described", "report_of"]
 
@@ -37,18 +37,18 @@ def report_of(progress: Progress, dialogues: Sequence[Dialogue], labels: LabelSe
 
 
 def described(
-    card: AdapterCard,
+    metadata: AdapterMetadata,
     labels: LabelSet,
     prompt: str,
     report: dict[str, Any],
     training_data: str | None,
     datasets: Sequence[str],
-) -> AdapterCard:
+) -> AdapterMetadata:
     """The card of an adapter that was trained to answer `prompt` with one of `labels`."""
-    card = card.with_task(labels.names, prompt)
+    metadata = metadata.with_task(labels.names, prompt)
     if labels.aliases:
-        card = dataclasses.replace(card, task={**(card.task or {}), "aliases": dict(labels.aliases)})
+        metadata = dataclasses.replace(metadata, task={**(metadata.task or {}), "aliases": dict(labels.aliases)})
     counts = report["train"]
     judged = ", ".join(f"{count} {name}" for name, count in counts["labels"].items())
     words = training_data or f"{counts['dialogues']} dialogues of {counts['utterances']} utterances: {judged}."
-    return dataclasses.replace(card, training_data=words, datasets=list(datasets) or None)
+    return dataclasses.replace(metadata, training_data=words, datasets=list(datasets) or None)

@@ -175,7 +175,7 @@ class _Run:
         self.trainable.put(self.best)
         labels, prompt, adapter = self.recognizer.labels, self.recognizer.prompt, self.memory.adapter
         report = report_of(self.progress, self.dialogues, labels, self.accelerator.num_processes)
-        adapter.card = described(adapter.card, labels, prompt, report, training_data, datasets)
+        adapter.metadata = described(adapter.metadata, labels, prompt, report, training_data, datasets)
         if self.accelerator.is_main_process:
             adapter.save_pretrained(self.output)
             self.trainable.save_lora(self.output / LORA_NAME)

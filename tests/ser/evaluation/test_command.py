@@ -45,30 +45,30 @@ def test_from_meld_to_a_report(meld, tmp_path):
         assert MemoryAdapter.from_pretrained(tmp_path / name).config.update == update.get("update", "titans")
 
     evaluated = ["evaluate", "meld", "--root", meld, "--model", HOST_FOLDER]
-    done = run(*evaluated, "--adapter", tmp_path / "gru", "--arms", "right", "--output", tmp_path / "gru-test")
+    done = run(*evaluated, "--adapter", tmp_path / "gru", "--arms", "own", "--output", tmp_path / "gru-test")
     assert done.exit_code == 0, (done.output, done.exception)
     more = ["--against", tmp_path / "gru-test", "--card", "--output", tmp_path / "titans-test"]
     done = run(*evaluated, "--adapter", tmp_path / "titans", *more)
     assert done.exit_code == 0, (done.output, done.exception)
     assert done.stdout.splitlines()[-1] == f"report: {tmp_path / 'titans-test' / 'report.html'}"
     figures = json.loads((tmp_path / "titans-test" / "report.json").read_text())
-    assert figures["arms"]["right"]["utterances"] == sum(COUNTS["test"])
+    assert figures["arms"]["own"]["utterances"] == sum(COUNTS["test"])
     assert figures["against"].keys() == {"gru-test"}
-    card = MemoryAdapter.from_pretrained(tmp_path / "titans").card
+    card = MemoryAdapter.from_pretrained(tmp_path / "titans").metadata
     assert [(e["dataset_name"].lower(), e["dataset_split"]) for e in card.evaluation] == [("meld", "test")]
-    assert card.evaluation[0]["metrics"]["accuracy"] == round(figures["arms"]["right"]["wa"], 4)
+    assert card.evaluation[0]["metrics"]["accuracy"] == round(figures["arms"]["own"]["wa"], 4)
     assert "weighted_f1" in (tmp_path / "titans" / "README.md").read_text()
     again = run(*evaluated, "--adapter", tmp_path / "titans", *more)  # what was heard is read, the card holds one entry
     assert again.stdout == done.stdout
-    assert len(MemoryAdapter.from_pretrained(tmp_path / "titans").card.evaluation) == 1
+    assert len(MemoryAdapter.from_pretrained(tmp_path / "titans").metadata.evaluation) == 1
 
     for split in ("dev", "test"):  # two parts as the folds of one cross-validation
-        fold = ["--split", split, "--arms", "bare,right", "--adapter", tmp_path / "titans"]
+        fold = ["--split", split, "--arms", "host_only,own", "--adapter", tmp_path / "titans"]
         assert run(*evaluated, *fold, "--output", tmp_path / f"fold-{split}").exit_code == 0
     done = run("report", tmp_path / "fold-dev", tmp_path / "fold-test", "--output", tmp_path / "folds")
     assert done.exit_code == 0, (done.output, done.exception)
     whole = json.loads((tmp_path / "folds" / "report.json").read_text())
-    assert whole["arms"]["right"]["utterances"] == sum(COUNTS["test"]) + sum(COUNTS["dev"])
+    assert whole["arms"]["own"]["utterances"] == sum(COUNTS["test"]) + sum(COUNTS["dev"])
 
 
 def test_wrong_wishes_are_one_typed_error(meld, tmp_path):
@@ -82,9 +82,9 @@ def test_wrong_wishes_are_one_typed_error(meld, tmp_path):
             ConfigError,
             "left",
         ),
-        ("evaluate", manifest, "--adapter", ADAPTER_FOLDER, "--card", "--arms", "bare,reset", *out): (
+        ("evaluate", manifest, "--adapter", ADAPTER_FOLDER, "--card", "--arms", "host_only,reset", *out): (
             ConfigError,
-            "the arm right",
+            "the arm own",
         ),
         ("report", tmp_path / "calls", *out): (EvaluationError, "no complete evaluation"),
         ("train", "meld", "--root", meld, "--split", "exam", "--model", HOST_FOLDER, "--layer", "1", *out): (
@@ -138,7 +138,7 @@ def test_a_lora_beside_the_memory_is_heard_by_predict(tmp_path):
     model, processor = load_host(str(HOST_FOLDER))
     model = PeftModel.from_pretrained(model, str(output / "lora"))
     memory = attach_memory(model, adapter=output)
-    task = memory.adapter.card.task
+    task = memory.adapter.metadata.task
     recognizer = EmotionRecognizer(model, processor, memory, task["labels"], task["prompt"])
     expected = [result for dialogue in dialogues for result in recognizer.recognize(dialogue)]
     for entry, result in zip(answers["utterances"], expected, strict=True):

@@ -18,7 +18,7 @@ from mal_adapter.errors import ConfigError, EvaluationError
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.evaluation import AUDIT, evaluate, read_evaluation
 from mal_adapter.ser.evaluation import evaluation as module
-from mal_adapter.ser.evaluation.audit import ARMS, _join, _mixed
+from mal_adapter.ser.evaluation.audit import ARMS, _join, _other_dialogues
 from mal_adapter.ser.recognizer import EmotionRecognizer
 from mal_adapter.ser.recognizer.audio import load_waveform
 from tests.commands import mal_adapter
@@ -67,12 +67,12 @@ def expected(recognizer, sessions):
 
 def test_each_arm_hears_what_it_says(recognizer, dialogues, heard):
     turns = [list(dialogue.utterances) for dialogue in dialogues]
-    close(of_arm(heard, "right"), expected(recognizer, turns))
-    close(of_arm(heard, "bare"), expected(recognizer.without_memory(), turns))
+    close(of_arm(heard, "own"), expected(recognizer, turns))
+    close(of_arm(heard, "host_only"), expected(recognizer.without_memory(), turns))
     close(of_arm(heard, "reset"), expected(recognizer, [[u] for us in turns for u in us]))
     speakers = [[u for u in us if u.speaker == name] for us in turns for name in "AB"]
-    close(of_arm(heard, "told"), expected(recognizer, speakers))
-    close(of_arm(heard, "mixed"), expected(recognizer, _mixed(turns, 0)))
+    close(of_arm(heard, "oracle_speakers"), expected(recognizer, speakers))
+    close(of_arm(heard, "other_dialogues"), expected(recognizer, _other_dialogues(turns, 0)))
     swapped = {}
     for us, others in zip(turns, [*turns[1:], turns[0]], strict=True):
         for n, utterance in enumerate(us):
@@ -83,14 +83,14 @@ def test_each_arm_hears_what_it_says(recognizer, dialogues, heard):
 
 
 def test_shuffled_dialogues_have_the_same_utterances_in_another_order(recognizer, dialogues, heard):
-    shuffled, right = of_arm(heard, "shuffled"), of_arm(heard, "right")
+    shuffled, right = of_arm(heard, "shuffled"), of_arm(heard, "own")
     assert shuffled.keys() == right.keys()
     assert any(shuffled[key] != pytest.approx(right[key], abs=1e-3) for key in right)
 
 
 def test_mixed_sessions_have_each_dialogue_once_if_there_are_enough_of_them(tmp_path):
     turns = [[Utterance(f"d{d}", str(n), "A", tmp_path) for n in range(5)] for d in range(5)]
-    mixed = _mixed(turns, 0)
+    mixed = _other_dialogues(turns, 0)
     for session in mixed:
         assert [utterance.utterance_id for utterance in session] == ["0", "1", "2", "3", "4"]
         assert len({utterance.dialogue_id for utterance in session}) == 5
@@ -100,7 +100,7 @@ def test_mixed_sessions_have_each_dialogue_once_if_there_are_enough_of_them(tmp_
 def test_mixed_sessions_of_unlike_dialogues_have_each_once_too(tmp_path):
     lengths = np.random.default_rng(0).integers(1, 10, 16)
     turns = [[Utterance(f"d{d}", str(n), "A", tmp_path) for n in range(length)] for d, length in enumerate(lengths)]
-    mixed = [session for session in _mixed(turns, 0) if session]
+    mixed = [session for session in _other_dialogues(turns, 0) if session]
     for session in mixed:
         assert len({utterance.dialogue_id for utterance in session}) == len(session)
     assert {u for session in mixed for u in session} == {u for us in turns for u in us}
@@ -118,7 +118,7 @@ def test_history_is_joined_in_order_as_far_as_the_host_hears(recognizer, dialogu
     assert (joined[-pieces[2].size :] == pieces[2]).all()
     history = of_arm(heard, "history")
     close({key: history[key] for key in [(us[0].dialogue_id, us[0].utterance_id)]}, {
-        (us[0].dialogue_id, us[0].utterance_id): of_arm(heard, "bare")[us[0].dialogue_id, us[0].utterance_id]
+        (us[0].dialogue_id, us[0].utterance_id): of_arm(heard, "host_only")[us[0].dialogue_id, us[0].utterance_id]
     })  # fmt: skip
     whole = Utterance("d", "0", "A", tmp_path / "joined.wav")
     (answer,) = recognizer.without_memory().answer([whole])
@@ -180,22 +180,25 @@ def test_each_dialogue_is_in_one_of_few_groups_of_like_size(dialogues, count):
 
 
 def test_a_complete_evaluation_keeps_the_versions_it_was_made_by(recognizer, dialogues, tmp_path):
-    evaluate(recognizer, dialogues[:1], output=tmp_path / "one", arms=["bare"])
+    evaluate(recognizer, dialogues[:1], output=tmp_path / "one", arms=["host_only"])
     path = tmp_path / "one" / "evaluation.json"
     path.write_text(path.read_text().replace(version("torch"), "1.0"))
-    assert evaluate(recognizer, dialogues[:1], output=tmp_path / "one", arms=["bare"]).run["versions"]["torch"] == "1.0"
+    assert (
+        evaluate(recognizer, dialogues[:1], output=tmp_path / "one", arms=["host_only"]).run["versions"]["torch"]
+        == "1.0"
+    )
 
 
 def test_a_folder_of_something_else_is_refused(recognizer, dialogues, heard, tmp_path):
-    evaluate(recognizer, dialogues, output=tmp_path / "one", arms=["bare"])
+    evaluate(recognizer, dialogues, output=tmp_path / "one", arms=["host_only"])
     with pytest.raises(EvaluationError, match="arms"):
-        evaluate(recognizer, dialogues, output=tmp_path / "one", arms=["right"])
+        evaluate(recognizer, dialogues, output=tmp_path / "one", arms=["own"])
     with pytest.raises(EvaluationError, match="dialogues"):
-        evaluate(recognizer, dialogues[:2], output=tmp_path / "one", arms=["bare"])
+        evaluate(recognizer, dialogues[:2], output=tmp_path / "one", arms=["host_only"])
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     with pytest.raises(EvaluationError, match="not empty"):
-        evaluate(recognizer, dialogues, output=tmp_path / "mine", arms=["bare"])
+        evaluate(recognizer, dialogues, output=tmp_path / "mine", arms=["host_only"])
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
     (tmp_path / "one" / "answers.jsonl").write_text("{")
     with pytest.raises(EvaluationError, match="can't be read"):
@@ -213,19 +216,19 @@ def test_what_can_not_be_heard_is_left_out_of_all_arms(recognizer, dialogues, he
     assert "arms" not in broken
     assert all(row["arms"].keys() == ARMS.keys() for row in rows.values())
     turns = [[u for u in us.utterances if u is not gone] for us in (first, *dialogues[1:])]
-    right = {key: row["arms"]["right"] for key, row in rows.items()}
+    right = {key: row["arms"]["own"] for key, row in rows.items()}
     close(right, expected(recognizer, turns))
 
 
 @pytest.mark.parametrize(
     ("arms", "count", "words"),
     [
-        (["right", "wrong"], 3, "expected"),
+        (["own", "wrong"], 3, "expected"),
         ([], 3, "none"),
-        (["bare", "bare"], 3, "different"),
-        (["swapped"], 3, "right"),
-        (["right", "swapped"], 1, "two"),
-        (["bare"], 0, "no dialogues"),
+        (["host_only", "host_only"], 3, "different"),
+        (["swapped"], 3, "own"),
+        (["own", "swapped"], 1, "two"),
+        (["host_only"], 0, "no dialogues"),
     ],
 )
 def test_arms_that_can_not_be_heard_are_refused(recognizer, dialogues, tmp_path, arms, count, words):
@@ -238,7 +241,7 @@ def test_without_a_memory_the_host_alone_is_heard(recognizer, dialogues, heard, 
     plain = EmotionRecognizer(recognizer.model, recognizer.processor, None, EMOTIONS, PROMPT)
     with recognizer.memory.disabled():
         evaluation = evaluate(plain, dialogues, output=tmp_path / "bare")
-    close(of_arm(evaluation, "bare"), of_arm(heard, "bare"))
+    close(of_arm(evaluation, "host_only"), of_arm(heard, "host_only"))
     assert evaluation.run["fingerprint"] is None
     with pytest.raises(ConfigError, match="need a memory"):
         evaluate(plain, dialogues, output=tmp_path / "right", arms=AUDIT)

@@ -20,8 +20,15 @@ RUN = {
     "dialogues": "ab", "versions": {"torch": "2.13.0"},
 }  # fmt: skip
 #: Per arm, which of the four turns of each dialogue are right.
-RIGHT = {"bare": "1010", "right": "1111", "reset": "1010", "swapped": "1000", "mixed": "1010", "shuffled": "1110"}
-RIGHT |= {"told": "1111", "history": "0000"}
+RIGHT = {
+    "host_only": "1010",
+    "own": "1111",
+    "reset": "1010",
+    "swapped": "1000",
+    "other_dialogues": "1010",
+    "shuffled": "1110",
+}
+RIGHT |= {"oracle_speakers": "1111", "history": "0000"}
 
 
 def made(name="calls", dialogues=12, first=0, **changes):
@@ -48,13 +55,13 @@ def test_figures_are_those_of_the_answers():
     assert {arm: scores["wa"] for arm, scores in figures["arms"].items()} == {
         arm: hits.count("1") / 4 for arm, hits in RIGHT.items()
     }
-    assert figures["audit"] == {"reset": 1.0, "swapped": 1.5, "mixed": 1.0}
+    assert figures["audit"] == {"reset": 1.0, "swapped": 1.5, "other_dialogues": 1.0}
     assert [row["gain"] for row in figures["gain_by_turn"]] == [0, 1, 0, 1]
     compared = {entry["first"]: entry["wa"] for entry in figures["compared"]}
-    assert compared["bare"]["difference"] == 0.5
-    assert compared["told"]["p_value"] == 1.0
+    assert compared["host_only"]["difference"] == 0.5
+    assert compared["oracle_speakers"]["p_value"] == 1.0
     assert figures["verdict"].startswith("The memory is real: +50.0 points")
-    reliability = figures["arms"]["right"]["reliability"]
+    reliability = figures["arms"]["own"]["reliability"]
     assert sum(b["count"] for b in reliability["bins"]) == 48
     # sure by 0.6 … 0.75 and always right
     assert reliability["expected_calibration_error"] == pytest.approx(1 - 0.675)
@@ -65,20 +72,20 @@ def test_figures_are_those_of_the_answers():
 def test_the_verdict_does_not_say_more_than_was_shown():
     swapped = made()
     for row in swapped.answers:
-        row["arms"]["swapped"] = row["arms"]["right"]
+        row["arms"]["swapped"] = row["arms"]["own"]
     assert "not shown to come from the dialogue's past: swapped" in figures_of(swapped)["verdict"]
     assert figures_of(made(dialogues=2))["verdict"].startswith("No gain is shown")
     nothing = made()
     for row in nothing.answers:
-        row["arms"]["right"] = row["arms"]["bare"]
+        row["arms"]["own"] = row["arms"]["host_only"]
     figures = figures_of(nothing)
     assert figures["verdict"].startswith("No gain is shown: +0.0 points")
-    assert figures["audit"] == {"reset": None, "swapped": None, "mixed": None}
+    assert figures["audit"] == {"reset": None, "swapped": None, "other_dialogues": None}
 
 
 def test_folds_are_one_evaluation():
     whole = pooled([made("one", 3), made("two", 5, first=3, fingerprint="4567")])
-    assert figures_of(whole)["arms"]["right"]["dialogues"] == 8
+    assert figures_of(whole)["arms"]["own"]["dialogues"] == 8
     assert whole.run["fingerprint"] == ["0123", "4567"]
     with pytest.raises(EvaluationError, match="'d2' is in one and in two"):
         pooled([made("one", 3), made("two", 5, first=2)])
@@ -91,8 +98,8 @@ def test_folds_are_one_evaluation():
 def test_other_systems_are_compared_on_the_same_utterances():
     gru = made("gru")
     for row in gru.answers:
-        row["arms"] = {"right": row["arms"]["shuffled"]}
-    gru.run["arms"] = ["right"]
+        row["arms"] = {"own": row["arms"]["shuffled"]}
+    gru.run["arms"] = ["own"]
     figures = figures_of(made(), [gru])
     assert figures["against"]["gru"]["wa"] == 0.75
     assert {entry["first"]: entry["wa"]["difference"] for entry in figures["compared"]}["gru"] == 0.25
@@ -101,8 +108,8 @@ def test_other_systems_are_compared_on_the_same_utterances():
     gru.answers[0]["truth"] = "sad"
     with pytest.raises(EvaluationError, match="d0/0 is sad in it and neutral here"):
         figures_of(made(), [gru])
-    with pytest.raises(EvaluationError, match="name 'right'"):
-        figures_of(made(), [made("right")])
+    with pytest.raises(EvaluationError, match="name 'own'"):
+        figures_of(made(), [made("own")])
 
 
 def test_nothing_to_judge_is_told(tmp_path):
@@ -174,9 +181,9 @@ def test_a_browser_shows_every_plot_and_has_no_complaint(tmp_path):
 
 
 def test_a_report_of_one_arm_is_a_report(tmp_path):
-    bare = made(arms=["bare"], memory=None, fingerprint=None, layer_idx=None)
+    bare = made(arms=["host_only"], memory=None, fingerprint=None, layer_idx=None)
     for row in bare.answers:
-        row["arms"], row["surprise"] = {"bare": row["arms"]["bare"]}, None
+        row["arms"], row["surprise"] = {"host_only": row["arms"]["host_only"]}, None
     figures = write_report(tmp_path, [bare])
     assert (figures["verdict"], figures["audit"], figures["gain_by_turn"]) == ("", {}, [])
     page = (tmp_path / "report.html").read_text()

@@ -261,9 +261,9 @@ def test_the_saved_adapter_brings_labels_and_prompt_to_a_recogniser(train, dev, 
     report = train_memory(recognizer, train, dev, output=tmp_path, config=FAST, datasets=["user/calls"])
     loaded = MemoryAdapter.from_pretrained(tmp_path)
     assert loaded.fingerprint() == recognizer.memory.adapter.fingerprint()
-    assert loaded.card.task == {"labels": list(EMOTIONS), "prompt": PROMPT, "aliases": {"joy": "happy"}}
-    assert loaded.card.datasets == ["user/calls"]
-    assert loaded.card.training_data.startswith("6 dialogues of 19 utterances")
+    assert loaded.metadata.task == {"labels": list(EMOTIONS), "prompt": PROMPT, "aliases": {"joy": "happy"}}
+    assert loaded.metadata.datasets == ["user/calls"]
+    assert loaded.metadata.training_data.startswith("6 dialogues of 19 utterances")
     assert json.loads((tmp_path / "training.json").read_text()) == report
     assert report["train"]["not_judged"] == {"bored": 1}
     assert report["versions"]["torch"] == torch.__version__
@@ -271,7 +271,7 @@ def test_the_saved_adapter_brings_labels_and_prompt_to_a_recogniser(train, dev, 
     fresh.memory.detach()
     memory = attach_memory(fresh.model, adapter=tmp_path)
     again = EmotionRecognizer(
-        fresh.model, fresh.processor, memory, loaded.card.task["labels"], loaded.card.task["prompt"]
+        fresh.model, fresh.processor, memory, loaded.metadata.task["labels"], loaded.metadata.task["prompt"]
     )
     for dialogue in dev:
         answers = zip(again.recognize(dialogue), recognizer.recognize(dialogue), strict=True)
