@@ -153,6 +153,26 @@ def test_absurd_headers(offset, value, tmp_path):
     tracemalloc.stop()
 
 
+def test_sizes_that_lead_beyond_every_file(originals, tmp_path):
+    path = tmp_path / "sound"
+    far = b"\xff\xff\xff\xff\xff\xff\xff\x7f"
+    for name in ("w64", "caf", "rf64", "aiff", "nist", "mp3", "flac"):
+        for at in range(0, 120, 2):
+            path.write_bytes(originals[name][:at] + far + originals[name][at + 8 :])
+            try:
+                assert load(path).size > 0
+            except AudioError as error:
+                assert error.args  # noqa: PT017
+
+
+@pytest.mark.parametrize("kbps_code", [1, 2])
+def test_mpeg_frames_that_are_smaller_than_their_side_information(kbps_code, tmp_path):
+    path = tmp_path / "small.mp3"
+    header = (0xFFE3_0000 | kbps_code << 12 | 1 << 10).to_bytes(4, "big")  # MPEG 2.5 at 12 kHz
+    path.write_bytes((header + bytes(44 + 48 * (kbps_code - 1))) * 2 + header + bytes(3))
+    refusal(path, ".")
+
+
 def test_au_with_four_billion_channels_and_flac_with_2_36_samples(tmp_path):
     path = tmp_path / "sound"
     content = encode("au", speech(1.0), 16_000)

@@ -76,7 +76,7 @@ def measure_mpeg(file: BinaryIO, start: int, end: int) -> MpegLength:
     assert first is not None
     count, starts = _count(file, at, end, first.kind)
     tag_at = at + 4 + first.side_info
-    tag = read_at(file, tag_at, min(16, first.size - 4 - first.side_info))
+    tag = read_at(file, tag_at, max(0, min(16, first.size - 4 - first.side_info)))
     if tag[:4] not in (b"Xing", b"Info") or len(tag) < 16:
         return MpegLength(count, first.samples, first.rate, starts)
     count -= 1

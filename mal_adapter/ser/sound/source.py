@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 __all__ = ["DamagedSoundError", "View", "open_regular_file", "read_at"]
 
+_FARTHEST = 1 << 60  # a file system refuses offsets of 2**63
 _TAG = 128  # bytes of an ID3v1 tag
 
 
@@ -45,7 +46,9 @@ def open_regular_file(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
-    """Up to `size` bytes from `offset`; fewer at the end of the file."""
+    """Up to `size` bytes from `offset`; fewer at the end of the file, and none where a damaged header leads astray."""
+    if size <= 0 or not 0 <= offset < _FARTHEST:
+        return b""
     file.seek(offset)
     return file.read(size)
 
