@@ -40,7 +40,8 @@ ser.sound.mpeg ser.sound.layout ser.sound.reader
 ser.recognizer.audio ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.recognizer ser.recognizer
 ser.corpora.folder ser.corpora.corpus ser.corpora.manifests ser.corpora.emorynlp ser.corpora.iemocap
 ser.corpora.m3ed ser.corpora.meld ser.corpora
-ser.training.cached_host ser.training.batches ser.training.loss ser.training.step ser.training.validation
+ser.training.batch_scorer ser.training.cached_host ser.training.batches ser.training.loss ser.training.step
+ser.training.validation
 ser.training.checks ser.training.train ser.training
 ser.evaluation.audit ser.evaluation.evaluation ser.evaluation.report ser.evaluation
 ser

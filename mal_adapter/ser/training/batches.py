@@ -11,9 +11,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mal_adapter.ser.dialogue import Dialogue, Utterance
-from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
 from mal_adapter.ser.recognizer.results import Failure
-from mal_adapter.ser.training.cached_host import CachedHost
+from mal_adapter.ser.training.batch_scorer import BatchScorer
 
 __all__ = ["Turn", "Unusable", "batches_of_epoch", "report_unusable", "side_by_side"]
 
@@ -65,9 +64,7 @@ class Turn:
         return [utterance.dialogue_id for utterance in self.utterances]
 
 
-def side_by_side(
-    recognizer: EmotionRecognizer | CachedHost, dialogues: Sequence[Dialogue], unusable: Unusable
-) -> Iterator[Turn]:
+def side_by_side(scorer: BatchScorer, dialogues: Sequence[Dialogue], unusable: Unusable) -> Iterator[Turn]:
     """Goes through several dialogues at once; those that are over drop out, the others keep their order.
 
     An utterance that can not be heard is reported to the log once, and the next one of its dialogue takes its place.
@@ -90,7 +87,7 @@ def side_by_side(
             waiting, chosen = [turns for turns, _ in active], [heard for _, heard in active]
             if not chosen:
                 return
-            prepared = recognizer.prepare(chosen)
+            prepared = scorer.prepare(chosen)
             if not prepared.failures:
                 yield Turn(chosen, prepared.inputs, prepared.audio_mask)
                 break

@@ -19,9 +19,8 @@ from torch import Tensor
 from mal_adapter.errors import ConfigError, TrainingError
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelSet
-from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
+from mal_adapter.ser.training.batch_scorer import BatchScorer
 from mal_adapter.ser.training.batches import Unusable, side_by_side
-from mal_adapter.ser.training.cached_host import CachedHost
 
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
@@ -54,8 +53,8 @@ class DialogueLoss:
     divided once by the weight of all.
 
     Args:
-        recognizer: in training as in recognition: the same prompt, the same scores of the labels; or its cached host.
-        memory: the recognizer's, in training mode.
+        scorer: The recogniser, or its cached host: the prompt and the label scores of recognition.
+        memory: The recogniser's, in training mode.
         weights: (labels,) what each label's utterances count.
         window: utterances through which gradients flow back; None is the whole dialogue.
         backward: called with each window's loss.
@@ -64,14 +63,14 @@ class DialogueLoss:
 
     def __init__(
         self,
-        recognizer: EmotionRecognizer | CachedHost,
+        scorer: BatchScorer,
         memory: AttachedMemory,
         weights: Float[Tensor, " labels"],
         window: int | None,
         backward: Callable[[Float[Tensor, ""]], None],
         autocast: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self.recognizer = recognizer
+        self.scorer = scorer
         self.memory = memory
         self.weights = weights
         self.window = window
@@ -87,7 +86,7 @@ class DialogueLoss:
             TrainingError: a loss is not finite; the message names the utterances.
         """
         total = Tally()
-        turns = side_by_side(self.recognizer, dialogues, unusable)
+        turns = side_by_side(self.scorer, dialogues, unusable)
         ids = [dialogue.dialogue_id for dialogue in dialogues]
         self.memory.states.forget(ids)
         try:
@@ -101,7 +100,7 @@ class DialogueLoss:
                             session.narrow(turn.ids)
                         session.audio_mask = turn.audio_mask
                         with self._autocast():
-                            scores = self.recognizer.log_probs(turn.inputs)
+                            scores = self.scorer.log_probs(turn.inputs)
                         tally = self._add_losses(scores, turn.utterances, losses)
                         total += tally
                     if losses:
@@ -113,7 +112,7 @@ class DialogueLoss:
     def _add_losses(
         self, scores: Float[Tensor, "batch labels"], utterances: Sequence[Utterance], losses: list[Float[Tensor, ""]]
     ) -> Tally:
-        targets = [target_of(utterance, self.recognizer.labels) for utterance in utterances]
+        targets = [target_of(utterance, self.scorer.labels) for utterance in utterances]
         labelled = [row for row, target in enumerate(targets) if target is not None]
         if not labelled:
             return Tally(heard=len(utterances))

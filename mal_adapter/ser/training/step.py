@@ -13,9 +13,8 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 from mal_adapter.errors import TrainingError
 from mal_adapter.memory.precision import wide_tensor
 from mal_adapter.ser.dialogue import Dialogue
-from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
+from mal_adapter.ser.training.batch_scorer import BatchScorer
 from mal_adapter.ser.training.batches import Unusable
-from mal_adapter.ser.training.cached_host import CachedHost
 from mal_adapter.ser.training.config import TrainingConfig
 from mal_adapter.ser.training.loss import DialogueLoss, Tally, class_weights
 from mal_adapter.ser.training.trainable import Trainable
@@ -35,7 +34,8 @@ class Stepper:
     What is mutated: by `step`, the trainable parameters and random states.
 
     Args:
-        recognizer, memory: what is trained.
+        scorer: The recogniser, or its cached host.
+        memory: The recogniser's.
         trainable: their parameters.
         dialogues: all training dialogues, for "balanced" class weights.
         config: how to train.
@@ -49,7 +49,7 @@ class Stepper:
 
     def __init__(
         self,
-        recognizer: EmotionRecognizer | CachedHost,
+        scorer: BatchScorer,
         memory: AttachedMemory,
         trainable: Trainable,
         dialogues: Sequence[Dialogue],
@@ -59,9 +59,9 @@ class Stepper:
     ) -> None:
         self._config, self._accelerator, self._trainable = config, accelerator, trainable
         self._parameters = list(trainable.parameters.values())
-        weights = class_weights(config.class_weights, dialogues, recognizer.labels)
+        weights = class_weights(config.class_weights, dialogues, scorer.labels)
         backward, autocast = accelerator.backward, accelerator.autocast
-        self._loss = DialogueLoss(recognizer, memory, weights, config.window, backward, autocast)
+        self._loss = DialogueLoss(scorer, memory, weights, config.window, backward, autocast)
         self.optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
         self._total_steps = total_steps
         self.start(0)
