@@ -42,7 +42,7 @@ ser.corpora.folder ser.corpora.corpus ser.corpora.manifests ser.corpora.emorynlp
 ser.corpora.m3ed ser.corpora.meld ser.corpora
 ser.training.batch_scorer ser.training.cached_host ser.training.batches ser.training.loss ser.training.step
 ser.training.validation
-ser.training.checks ser.training.train ser.training
+ser.training.arguments ser.training.train ser.training
 ser.evaluation.audit ser.evaluation.evaluation ser.evaluation.report ser.evaluation
 ser
 demo demo.voices demo.dialogues demo.run

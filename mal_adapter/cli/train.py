@@ -158,7 +158,7 @@ def train(
     from mal_adapter.ser.suitability import label_problems, sound_problems
 
     try:
-        from mal_adapter.ser.training.checks import output_problem
+        from mal_adapter.ser.training.arguments import output_problem
         from mal_adapter.ser.training.train import train_memory
     except ImportError as error:
         raise TrainingError(f"{error}; pip install 'mal-adapter[train]'") from error

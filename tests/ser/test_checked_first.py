@@ -223,7 +223,7 @@ def test_a_folder_that_can_not_be_written_to_is_refused_first(demo, trainee, dia
 def test_a_training_never_ends_over_the_work_of_another(trainee, dialogues, forwards, tmp_path):
     shutil.copytree(ADAPTER_FOLDER, tmp_path / "adapter")
     for resume in (False, True):
-        with pytest.raises(TrainingError, match="holds an adapter"):
+        with pytest.raises(TrainingError, match="has an adapter"):
             train_memory(trainee, dialogues, output=tmp_path / "adapter", resume=resume)
     shutil.copytree(HOST_FOLDER, tmp_path / "host")
     with pytest.raises(AdapterFormatError):
@@ -270,7 +270,7 @@ def test_weights_of_labels_that_do_not_occur_teach_nothing(trainee, dialogues, f
 
 def without(monkeypatch, *packages):
     find = importlib.util.find_spec
-    for module in ("mal_adapter.ser.evaluation.report", "mal_adapter.ser.training.checks"):
+    for module in ("mal_adapter.ser.evaluation.report", "mal_adapter.ser.training.arguments"):
         monkeypatch.setattr(f"{module}.find_spec", lambda name, *rest: None if name in packages else find(name, *rest))
 
 
@@ -393,7 +393,7 @@ def test_commands_refuse_what_they_can_before_a_model_is_loaded(dialogues, loade
         "there is no such file": ["predict", tmp_path / "gone.jsonl", *judge],
         "are missing": ["train", tmp_path / "gone.jsonl", *learn, *out],
         "is a file and": ["train", manifest, *learn, "--output", tmp_path / "file"],
-        "holds an adapter": ["train", manifest, *learn, "--output", tmp_path / "adapter"],
+        "has an adapter": ["train", manifest, *learn, "--output", tmp_path / "adapter"],
         "(7)": ["train", tmp_path / "bored.jsonl", *learn, *out, "--labels", "sad,happy"],
     }.items():
         done = mal_adapter(*command)

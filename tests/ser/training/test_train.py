@@ -98,7 +98,7 @@ def test_a_window_as_long_as_the_dialogues_gives_the_gradient_of_the_plain_loop(
     expected, total = plain_gradients(recognizer, dialogues)
     found, tally = gradients(recognizer, dialogues)
     assert tally.loss == pytest.approx(total, rel=1e-5)
-    assert (tally.weight, tally.heard) == (13, 14)
+    assert (tally.weight, tally.utterances) == (13, 14)
     assert_alike(found, expected)
 
 
@@ -403,7 +403,7 @@ def test_what_can_not_be_trained_is_refused(train, tmp_path):
 
 def test_another_runs_checkpoint_is_refused(train, tmp_path):
     run(tmp_path, train)
-    with pytest.raises(TrainingError, match="is there already"):
+    with pytest.raises(TrainingError, match="already exists"):
         run(tmp_path, train)
     with pytest.raises(TrainingError, match=r"learning_rate=0\.01 \(here 0\.5\)"):
         run(tmp_path, train, resume=True, learning_rate=0.5)
@@ -411,7 +411,7 @@ def test_another_runs_checkpoint_is_refused(train, tmp_path):
         run(tmp_path, train[1:], resume=True)
     path = tmp_path / "checkpoint" / "training.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(TrainingError, match="can be read"):
+    with pytest.raises(TrainingError, match="not a readable checkpoint"):
         run(tmp_path, train, resume=True)
 
 
