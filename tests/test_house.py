@@ -46,8 +46,8 @@ ser.training.arguments ser.training.train ser.training
 ser.evaluation.audit ser.evaluation.evaluation ser.evaluation.report ser.evaluation
 ser
 demo demo.voices demo.dialogues demo.run
-cli.output cli.data cli.failures cli.usage cli.adapters cli.demo cli.hosts cli.evaluate cli.predict cli.states
-cli.train cli cli.__main__
+cli.output cli.data cli.failures cli.usage cli.options cli.adapters cli.demo cli.hosts cli.evaluate cli.predict
+cli.states cli.train cli cli.__main__
 """
 ORDER = PLACES.split()
 # What still goes the other way.

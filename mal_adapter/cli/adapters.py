@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mal_adapter.cli.options import json_option
 from mal_adapter.cli.output import load_libraries, note, print_json, print_line
-from mal_adapter.cli.usage import json_option, shown
+from mal_adapter.cli.usage import shown
 
 if TYPE_CHECKING:
     from torch import Tensor

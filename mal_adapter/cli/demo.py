@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
+from mal_adapter.cli.options import json_option
 from mal_adapter.cli.output import header, load_libraries, print_json, print_line, right_or_wrong
-from mal_adapter.cli.usage import json_option, shown
+from mal_adapter.cli.usage import shown
 
 __all__ = ["demo", "painted"]
 

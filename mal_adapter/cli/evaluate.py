@@ -5,19 +5,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.data import Corpus, Root, Split, note_what_is_left_out, read_data
-from mal_adapter.cli.hosts import (
+from mal_adapter.cli.data import note_what_is_left_out, read_data
+from mal_adapter.cli.hosts import load_recognizer, start_process
+from mal_adapter.cli.options import (
     MODEL_PANEL,
+    Corpus,
     Device,
     Dtype,
     DtypeOption,
     Labels,
     Prompt,
-    load_recognizer,
-    start_process,
+    Root,
+    Split,
+    json_option,
 )
 from mal_adapter.cli.output import header, load_libraries, note, print_json, print_line, row, width
-from mal_adapter.cli.usage import json_option, shown
+from mal_adapter.cli.usage import shown
 
 if TYPE_CHECKING:
     from mal_adapter.ser.evaluation.evaluation import Evaluation

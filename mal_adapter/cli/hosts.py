@@ -1,13 +1,13 @@
 """From the names of a model and an adapter to a recogniser, for the commands that hear."""
 
 from collections.abc import Sequence
-from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mal_adapter.cli.options import Dtype
 from mal_adapter.cli.usage import as_typed
 
 if TYPE_CHECKING:
@@ -17,61 +17,7 @@ if TYPE_CHECKING:
     from mal_adapter.ser.labels import LabelSet
     from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
 
-__all__ = [
-    "MODEL_PANEL",
-    "Device",
-    "Dtype",
-    "DtypeOption",
-    "Labels",
-    "Prompt",
-    "device_of",
-    "load_model",
-    "load_recognizer",
-    "start_process",
-]
-
-MODEL_PANEL = "Model"
-
-
-class Dtype(str, Enum):
-    """Of a model's weights."""
-
-    auto = "auto"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
-
-
-Labels = Annotated[
-    str | None,
-    typer.Option(
-        metavar="A,B,...", help="The possible answers (default: those of the adapter).", rich_help_panel=MODEL_PANEL
-    ),
-]
-Prompt = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TEXT", help="The question about each utterance (default: the adapter's).", rich_help_panel=MODEL_PANEL
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DEVICE",
-        help="cpu, cuda or cuda:1; or auto, which spreads the model over all GPUs and the main memory (default: the "
-        "first GPU if there is one).",
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
-DtypeOption = Annotated[
-    Dtype,
-    typer.Option(
-        "--dtype",
-        metavar="DTYPE",
-        help="Of the model's weights: bfloat16, float16, float32, or auto for the checkpoint's.",
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
+__all__ = ["device_of", "load_model", "load_recognizer", "start_process"]
 
 
 def device_of(name: str | None) -> "torch.device | None":

@@ -8,8 +8,9 @@ from urllib.parse import unquote
 import typer
 
 from mal_adapter.cli.failures import WRONG_INPUT
+from mal_adapter.cli.options import json_option
 from mal_adapter.cli.output import complain, header, load_libraries, print_json, print_line, row, width
-from mal_adapter.cli.usage import Group, add, as_typed, examples, json_option, shown
+from mal_adapter.cli.usage import Group, add, as_typed, examples, shown
 
 if TYPE_CHECKING:
     from mal_adapter.memory.state import MemoryState

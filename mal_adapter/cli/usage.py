@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["Group", "add", "as_typed", "examples", "json_option", "prose", "shown"]
+__all__ = ["Group", "add", "as_typed", "examples", "prose", "shown"]
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 _SHOWN: dict[Callable[..., None], tuple[str, str]] = {}
@@ -43,11 +43,6 @@ def examples(*pairs: tuple[str, str]) -> str:
 def prose(text: str) -> str:
     """A docstring with a line per paragraph, which the terminal's width breaks."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
-
-
-def json_option(fields: str) -> Any:
-    """The option --json of a command whose answer has these fields."""
-    return typer.Option("--json", help=f"Print one JSON object: {fields}.", rich_help_panel="Output")
 
 
 def as_typed(text: str) -> str:
