@@ -134,9 +134,9 @@ def _setting_problems(
         problems.append(TrainingError("lora_rank needs peft: pip install 'mal-adapter[train]'"))
     trackers = ["all", *map(str, get_available_trackers())]
     if log_with is not None and log_with not in trackers:
-        # accelerate ignores a tracker that is not installed, without a warning
+        # accelerate leaves out a tracker that is not installed, without a word
         problems.append(
-            ConfigError(f"log_with={log_with!r} is not an installed tracker; installed are {', '.join(trackers)}")
+            ConfigError(f"log_with={log_with!r} is no tracker that is installed here; these are: {', '.join(trackers)}")
         )
     return problems
 

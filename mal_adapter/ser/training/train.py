@@ -197,8 +197,8 @@ class _Run:
             broadcast(parameter.data)  # fresh adapters differ between processes; that of the first one is used
         if self.accelerator.is_main_process:
             self.output.mkdir(parents=True, exist_ok=True)
-            for leftover in self.checkpoint.parent.glob(f"{TEMPORARY_PREFIX}*"):  # of a process that was killed
-                leftover.unlink()
+            for left in self.checkpoint.parent.glob(f"{TEMPORARY_PREFIX}*"):  # by a process that was killed
+                left.unlink()
         self.stepper.start(self.progress.epoch * self.steps_per_epoch + self.progress.step)
         if self.log_with is not None:
             self.accelerator.init_trackers("mal_adapter")
