@@ -10,7 +10,6 @@ curl --data-binary @turn1.wav localhost:8000/sessions/call-42/utterances
 
 import argparse
 import asyncio
-import io
 import logging
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -20,15 +19,16 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import anyio
-import soundfile
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import ClientDisconnect
 
 from mal_adapter import AttachedMemory, attach_memory, errors
 from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
+from mal_adapter.ser.audio import sound_info
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer, Failure
@@ -39,7 +39,7 @@ AGAIN = {"Retry-After": "1"}  # seconds
 
 #: What the sender is told; an error's own words may name folders and hosts, and are for the log.
 TOLD: dict[type[Exception], tuple[int, str, dict[str, str] | None]] = {
-    errors.SessionError: (400, "this can't be the id of a session; use a short name of letters, digits and -", None),
+    errors.SessionError: (400, "this can't be the id of a session; use a short name of letters, digits, - and /", None),
     errors.SessionConflictError: (409, "another replica has continued this session; send the utterance again", None),
     errors.StoreError: (503, "sessions can't be read or kept now; send it again", AGAIN),
     errors.MalAdapterError: (500, "this session can't go on, the log says why; delete it to begin anew", None),
@@ -75,11 +75,13 @@ def make_app(recognizer: EmotionRecognizer, memory: AttachedMemory, limits: argp
             raise HTTPException(503, reason, {**AGAIN, "Connection": "close"}) from None
 
     def answer(session_id: str, body: bytes) -> dict[str, Any]:
-        check_size(body, limits.max_audio_s)
+        if not body:
+            raise no_sound_file(0)
         before = states.get(session_id)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "utterance")
             path.write_bytes(body)
+            check_size(path, limits.max_audio_s)
             (result,) = recognizer.answer([Utterance(session_id, "0", "?", path)])
         if isinstance(result, Failure):
             raise HTTPException(422, str(result.error).removeprefix(f"{path}: "))
@@ -93,19 +95,29 @@ def make_app(recognizer: EmotionRecognizer, memory: AttachedMemory, limits: argp
             "saved": session_id not in states.unsaved,
         }
 
+    def flush() -> None:
+        while True:
+            try:
+                return states.flush()
+            except errors.SessionConflictError as error:  # of one session; the others are still to be saved
+                log.error("what this replica heard of a session that another has continued is lost: %s", error)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         try:
-            await run_in_threadpool(states.flush)
+            await run_in_threadpool(flush)
         except errors.MalAdapterError as error:
             log.error("the last utterances of the sessions %s are lost: %s", states.unsaved, error)
 
-    app = FastAPI(title="Emotions of spoken dialogues", lifespan=lifespan)
+    # An id may end in a slash, so nobody is redirected to a path with one or without it.
+    app = FastAPI(title="Emotions of spoken dialogues", lifespan=lifespan, redirect_slashes=False)
 
-    @app.post("/sessions/{session_id}/utterances")
+    # An id may have slashes in it. They come decoded, since an ASGI server decodes %2F before the path is matched.
+    @app.post("/sessions/{session_id:text}/utterances")
     async def hear(session_id: str, request: Request) -> dict[str, Any]:
         """The body is a sound file."""
+        check_id(session_id)
         async with AsyncExitStack() as held:
             with in_time():
                 await held.enter_async_context(turn(session_id, request))
@@ -115,15 +127,17 @@ def make_app(recognizer: EmotionRecognizer, memory: AttachedMemory, limits: argp
                 raise ClientDisconnect
             return await run_in_threadpool(answer, session_id, body)
 
-    @app.get("/sessions/{session_id}")
+    @app.get("/sessions/{session_id:text}")
     def look(session_id: str) -> dict[str, Any]:
+        check_id(session_id)
         if (state := states.get(session_id)) is None:
             raise HTTPException(404, "there is no such session, or none any more")
         counters = {name: int(getattr(state, name)) for name in ("utterances", "tokens", "skipped_writes")}
         return {"session": session_id, **counters, "saved": session_id not in states.unsaved}
 
-    @app.delete("/sessions/{session_id}", status_code=204)
+    @app.delete("/sessions/{session_id:text}", status_code=204)
     async def forget(session_id: str, request: Request) -> None:
+        check_id(session_id)
         async with AsyncExitStack() as held:
             with in_time():
                 await held.enter_async_context(turn(session_id, request))
@@ -134,11 +148,16 @@ def make_app(recognizer: EmotionRecognizer, memory: AttachedMemory, limits: argp
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "alive", "pending": len(waiting), "unsaved": len(states.unsaved)}
+        outage = states.outage
+        waits = None if outage is None else {"since_s": round(outage.for_s), "next_try_s": round(outage.next_try_s, 1)}
+        told = {"pending": len(waiting), "unsaved": 0 if outage is None else outage.sessions, "outage": waits}
+        return {"status": "alive", **told, "lost": states.backlog.lost}
 
     @app.get("/ready")
     def ready() -> dict[str, str]:
         states.store.get("?")  # raises where the store can't be reached
+        if states.backlog.full():
+            raise HTTPException(503, "the store takes no sessions, and this process has no room for more", AGAIN)
         return {"status": "ready"}
 
     @app.exception_handler(errors.MalAdapterError)
@@ -149,6 +168,22 @@ def make_app(recognizer: EmotionRecognizer, memory: AttachedMemory, limits: argp
 
     app.exception_handler(ClientDisconnect)(lambda *_: JSONResponse(None, 400))  # which nobody reads
     return app
+
+
+class Text(PathConvertor):
+    """Any text within a path: slashes, as in `path`, and the ends of lines too."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", Text())
+
+
+def check_id(session_id: str) -> None:
+    """Raise `SessionError`, which is answered 400, for what no session may be called."""
+    # What is not UTF-8 is decoded to this sign, whatever it was: two dialogues would have one memory.
+    if not session_id or "\ufffd" in session_id or "\0" in session_id:
+        raise errors.SessionError(f"session id {session_id!r} is empty, not UTF-8, or has a null character in it")
 
 
 async def read(request: Request, max_bytes: int) -> bytes:
@@ -164,15 +199,24 @@ async def read(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def check_size(body: bytes, max_audio_s: float) -> None:
-    """Before anything is decoded, since few bytes can unpack to hours, or to hundreds of channels."""
+def no_sound_file(size: int) -> HTTPException:
+    """The answer to a body in which there is no sound."""
+    advice = "send the file itself, WAV, FLAC, OGG or MP3, as curl --data-binary @turn.wav does"
+    return HTTPException(415, f"these {size} bytes are no sound file; {advice}")
+
+
+def check_size(path: Path, max_audio_s: float) -> None:
+    """Refuses what is too long, or no sound file, before anything is decoded: few bytes can unpack to hours, or to
+    hundreds of channels. `sound_info` counts what the file holds, whatever its header declares."""
     try:
-        info = soundfile.info(io.BytesIO(body))
-    except soundfile.LibsndfileError:
-        advice = "send the file itself, WAV, FLAC, OGG or MP3, as curl --data-binary @turn.wav does"
-        raise HTTPException(415, f"these {len(body)} bytes are no sound file; {advice}") from None
-    if info.duration > max_audio_s or info.frames * info.channels > max_audio_s * 2 * 48_000:
-        raise HTTPException(422, f"{info.duration:.2f} s of audio; up to {max_audio_s:g} s in stereo are heard")
+        info = sound_info(path)
+    except errors.AudioFormatError:
+        raise no_sound_file(path.stat().st_size) from None
+    except errors.AudioError as error:
+        raise HTTPException(422, str(error).removeprefix(f"{path}: ")) from None
+    samples = info.duration_s * info.sampling_rate * info.channels
+    if info.duration_s > max_audio_s or samples > max_audio_s * 2 * 48_000:
+        raise HTTPException(422, f"{info.duration_s:.2f} s of audio; up to {max_audio_s:g} s in stereo are processed")
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 """`attach_memory`, and the object that owns a host's memory: its adapter, its hooks and its sessions."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from jaxtyping import Bool
@@ -15,7 +16,7 @@ from mal_adapter.adapter import MemoryAdapter
 from mal_adapter.checks import check_audio_mask, check_host, check_layer_idx, check_session_ids, check_store
 from mal_adapter.config import MemoryConfig
 from mal_adapter.detection import count_shared_layers, detect_host, unwrap, warn_if_compiled
-from mal_adapter.errors import AudioMaskError, ConfigError, HostError, SessionError
+from mal_adapter.errors import AudioMaskError, ConfigError, CopyError, HostError, SessionError
 from mal_adapter.hosts import HostSpec
 from mal_adapter.session_states import SessionStates
 from mal_adapter.sessions import Session
@@ -196,6 +197,17 @@ class AttachedMemory:
         with self._hooks.active(None):
             yield
 
+    @contextmanager
+    def rereading(self) -> Iterator[None]:
+        """Within this block, forwards feed an utterance of the open session again, with more tokens behind its prompt.
+
+        They read what the utterance read, and write nothing: for scoring answers where the host has no KV cache.
+        Without an open session it changes nothing.
+        """
+        session = self._hooks.session
+        with contextlib.nullcontext() if session is None else session.rereading():
+            yield
+
     def detach(self) -> None:
         """Remove all hooks: the host is as it was. Adapter and states stay usable; calling it twice is harmless."""
         if self._root is not None:
@@ -249,6 +261,13 @@ class AttachedMemory:
 
     def __exit__(self, *_: object) -> None:
         self.detach()
+
+    def __getstate__(self) -> NoReturn:
+        raise CopyError(
+            "an AttachedMemory is the hooks of one model in one process, and can't be pickled or deep-copied. Copy or "
+            "load the model there, and call attach_memory(model, adapter=…, store=…) with memory.adapter, or with the "
+            "folder that its save_pretrained wrote"
+        )
 
     def __repr__(self) -> str:
         return f"AttachedMemory({', '.join(f'{name}={value}' for name, value in self.status().items())})"

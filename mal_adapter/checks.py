@@ -1,5 +1,6 @@
 """What `attach_memory` and a session's beginning check in their arguments, and the errors that say what to give."""
 
+import inspect
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,11 +77,17 @@ def check_store(store: SessionStore | str | os.PathLike[str] | None) -> SessionS
         return InMemoryStore()
     if isinstance(store, str | os.PathLike):
         return open_store(store)
-    if missing := [name for name in ("get", "put", "drop") if not callable(getattr(store, name, None))]:
+    if isinstance(store, type):
+        raise ConfigError(f"store is the class {store.__name__} itself; give an instance, {store.__name__}(…)")
+    name = f"{type(store).__module__.partition('.')[0]}.{type(store).__name__}"
+    needed = ("get", "put", "drop", "__iter__")
+    if missing := [method for method in needed if not callable(getattr(store, method, None))]:
         raise ConfigError(
-            f"store is a {type(store).__name__} without {', '.join(missing)}; "
-            "give a SessionStore, a folder or a URL of Redis"
+            f"store is a {name} without {', '.join(missing)}; give a SessionStore, a folder or a URL of Redis, and a "
+            "client of Redis as RedisStore(client)"
         )
+    if waits := [method for method in needed if inspect.iscoroutinefunction(getattr(store, method))]:
+        raise ConfigError(f"store is a {name} whose {', '.join(waits)} must be awaited; a store answers at once")
     return store
 
 

@@ -6,7 +6,6 @@ The second layer, (h, d) by nature, is kept transposed, so that layers have one 
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mal_adapter.gates import ChunkScalars
+from mal_adapter.precision import full_precision
 
 __all__ = [
     "MAX_SILU_SLOPE",
@@ -25,7 +25,6 @@ __all__ = [
     "Vector",
     "WriteChunk",
     "advance",
-    "full_precision",
     "split_chunks",
 ]
 
@@ -190,7 +189,8 @@ def _write_chunk_backward(
     dots = torch.bmm(d_written.flatten(0, 1).flatten(2), memory.flatten(0, 1).flatten(2).mT)
     dots = torch.unflatten(dots, 0, memory.shape[:2]).sum(1)
     d_decay, d_carry, d_persist = (dots[:, i, j, None, None] for i, j in ((0, 0), (0, 1), (1, 1)))
-    d_initial = torch.unflatten(d_current, 0, (-1, len(initial))).sum(0)
+    # As few dimensions as there can be: MPS has failed on sums of five.
+    d_initial = torch.unflatten(d_current.flatten(1), 0, (-1, len(initial))).sum(0).view_as(initial)
     return d_initial, d_memory, *d_tokens, d_decay, d_carry, d_persist
 
 
@@ -252,9 +252,3 @@ def _errors_backward(kept: _Kept, d_errors: Vector) -> tuple[Vector, Totals]:
     bound = _bound(kept.totals)
     d_bound = (d_errors * kept.errors).sum((-2, -1), keepdim=True) / -bound
     return d_errors / bound, d_bound * ((kept.totals == bound) & (bound > 1))
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Under autocast a state in float32 would meet GEMMs in half precision."""
-    inside = torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if inside else nullcontext()

@@ -11,11 +11,13 @@ __all__ = [
     "AdapterFormatError",
     "AdapterNotFoundError",
     "AudioError",
+    "AudioFormatError",
     "AudioMaskError",
     "AudioOutsideSessionWarning",
     "AudioTooLongError",
     "BaseModelWarning",
     "ConfigError",
+    "CopyError",
     "CorpusError",
     "EvaluationError",
     "HostError",
@@ -95,6 +97,10 @@ class SessionConflictError(MalAdapterError, RuntimeError):
     state: Any = None
 
 
+class CopyError(MalAdapterError, TypeError):
+    """An object that belongs to this process can't be pickled or deep-copied; the message says what to hand over."""
+
+
 class HostMismatchError(MalAdapterError, ValueError):
     """An adapter was trained for another kind of host than the one it is attached to."""
 
@@ -108,7 +114,11 @@ class CorpusError(MalAdapterError, ValueError):
 
 
 class AudioError(MalAdapterError, ValueError):
-    """An audio file is missing, unreadable, empty or silent."""
+    """An audio file is missing, unreadable, damaged, empty or silent, or its channels cancel."""
+
+
+class AudioFormatError(AudioError):
+    """A file has no format that is read as audio."""
 
 
 class AudioTooLongError(AudioError):

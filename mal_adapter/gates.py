@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mal_adapter.gates32 import chunk_scalars_float32
+from mal_adapter.precision import widen
+
 __all__ = ["MAX_LOGIT", "ChunkScalars", "Gates", "chunk_scalars"]
 
 MAX_LOGIT = 50.0
@@ -42,7 +45,8 @@ class ChunkScalars(NamedTuple):
 def chunk_scalars(
     gates: Gates, mask: Bool[Tensor, "batch seq_len"], chunk_size: int, dtype: torch.dtype
 ) -> ChunkScalars:
-    """All chunks' scalar weights in one pass, in float64 from the logits: products of gates as sums of logarithms.
+    """All chunks' scalar weights in one pass, in float64 from the logits: products of gates as sums of logarithms. On a
+    device without float64, in float32 as exactly (`mal_adapter.gates32`).
 
     Args:
         gates: Logits.
@@ -63,11 +67,15 @@ def chunk_scalars(
     """
     batch, heads, seq_len = gates.step.shape
     padding = -seq_len % chunk_size
-    logits = torch.stack((gates.step, gates.momentum, -gates.forget)).double().clamp(-MAX_LOGIT, MAX_LOGIT)
+    logits = widen(torch.stack((gates.step, gates.momentum, -gates.forget))).clamp(-MAX_LOGIT, MAX_LOGIT)
     if padding:
         logits, mask = F.pad(logits, (0, padding)), F.pad(mask, (0, padding))
     valid = mask.view(batch, 1, -1, chunk_size)
-    log_gates = F.logsigmoid(logits.view(3, batch, heads, -1, chunk_size)) * valid
+    logits = logits.view(3, batch, heads, -1, chunk_size)
+    if logits.dtype != torch.float64:
+        tokens, whole_chunk = chunk_scalars_float32(logits, valid)
+        return ChunkScalars(tokens.to(dtype), *whole_chunk.to(dtype)[..., None])
+    log_gates = F.logsigmoid(logits) * valid
     log_theta = log_gates[0]
 
     until_t = log_gates[1:].cumsum(-1)  # log Π_{j≤t} η_j, log Π_{j≤t} (1 − α_j)

@@ -1,29 +1,42 @@
 """The states of all dialogues, as they lie in a store, and what the store could not keep."""
 
-import dataclasses
 import hashlib
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import NoReturn
+from weakref import WeakValueDictionary
 
-from mal_adapter.errors import SessionConflictError, SessionError, StoreError, UnsavedSessionWarning
+from mal_adapter.errors import CopyError, SessionConflictError, SessionError, StoreError, UnsavedSessionWarning
+from mal_adapter.forking import renew_after_fork
 from mal_adapter.state import MemoryState
 from mal_adapter.stores import SessionStore
 from mal_adapter.stores.checks import id_bytes
+from mal_adapter.unsaved import GIVE_UP_AFTER, Backlog, Outage
 
 __all__ = ["SessionStates"]
+
+log = logging.getLogger(__name__)
 
 
 class SessionStates(MutableMapping[str, MemoryState]):
     """The states of all dialogues by session id, each of batch size 1 and detached, as they lie in a store.
 
-    Setting a state checks that it fits the adapter. Copy a state to fork a dialogue; delete it to forget one. What the
-    store could not keep while it was out of reach stays in this process, and goes on from there, until it is saved.
+    Setting a state checks that it fits the adapter. Copy a state to fork a dialogue; delete it to forget one.
+
+    What the store could not keep while it was out of reach stays in this process, within the limits of `backlog`, and
+    its sessions continue from there. It is saved again by a thread of its own soon after the store is back, by the next
+    utterance of its session, or by `flush`; call that before the process ends.
 
     Args:
         store: Where the states lie.
         check: Called with each state that is set; raises if the state does not fit.
+
+    Attributes:
+        backlog: What waits for the store: its limits `max_sessions` and `max_bytes`, and how many states were `lost`,
+            since another process continued their sessions meanwhile; each of them is logged as an error.
 
     Example:
         >>> from mal_adapter import MemoryAdapter, MemoryConfig
@@ -40,13 +53,20 @@ class SessionStates(MutableMapping[str, MemoryState]):
         self.store = store
         self._check = check
         self._versions: dict[str, str | None] = {}  # of the sessions that are open, as this process knows them
-        self._unsaved: dict[str, _Unsaved] = {}
-        self._lock = threading.Lock()
+        self._renew_locks()
+        renew_after_fork(self)
+        self.backlog = Backlog(self, _save_in_background)
 
     @property
     def unsaved(self) -> list[str]:
         """The sessions whose last state is in this process only."""
-        return sorted(self._unsaved)
+        return self.backlog.ids()
+
+    @property
+    def outage(self) -> Outage | None:
+        """How many states wait for the store, since when, its last error and when the next attempt is; None if none
+        does."""
+        return self.backlog.outage()
 
     def __getitem__(self, session_id: str) -> MemoryState:
         state, _ = self._find(session_id)
@@ -64,24 +84,37 @@ class SessionStates(MutableMapping[str, MemoryState]):
         if state.batch_size != 1:
             raise SessionError(f"a session's state has batch size 1, this one {state.batch_size}; split() it")
         self._must_be_closed(session_id, "set its state before the block, or after it")
-        stored = self.store.get(session_id)
-        self.store.put(session_id, state.detach(), None if stored is None else stored.version)
-        self._unsaved.pop(session_id, None)
+        with self._one_at_a_time(session_id):
+            stored = self.store.get(session_id)
+            self.store.put(session_id, state.detach(), None if stored is None else stored.version)
+            self.backlog.pop(session_id)
 
     def __delitem__(self, session_id: str) -> None:
         self._must_be_closed(session_id, "drop it after its block")
-        dropped = self.store.drop(session_id)
-        if self._unsaved.pop(session_id, None) is None and not dropped:
-            raise KeyError(session_id)
+        with self._one_at_a_time(session_id):
+            dropped = self.store.drop(session_id)
+            if self.backlog.pop(session_id) is None and not dropped:
+                raise KeyError(session_id)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys((*self.store, *self._unsaved)))
+        return iter(dict.fromkeys((*self.store, *self.unsaved)))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def __repr__(self) -> str:
-        return f"SessionStates({self.store!r}, {len(self._versions)} open, {len(self._unsaved)} unsaved)"
+        waiting = f"{len(self.backlog)} unsaved"
+        if (outage := self.outage) is not None:
+            waiting += f" for {outage.for_s:.0f} s, next try in {outage.next_try_s:.0f} s"
+        lost = f", {self.backlog.lost} lost" if self.backlog.lost else ""
+        return f"SessionStates({self.store!r}, {len(self._versions)} open, {waiting}{lost})"
+
+    def __getstate__(self) -> NoReturn:
+        raise CopyError(
+            "the sessions of a memory belong to the process and the model that it is attached to, and can't be pickled "
+            "or deep-copied; a single state can: memory.states[id]. In another process call "
+            "attach_memory(model, adapter=…, store=…) with the adapter's folder and the place of the store"
+        )
 
     def forget(self, session_ids: Iterable[str]) -> None:
         """Drop these sessions, those that there are; unlike `pop`, without reading what they hold."""
@@ -94,18 +127,29 @@ class SessionStates(MutableMapping[str, MemoryState]):
         self.forget(list(self))
 
     def flush(self) -> None:
-        """Save what the store could not keep when it was written. Sessions that are open are left to their blocks,
-        which save them with the next utterance or at the end.
+        """Save at once what the store could not keep when it was written. Sessions that are open are left to their
+        blocks, which save them with the next utterance or at the end. Call it before the process ends.
 
         Raises:
-            StoreError: The store is still out of reach; the states stay in this process.
+            StoreError: The store is still out of reach, at least for one session; the others are saved, unless several
+                in a row failed. What could not be saved stays in this process.
             SessionConflictError: Another process has continued one of these sessions. Its state stays, this process's
                 is the error's `state`; flush again for the others.
         """
+        failure: Exception | None = None
+        in_a_row = 0
         for session_id in self.unsaved:
-            # Held, since a block would overwrite, or be in conflict with, what is saved behind its back.
-            with suppress(SessionError), self.opened([session_id]):
-                pass
+            try:
+                self._save_again(session_id)
+                in_a_row = 0
+            except SessionConflictError:
+                raise
+            except Exception as error:  # of one session; the others are saved all the same
+                failure = error
+                if (in_a_row := in_a_row + 1) == GIVE_UP_AFTER:
+                    break
+        if failure is not None:
+            raise failure
 
     @contextmanager
     def opened(self, session_ids: Sequence[str]) -> Iterator[dict[str, MemoryState]]:
@@ -122,8 +166,9 @@ class SessionStates(MutableMapping[str, MemoryState]):
                 if state is not None:
                     found[session_id] = state
             yield found
-            for session_id in self._unsaved.keys() & set(session_ids):
-                self._save_again(session_id)
+            for session_id in session_ids:
+                if (unsaved := self.backlog.get(session_id)) is not None:
+                    self._save(session_id, unsaved.state, unsaved.version)
         finally:
             with self._lock:
                 for session_id in session_ids:
@@ -135,61 +180,114 @@ class SessionStates(MutableMapping[str, MemoryState]):
 
         Raises:
             SessionConflictError: Another process has continued one of the sessions; the others are saved.
+            StoreError: The store is out of reach, and this process has no room for a state; the others are kept.
         """
-        conflict, outage, unsaved = None, None, []
+        error: Exception | None = None
+        outage, unsaved = None, []
         for session_id, state in states.items():
             try:
                 self._versions[session_id] = self._save(session_id, state, self._versions[session_id])
-            except SessionConflictError as error:
-                conflict = error
-            except StoreError as error:
-                outage = error
-                unsaved.append(session_id)
+            except SessionConflictError as conflict:
+                error = conflict
+            except StoreError as failure:
+                if session_id in self.backlog:
+                    outage = failure
+                    unsaved.append(session_id)
+                else:
+                    error = error or failure
         if outage is not None:
             message = f"{', '.join(map(repr, unsaved))} kept in this process only: {outage}"
             warnings.warn(message, UnsavedSessionWarning, stacklevel=2)
-        if conflict is not None:
-            raise conflict
-
-    def _save_again(self, session_id: str) -> None:
-        unsaved = self._unsaved[session_id]
-        self._save(session_id, unsaved.state, unsaved.version)
+        if error is not None:
+            raise error
 
     def _find(self, session_id: str) -> tuple[MemoryState | None, str | None]:
-        if (unsaved := self._unsaved.get(session_id)) is not None:
+        if (unsaved := self.backlog.get(session_id)) is not None:
             return unsaved.state, unsaved.version
         stored = self.store.get(session_id)
         return (None, None) if stored is None else stored
 
     def _save(self, session_id: str, state: MemoryState, version: str | None) -> str:
-        before = self._unsaved.get(session_id)
-        attempts = set() if before is None else before.attempts
-        try:
-            if attempts and (stored := self.store.get(session_id)) is not None and _digest(stored.state) in attempts:
-                version = stored.version  # it had arrived, and only the answer was lost
-            version = self.store.put(session_id, state, version)
-        except SessionConflictError as error:
-            self._unsaved.pop(session_id, None)
-            error.state = state
-            raise
-        except StoreError:
-            self._unsaved[session_id] = _Unsaved(state, version, attempts | {_digest(state)})
-            raise
-        self._unsaved.pop(session_id, None)
+        with self._one_at_a_time(session_id):
+            try:
+                version = self._put(session_id, state, version)
+            except SessionConflictError as error:
+                self.backlog.pop(session_id)
+                error.state = state
+                raise
+            except StoreError as error:
+                self.backlog.put(session_id, state, version, _digest(state), error)
+                raise
+            self.backlog.pop(session_id)
+        self.backlog.store_answers()
         return version
+
+    def _save_again(self, session_id: str) -> None:
+        """Save what waits of a session, unless its block does so. It is not held meanwhile: a block that opens it goes
+        on from the state that waits, and finds out with its own save, by digest, that this one has arrived."""
+        with self._one_at_a_time(session_id):
+            unsaved = self.backlog.get(session_id)
+            if unsaved is None or session_id in self._versions:
+                return
+            try:
+                self._put(session_id, unsaved.state, unsaved.version)
+            except SessionConflictError as error:
+                if self._forget_unless_open(session_id):
+                    error.state = unsaved.state
+                    raise
+                return
+            except Exception as error:
+                self.backlog.failed_again(session_id, error)
+                raise
+            self._forget_unless_open(session_id)
+        self.backlog.store_answers()
+
+    def _put(self, session_id: str, state: MemoryState, version: str | None) -> str:
+        before = self.backlog.get(session_id)
+        if before is not None:
+            stored = self.store.get(session_id)
+            if stored is not None and _digest(stored.state) in before.attempts:
+                version = stored.version  # it had arrived, and only the answer was lost
+        return self.store.put(session_id, state, version)
+
+    def _forget_unless_open(self, session_id: str) -> bool:
+        with self._lock:
+            if session_id in self._versions:
+                return False
+            self.backlog.pop(session_id)
+            return True
+
+    @contextmanager
+    def _one_at_a_time(self, session_id: str) -> Iterator[None]:
+        with self._lock:
+            lock = self._saving.setdefault(session_id, threading.Lock())
+        with lock:
+            yield
+
+    def _renew_locks(self) -> None:
+        self._lock = threading.Lock()
+        # A state is saved by a forward, a block's end, a flush or the backlog's thread: per session one at a time.
+        self._saving: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 
     def _must_be_closed(self, session_id: str, remedy: str) -> None:
         if session_id in self._versions:
             raise SessionError(f"session {session_id!r} is open; {remedy}")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Unsaved:
-    """A state that a store failed to keep, the version it follows, and digests of all that it failed to keep since."""
-
-    state: MemoryState
-    version: str | None
-    attempts: set[bytes]
+def _save_in_background(states: object, session_id: str) -> None:
+    """One attempt of the backlog's thread, which nobody waits for: what is lost is logged."""
+    assert isinstance(states, SessionStates)
+    try:
+        states._save_again(session_id)
+    except SessionConflictError as error:
+        states.backlog.lost += 1
+        log.error(
+            "another process has continued session %r while its state of %d utterances waited for the store here; that "
+            "state is lost: %s",
+            session_id,
+            int(error.state.utterances),
+            error,
+        )
 
 
 def _digest(state: MemoryState) -> bytes:

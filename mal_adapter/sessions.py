@@ -2,16 +2,18 @@
 
 import asyncio
 import dataclasses
+import functools
 import threading
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from mal_adapter.errors import SessionError
+from mal_adapter.errors import CopyError, SessionError
 from mal_adapter.session_states import SessionStates
 from mal_adapter.state import MemoryState
 
@@ -118,12 +120,19 @@ class Session:
         self._prompts: list[Prompt] = []  # the last one at the end
         self._task: object = None  # that fed it
         self._shared = False
+        self._rereading: set[int] = set()  # the threads that do
         self._lock = threading.Lock()  # of what several threads change: writer, state and prompts
 
     @property
     def call(self) -> Call | None:
         """The forward that this thread is running."""
         return self._calls.get(threading.get_ident())
+
+    def __getstate__(self) -> NoReturn:
+        raise CopyError(
+            "an open session is one block in one process and can't be pickled or deep-copied; a state can: "
+            "memory.states[id]. In another process call attach_memory, and open the session by its id there"
+        )
 
     def narrow(self, ids: Sequence[str]) -> None:
         """Continue with these of the dialogues alone, in this order, when others have ended; what they wrote in this
@@ -136,6 +145,17 @@ class Session:
             raise SessionError(f"a session of {list(self.ids)} can't go on with {list(ids)}; give some of its own ids")
         rows = torch.tensor([self.ids.index(i) for i in ids])
         self.ids, self.state, self._prompts = tuple(ids), self.state.rows(rows), []
+
+    @contextmanager
+    def rereading(self) -> Iterator[None]:
+        """Within this block, this thread's forwards feed a prompt of this session again with any tokens behind it. They
+        read what the prompt read, and write nothing."""
+        thread = threading.get_ident()
+        self._rereading.add(thread)
+        try:
+            yield
+        finally:
+            self._rereading.discard(thread)
 
     def begin(self, module: object) -> None:
         """A forward of `module` starts. The outermost one owns the call; one left over from an interrupt is dropped."""
@@ -180,7 +200,9 @@ class Session:
         elif mode == "all":
             call.continues = next((p for p in prompts if _repeats(p, tokens, features, grown=True)), None)
         else:
-            call.continues = next((p for p in prompts if _decodes(p, tokens, features)), None)
+            again = threading.get_ident() in self._rereading
+            follows = functools.partial(_repeats, grown=False) if again else _decodes
+            call.continues = next((p for p in prompts if follows(p, tokens, features)), None)
             call.repeated = call.continues is not None
 
     def _continued(self, prompts: list[Prompt], cache: object | None) -> Prompt | None:
@@ -260,7 +282,8 @@ class Session:
 
     def _remember(self, call: Call, prompt: Prompt) -> None:
         if call.repeated and call.continues is not None:
-            call.continues.length = prompt.length
+            if threading.get_ident() not in self._rereading:
+                call.continues.length = prompt.length
             return
         task = _running_task()
         self._shared = self._shared or (bool(self._prompts) and task != self._task)

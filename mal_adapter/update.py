@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mal_adapter.chunk import Initial, Memory, Vector, WriteChunk, advance, full_precision, split_chunks
+from mal_adapter.chunk import Initial, Memory, Vector, WriteChunk, advance, split_chunks
 from mal_adapter.gates import ChunkScalars, Gates, chunk_scalars
+from mal_adapter.precision import full_precision
 
 __all__ = ["ByHead", "InitialWeights", "Weights", "read", "write"]
 

@@ -13,9 +13,10 @@ import mal_adapter
 
 ROOT = Path(mal_adapter.__file__).parents[1]
 # Each may import only from those before it.
-CORE = ["errors", "config", "atomic", "files", "state", "stores", "gates", "chunk", "update", "reference", "baselines"]
-CORE += ["card", "format", "hub", "pretrained", "adapter", "hosts", "remote", "families", "detection"]
-CORE += ["session_states", "sessions", "blocks", "rows", "checkpointing", "hooks", "checks", "attach"]
+CORE = ["errors", "forking", "config", "atomic", "files", "state", "stores", "precision", "gates32", "gates", "chunk"]
+CORE += ["update", "reference", "baselines", "card", "format", "hub", "pretrained", "adapter", "hosts", "remote"]
+CORE += ["families", "detection", "unsaved", "session_states", "sessions", "blocks", "rows", "checkpointing", "hooks"]
+CORE += ["checks", "attach"]
 ORDER = [*CORE, "", "ser", "demo", "cli"]  # "" is the package itself, whose names ser and demo use
 
 

@@ -1,7 +1,5 @@
 """Sessions over a store: a dialogue goes on wherever its state lies, and no outage or second writer loses an update."""
 
-import contextlib
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mal_adapter import AttachedMemory, MemoryState, attach_memory
+from mal_adapter import AttachedMemory, MemoryState, attach_memory, unsaved
 from mal_adapter.errors import (
     SessionConflictError,
     SessionError,
@@ -23,7 +21,7 @@ from mal_adapter.stores import FolderStore, InMemoryStore, RedisStore, SessionSt
 from tests.hosts.builders import HOSTS
 from tests.hosts.probes import random_adapter, same_bits
 from tests.stores.conftest import make_store, server, short_path  # noqa: F401
-from tests.stores.servers import RedisServer
+from tests.stores.servers import Proxy, RedisServer
 
 HOST = HOSTS["qwen2_audio"]
 Stores = Callable[..., SessionStore]
@@ -208,6 +206,13 @@ class _fresh_thread_of:  # noqa: N801 - reads as a verb
 
 
 @pytest.fixture
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is saved again by itself; that is tests/test_unsaved.py's."""
+    monkeypatch.setattr(unsaved, "FIRST_S", 3600.0)
+    monkeypatch.setattr(unsaved, "LONGEST_S", 3600.0)
+
+
+@pytest.fixture
 def own_server(short_path: Path) -> Iterator[RedisServer]:  # noqa: F811
     own = RedisServer(short_path, "--appendonly", "yes", "--appendfsync", "always", "--save", "").start()
     yield own
@@ -222,6 +227,7 @@ def _speak_while(leave: Callable[[], object], model: PreTrainedModel, memory: At
             speak(model, 1)
 
 
+@pytest.mark.usefixtures("by_hand")
 def test_redis_gone_amid_a_session_and_back_within_it(model: PreTrainedModel, own_server: RedisServer):
     expected, last = uninterrupted(model, range(4))
     store = RedisStore(own_server.url)
@@ -238,6 +244,7 @@ def test_redis_gone_amid_a_session_and_back_within_it(model: PreTrainedModel, ow
     assert store.get("call").state.equals(last)
 
 
+@pytest.mark.usefixtures("by_hand")
 def test_redis_gone_until_after_the_session(model: PreTrainedModel, own_server: RedisServer):
     expected, last = uninterrupted(model, range(3))
     store = RedisStore(own_server.url)
@@ -259,6 +266,7 @@ def test_redis_gone_until_after_the_session(model: PreTrainedModel, own_server: 
     assert store.get("call").state.equals(last)
 
 
+@pytest.mark.usefixtures("by_hand")
 def test_what_only_this_process_has_is_listed_and_can_be_set_anew(model: PreTrainedModel, tmp_path: Path):
     store = FolderStore(tmp_path / "sessions")
     with attach(model, store) as memory:
@@ -272,6 +280,7 @@ def test_what_only_this_process_has_is_listed_and_can_be_set_anew(model: PreTrai
         assert memory.states.unsaved == []
 
 
+@pytest.mark.usefixtures("by_hand")
 @pytest.mark.parametrize("flush", [False, True])  # beside the open block, which is no conflict with it
 def test_a_folder_gone_amid_a_session_and_back(model: PreTrainedModel, tmp_path: Path, flush: bool):
     expected, last = uninterrupted(model, range(3))
@@ -295,6 +304,7 @@ def test_damaged_sessions_can_be_forgotten(model: PreTrainedModel, tmp_path: Pat
         assert list(memory.states) == []
 
 
+@pytest.mark.usefixtures("by_hand")
 def test_a_conflict_after_an_outage_names_the_loser(model: PreTrainedModel, own_server: RedisServer):
     store = RedisStore(own_server.url)
     with attach(model, store) as memory:
@@ -309,41 +319,7 @@ def test_a_conflict_after_an_outage_names_the_loser(model: PreTrainedModel, own_
         memory.states.flush()  # the others
 
 
-class Proxy:
-    """Between a client and a server on loopback; may swallow answers, as a cut connection does."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.swallow = False
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.own_port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            try:
-                redis = socket.create_connection(("127.0.0.1", self.port))
-            except OSError:
-                client.close()
-                continue
-            threading.Thread(target=self._pass, args=(client, redis), daemon=True).start()
-            threading.Thread(target=self._pass, args=(redis, client, True), daemon=True).start()
-
-    def _pass(self, source: socket.socket, sink: socket.socket, answers: bool = False) -> None:
-        with source, sink, contextlib.suppress(OSError):
-            while (data := source.recv(65536)) and not (answers and self.swallow):
-                sink.sendall(data)
-            for end in (source, sink):
-                end.shutdown(socket.SHUT_RDWR)  # a close alone waits for the other direction
-
-    def close(self) -> None:
-        self._listener.close()
-
-
+@pytest.mark.usefixtures("by_hand")
 def test_a_save_whose_answer_was_lost_is_no_conflict_with_oneself(model: PreTrainedModel, own_server: RedisServer):
     expected, last = uninterrupted(model, range(5))
     proxy = Proxy(own_server.port)

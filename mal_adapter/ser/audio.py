@@ -1,36 +1,56 @@
 """From a sound file to a waveform: decoding, and the rules for bad audio."""
 
 import os
-import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from math import gcd
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 import soxr
 from transformers.audio_utils import load_audio
 from transformers.utils import is_torchcodec_available
 
-from mal_adapter.errors import AudioError
+from mal_adapter.errors import AudioError, AudioFormatError, AudioTooLongError
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.paths import existing_sound
+from mal_adapter.ser.sound.levels import Levels
+from mal_adapter.ser.sound.reader import TOLERANCE_S, Sound, UnknownFormatError, open_sound
+from mal_adapter.ser.sound.source import DamagedSoundError, open_regular_file
 
-__all__ = ["Waveform", "load_waveform", "sound_path"]
+__all__ = ["SoundInfo", "Waveform", "load_waveform", "sound_info", "sound_path"]
 
 Waveform = npt.NDArray[np.float32]
 
-#: Peak amplitude at or under which audio counts as silent: -80 dBFS, three steps of 16-bit sound.
-SILENCE_PEAK = 1e-4
-#: How far an utterance may reach beyond the end of its file, or a file fall short of its header, through rounding.
-TOLERANCE_S = 0.1
+#: The longest utterance. Few bytes can unpack to days, and no host takes an hour at once.
+LONGEST_S = 3600.0
+#: Samples, of the lower of both rates, that a resampled part needs on either side to equal the same part of the whole.
+MARGIN = 256
+
+
+class SoundInfo(NamedTuple):
+    """What the headers of a sound file say, after all of them were checked against the file.
+
+    Attributes:
+        duration_s: how long it is.
+        sampling_rate: in Hz.
+        channels: how many.
+    """
+
+    duration_s: float
+    sampling_rate: int
+    channels: int
 
 
 def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform:
     """Decodes one utterance to mono float32, resampled, cut to its start and end.
 
-    Reads WAV, FLAC, OGG and MP3 with soundfile and soxr, and whatever else transformers' `load_audio` reads
-    where that is installed. Channels are averaged.
+    Reads WAV, RF64, W64, AIFF, AU, CAF, NIST, FLAC, OGG and MP3 with soundfile and soxr, and whatever else
+    transformers' `load_audio` reads where that is installed. Channels are averaged. Of a long file only the part
+    between start and end is decoded; a file whose header does not know its length is read to the end.
 
     Args:
         utterance: only `audio`, `start_s` and `end_s` are used.
@@ -40,11 +60,14 @@ def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform
         (samples,) float32, finite, at least one sample, not silent.
 
     Raises:
-        AudioError: the file is missing, unreadable, cut short, empty, silent or not finite, or ends before the
-            utterance does. The message names the file, the reason and what to do.
+        AudioError: the file is missing, unreadable, damaged, cut short, longer than its header says, empty, silent or
+            not finite, its channels cancel, or it ends before the utterance does. The message names the file, the
+            reason and what to do.
+        AudioFormatError: the file has no format that is read as audio.
+        AudioTooLongError: the utterance is longer than an hour.
 
     Example:
-        >>> import tempfile
+        >>> import soundfile, tempfile
         >>> path = Path(tempfile.mkdtemp()) / "tone.wav"
         >>> soundfile.write(path, 0.1 * np.sin(np.arange(44_100 * 2) / 20), 44_100)
         >>> load_waveform(Utterance("d", "0", "A", path, start_s=0.5, end_s=1.5)).shape
@@ -54,81 +77,49 @@ def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform
         mal_adapter.errors.AudioError: ...: the utterance goes from 0.50 s to 9.50 s, but the file lasts 2.00 s; ...
     """
     path = existing_sound(utterance.audio)
-    try:
-        stat = path.stat()
-    except (OSError, ValueError) as error:
-        raise AudioError(f"{path}: there is no such file; check the path") from error
-    if path.is_dir():
-        raise AudioError(f"{path}: this is a folder; give the sound files in it, in the order spoken")
-    if not path.is_file():
-        raise AudioError(f"{path}: this is not a file; give the sound file itself")
-    if stat.st_size == 0:
-        raise AudioError(f"{path}: the file is empty (0 bytes); record or copy it again")
-    if utterance.start_s is None and utterance.end_s is None:
-        waveform = _decode(path, sampling_rate)
-    else:
-        # The utterances of one long recording follow each other: decode it once.
-        waveform = _decode_cached(path, sampling_rate, stat.st_mtime_ns, stat.st_size)
-        waveform = _cut(waveform, utterance, sampling_rate)
-    if waveform.size == 0:
-        raise AudioError(f"{path}: the audio is empty (0 samples at {sampling_rate} Hz); record or cut it again")
-    if not np.isfinite(waveform).all():
-        raise AudioError(f"{path}: the audio contains values that are not finite (NaN or infinity); export it again")
-    peak = float(np.abs(waveform).max())
-    if peak <= SILENCE_PEAK:
-        level = "all samples are zero" if peak == 0 else f"its peak is {20 * np.log10(peak):.0f} dBFS"
-        raise AudioError(f"{path}: the audio is silent ({level}); check the recording or leave this utterance out")
-    return waveform
+    whole = utterance.start_s is None and utterance.end_s is None
+    with _named(path):
+        try:
+            with open_sound(path) as sound:
+                if whole:
+                    return _decode(sound, sampling_rate)
+                first, last = _cut(utterance, sound.duration_s, sampling_rate)
+                return _decode_part(sound, sampling_rate, first, last)
+        except UnknownFormatError as error:
+            waveform = _decode_elsewhere(path, sampling_rate, error)
+    with _named(path):
+        if not whole:
+            first, last = _cut(utterance, waveform.size / sampling_rate, sampling_rate)
+            waveform = waveform[first:last]
+        _check_some(waveform.size, sampling_rate)
+        levels = Levels(1, sampling_rate, lossy=True)
+        levels.add(waveform[:, np.newaxis])
+        levels.check(at_start=whole, at_end=whole)
+        return waveform
 
 
-def _cut(waveform: Waveform, utterance: Utterance, sampling_rate: int) -> Waveform:
-    duration_s = waveform.size / sampling_rate
-    start_s = utterance.start_s or 0.0
-    end_s = duration_s if utterance.end_s is None else utterance.end_s
-    if start_s >= duration_s or end_s > duration_s + TOLERANCE_S:
-        raise AudioError(
-            f"{utterance.audio}: the utterance goes from {start_s:.2f} s to {end_s:.2f} s, but the file lasts "
-            f"{duration_s:.2f} s; check start_s and end_s, which are in seconds"
-        )
-    return waveform[round(start_s * sampling_rate) : round(end_s * sampling_rate)]
+def sound_info(path: Path) -> SoundInfo:
+    """Checks a sound file's headers and size without decoding it.
 
+    Args:
+        path: of a format that `load_waveform` reads without `load_audio`.
 
-def _decode(path: Path, sampling_rate: int) -> Waveform:
-    name = sound_path(path)
-    try:
-        info = soundfile.info(name)
-    except RuntimeError as error:
-        if not is_torchcodec_available():
-            reason = str(error).rsplit(": ", maxsplit=1)[-1].rstrip(".")
-            raise AudioError(
-                f"{path}: this can not be read as audio ({reason}); convert it to WAV, FLAC, OGG or MP3"
-            ) from error
-        info = None
-    if info is not None:
-        found_s = info.frames / info.samplerate
-        _check_complete(path, found_s / _wav_share(path), found_s)
-    try:
-        if info is None:
-            # Absolute, since load_audio takes a string that is not an existing file for base64.
-            waveform = load_audio(str(path.absolute()), sampling_rate=sampling_rate)
-        else:
-            samples, rate = soundfile.read(name, dtype="float32", always_2d=True)
-            waveform = soxr.resample(samples.mean(axis=1), rate, sampling_rate)
-    except (ImportError, MemoryError):  # not the file's fault
-        raise
-    except Exception as error:  # each library has its own exceptions, torchcodec's without a common base
-        reason = str(error).strip().rstrip(".") or type(error).__name__
-        raise AudioError(f"{path}: the audio can not be decoded ({reason}); convert or copy it again") from error
-    if info is not None:
-        _check_complete(path, info.frames / info.samplerate, len(waveform) / sampling_rate)
-    return np.ascontiguousarray(waveform, dtype=np.float32)
+    Returns:
+        Its length, rate and channels.
 
+    Raises:
+        AudioError: as `load_waveform`, as far as it can be known without decoding.
+        AudioFormatError: the file has none of these formats.
 
-@lru_cache(maxsize=2)
-def _decode_cached(path: Path, sampling_rate: int, mtime_ns: int, size: int) -> Waveform:
-    waveform = _decode(path, sampling_rate)
-    waveform.flags.writeable = False
-    return waveform
+    Example:
+        >>> import soundfile, tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "tone.flac"
+        >>> soundfile.write(path, np.zeros((8_000, 2)), 8_000)
+        >>> sound_info(path)
+        SoundInfo(duration_s=1.0, sampling_rate=8000, channels=2)
+    """
+    with _named(path), open_sound(path) as sound:
+        return SoundInfo(sound.duration_s, sound.sampling_rate, sound.channels)
 
 
 def sound_path(path: Path) -> str | bytes:
@@ -136,30 +127,114 @@ def sound_path(path: Path) -> str | bytes:
     return os.fsencode(path) if os.name == "posix" else str(path)
 
 
-def _check_complete(path: Path, declared_s: float, found_s: float) -> None:
-    """A file whose end is missing still decodes; half an utterance must not pass for the whole."""
-    if declared_s - found_s > TOLERANCE_S + 0.01 * declared_s:
-        raise AudioError(
-            f"{path}: the file is cut short: {found_s:.2f} s of the {declared_s:.2f} s that its header declares; "
-            "copy it again"
+def _decode(sound: Sound, sampling_rate: int) -> Waveform:
+    """The whole recording."""
+    _check_length(sound.duration_s)
+    return _decode_frames(sound, sampling_rate, 0, sound.frames, 0, sound.frames)
+
+
+def _decode_part(sound: Sound, sampling_rate: int, start: int, end: int) -> Waveform:
+    """The samples `start` to `end` of the resampled recording, by decoding little more than them."""
+    _check_length((end - start) / sampling_rate)
+    rate = sound.sampling_rate
+    unit = gcd(rate, sampling_rate)
+    step_in, step_out = rate // unit, sampling_rate // unit
+    margin = 0 if rate == sampling_rate else -(-MARGIN * rate // min(rate, sampling_rate))
+    first = min(sound.frames, start * step_in // step_out)
+    last = min(sound.frames, -(-end * step_in // step_out))
+    # Samples in and out fall together once in a step: the part has to begin there, to be resampled as the whole is.
+    steps = max(0, first - margin) // step_in
+    stop = min(sound.frames, last + margin)
+    waveform = _decode_frames(sound, sampling_rate, steps * step_in, stop, first, last)
+    skipped = start - steps * step_out
+    return waveform[skipped : skipped + end - start].copy()  # without the margins
+
+
+def _decode_frames(sound: Sound, sampling_rate: int, start: int, stop: int, first: int, last: int) -> Waveform:
+    """The frames `start` to `stop` of a file as mono, resampled. Only those from `first` to `last` are judged."""
+    _check_some(last - first, sound.sampling_rate)
+    levels = Levels(sound.channels, sound.sampling_rate, sound.lossy)
+    resampler = None
+    if sound.sampling_rate != sampling_rate:
+        resampler = soxr.ResampleStream(sound.sampling_rate, sampling_rate, 1, dtype="float32")
+    # One array for all, since the pieces and their concatenation would take twice the memory.
+    waveform = np.empty(-(-(stop - start) * sampling_rate // sound.sampling_rate) + 1, dtype=np.float32)
+    filled = 0
+    position = start
+    for block in sound.blocks(start, stop):
+        levels.add(block[max(0, first - position) : max(0, last - position)])
+        position += len(block)
+        mono = block.mean(axis=1)
+        piece = mono if resampler is None else resampler.resample_chunk(mono, last=position == stop)
+        waveform[filled : filled + piece.size] = piece
+        filled += piece.size
+    levels.check(at_start=first == 0, at_end=last == sound.frames)
+    waveform = waveform[:filled]
+    if not np.isfinite(waveform).all():
+        raise DamagedSoundError("the audio contains values that are too large to be resampled; export it again")
+    return waveform
+
+
+def _cut(utterance: Utterance, duration_s: float, sampling_rate: int) -> tuple[int, int]:
+    """The first sample of an utterance and the one after its last, at `sampling_rate`."""
+    start_s = utterance.start_s or 0.0
+    end_s = duration_s if utterance.end_s is None else utterance.end_s
+    if start_s >= duration_s or end_s > duration_s + TOLERANCE_S:
+        raise DamagedSoundError(
+            f"the utterance goes from {start_s:.2f} s to {end_s:.2f} s, but the file lasts "
+            f"{duration_s:.2f} s; check start_s and end_s, which are in seconds"
+        )
+    return round(start_s * sampling_rate), min(round(end_s * sampling_rate), round(duration_s * sampling_rate))
+
+
+def _check_some(samples: int, sampling_rate: int) -> None:
+    if samples <= 0:
+        raise DamagedSoundError(f"the audio is empty (0 samples at {sampling_rate} Hz); record or cut it again")
+
+
+def _check_length(duration_s: float) -> None:
+    if duration_s > LONGEST_S:
+        raise AudioTooLongError(
+            f"the audio lasts {duration_s:.2f} s, and an utterance at most {LONGEST_S:.0f} s; "
+            "give its start_s and end_s"
         )
 
 
-def _wav_share(path: Path) -> float:
-    """How much of the samples that a WAV file's header declares is there. 1 for other files, and for streams, whose
-    header was written before their end.
+def _decode_elsewhere(path: Path, sampling_rate: int, error: UnknownFormatError) -> Waveform:
+    """By transformers' `load_audio`, which decodes the whole file."""
+    if not is_torchcodec_available():
+        raise error
+    with open_regular_file(path) as file:
+        status = os.fstat(file.fileno())
+    try:
+        return _load_audio(path.absolute(), sampling_rate, status.st_mtime_ns, status.st_size)
+    except ImportError:  # not the file's fault
+        raise
+    except Exception as cause:  # torchcodec's exceptions have no common base
+        reason = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
+        raise DamagedSoundError(f"the audio can not be decoded ({reason}); convert or copy it again") from cause
 
-    libsndfile corrects the header of a truncated WAV file silently, so it is read here.
-    """
-    with path.open("rb") as file:
-        if file.read(4) != b"RIFF" or file.read(8)[4:] != b"WAVE":
-            return 1.0
-        while len(head := file.read(8)) == 8:
-            name, size = struct.unpack("<4sI", head)
-            if name != b"data":
-                file.seek(size + size % 2, os.SEEK_CUR)
-            elif size == 0 or size >= 0x7FFF_F000:  # ffmpeg writes 0xFFFFFFFF, espeak-ng 0x7FFFF000
-                break
-            else:
-                return float(max(1, min(size, path.stat().st_size - file.tell())) / size)
-    return 1.0
+
+@lru_cache(maxsize=3)  # the utterances of long recordings follow each other, some calls side by side
+def _load_audio(path: Path, sampling_rate: int, mtime_ns: int, size: int) -> Waveform:
+    # Absolute, since load_audio takes a string that is not an existing file for base64.
+    waveform = np.ascontiguousarray(load_audio(str(path), sampling_rate=sampling_rate), dtype=np.float32)
+    waveform.flags.writeable = False
+    return waveform
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Raises an AudioError that names the file instead of a decoder's error."""
+    name = "".join(c if c.isprintable() or 0xDC80 <= ord(c) <= 0xDCFF else repr(c)[1:-1] for c in str(path))
+    try:
+        yield
+    except AudioTooLongError as error:
+        raise AudioTooLongError(f"{name}: {error}") from None
+    except UnknownFormatError as error:
+        advice = "convert it to WAV, FLAC, OGG or MP3"
+        raise AudioFormatError(f"{name}: this can not be read as audio ({error}); {advice}") from error.__cause__
+    except DamagedSoundError as error:
+        raise AudioError(f"{name}: {error}") from error.__cause__
+    except MemoryError as error:
+        raise AudioError(f"{name}: there is not enough memory for this audio; give start_s and end_s") from error

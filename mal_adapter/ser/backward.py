@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -129,7 +130,8 @@ class DialogueLoss:
                 "max_grad_norm may help, or mixed_precision='no'"
             )
         losses.append(by_row.sum())
-        return Tally(by_row.detach().double().sum().item(), weight[target].double().sum().item(), len(utterances))
+        # Summed on the host, in float64, which not every device has.
+        return Tally(math.fsum(by_row.tolist()), math.fsum(weight[target].tolist()), len(utterances))
 
 
 def target_of(utterance: Utterance, labels: LabelSet) -> int | None:

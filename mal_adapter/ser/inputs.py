@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mal_adapter.detection import unwrap
@@ -102,6 +103,15 @@ class HostInputs:
         if self._counts_positions:
             inputs["position_ids"] = (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
         return inputs
+
+    def with_tokens(self, inputs: dict[str, Any], tokens: Int[Tensor, " tokens"]) -> dict[str, Any]:
+        """The inputs with these text tokens behind each prompt."""
+        longer = dict(inputs)
+        for name in PER_TOKEN:
+            if name in inputs:  # a token's mask and type are those of the text before it
+                last = tokens if name == "input_ids" else inputs[name][:, -1:]
+                longer[name] = torch.cat((inputs[name], last.expand(len(inputs[name]), len(tokens))), dim=1)
+        return self.with_positions(longer)
 
     def _make(
         self, utterances: Sequence[Utterance], waveforms: dict[int, Waveform], failures: dict[int, Failure]

@@ -1,17 +1,13 @@
-"""Emotion labels: closed sets of names, and the probability a language model gives to each name as its answer."""
+"""Emotion labels: closed sets of names."""
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from mal_adapter.errors import LabelError
 from mal_adapter.ser.names import cleaned, label_keys
+from mal_adapter.ser.scoring import LabelScorer
 
 __all__ = [
     "DEMO",
@@ -193,119 +189,3 @@ M3ED = LabelSet(
     ("happy", "surprise", "sad", "disgust", "anger", "fear", "neutral"),
     {"surprised": "surprise", "sadness": "sad", "angry": "anger", "happiness": "happy"},
 )
-
-
-class LabelScorer:
-    """Log-probabilities of a closed set of answers after one forward of the prompt.
-
-    The probability of a label is the product over its tokens. Where one label begins with all tokens of another ("sad",
-    "sadness"), the shorter would always win, so then the end of the answer is scored too, for every label.
-
-    Args:
-        tokenizer: the host's tokenizer.
-        labels: the answers.
-        prompt_text: what stands before the answer, as text. Labels are tokenized behind it, as in training, so that a
-            merge at the boundary is seen; the last `healed_tokens` tokens of the prompt then belong to the labels.
-        end_ids: the tokens that end an answer; any of them counts.
-
-    Raises:
-        LabelError: two labels have the same tokens, a label is unknown to the tokenizer, or the end has to be scored
-            but is not known.
-    """
-
-    def __init__(self, tokenizer: Any, labels: LabelSet, prompt_text: str, end_ids: Sequence[int]) -> None:
-        self.labels = labels
-        prompt = _tokens(tokenizer, prompt_text)
-        answers = [_tokens(tokenizer, prompt_text + name) for name in labels]
-        common = len(prompt)
-        while any(answer[:common] != prompt[:common] for answer in answers):
-            common -= 1
-        self.healed_tokens = len(prompt) - common
-        self.token_ids = [answer[common:] for answer in answers]
-        self._check(tokenizer)
-        self.end_ids = list(end_ids) if self._has_prefixes() else []
-        if self._has_prefixes() and not self.end_ids:
-            raise LabelError(
-                "one label begins with another, which can only be told apart by the end of the answer, but neither the "
-                f"model nor the tokenizer has an end-of-sequence token; choose other labels than {', '.join(labels)}"
-            )
-
-    @property
-    def needs_cache(self) -> bool:
-        """Whether labels go on behind the token that the prompt's forward answers with."""
-        return bool(self.end_ids) or any(len(ids) > 1 for ids in self.token_ids)
-
-    def _has_prefixes(self) -> bool:
-        return any(a is not b and b[: len(a)] == a for a in self.token_ids for b in self.token_ids)
-
-    def _check(self, tokenizer: Any) -> None:
-        unknown = getattr(tokenizer, "unk_token_id", None)
-        by_tokens: dict[tuple[int, ...], str] = {}
-        for name, ids in zip(self.labels, self.token_ids, strict=True):
-            if not ids or (unknown is not None and unknown in ids):
-                raise LabelError(f"the host's tokenizer has no tokens for the label {name!r}; choose another word")
-            if tuple(ids) in by_tokens:
-                raise LabelError(f"{name!r} and {by_tokens[tuple(ids)]!r} are the same tokens {ids} to this host")
-            by_tokens[tuple(ids)] = name
-
-    def log_probs(
-        self,
-        model: Any,
-        prompt_logits: Float[Tensor, "batch vocabulary"],
-        past_key_values: Any,
-        attention_mask: Int[Tensor, "batch seq_len"],
-        position_ids: Int[Tensor, "batch seq_len"] | None = None,
-    ) -> Float[Tensor, "batch labels"]:
-        """Log-probability of each label as the answer. Uses up the cache.
-
-        Args:
-            model: the host; called again only where a label has several tokens. That call has no audio.
-            prompt_logits: (batch, vocabulary), at the last position of each prompt.
-            past_key_values: the cache of the forward over the prompts; not looked at unless `needs_cache`.
-            attention_mask: (batch, seq_len) of the prompts, padded on the left.
-            position_ids: (batch, seq_len) as passed with the prompts; None where the host counts by itself.
-
-        Returns:
-            (batch, labels) float32, not normalised over the labels; differentiable where autograd records.
-        """
-        batch = attention_mask.shape[0]
-        device = prompt_logits.device
-        first = prompt_logits.float().log_softmax(-1)
-        scores = first[:, [ids[0] for ids in self.token_ids]]
-
-        # What has to be fed behind the prompt: all but the last token, or all where the end is scored as well.
-        fed = [ids if self.end_ids else ids[:-1] for ids in self.token_ids]
-        rows = [index for index, ids in enumerate(fed) if ids]
-        if not rows:
-            return scores
-        width = max(len(fed[index]) for index in rows)
-        pad = self.token_ids[0][0]  # any token that exists: padded positions are masked and come last
-        ids = torch.tensor([fed[index] + [pad] * (width - len(fed[index])) for index in rows], device=device)
-        mask = torch.tensor([[n < len(fed[index]) for n in range(width)] for index in rows], device=device)
-
-        past_key_values.batch_repeat_interleave(len(rows))  # row b of the prompt becomes rows b·labels … of the answers
-        prompt_mask = attention_mask.repeat_interleave(len(rows), dim=0)
-        answer_mask = mask.to(prompt_mask.dtype).repeat(batch, 1)
-        positions = {}
-        if position_ids is not None:
-            following_ids = position_ids[:, -1:] + 1 + torch.arange(width, device=position_ids.device)
-            positions["position_ids"] = following_ids.repeat_interleave(len(rows), dim=0)
-        logits = model(
-            input_ids=ids.repeat(batch, 1),
-            attention_mask=torch.cat((prompt_mask, answer_mask), dim=1),
-            past_key_values=past_key_values,
-            use_cache=True,
-            **positions,
-        ).logits
-        log_probs = logits.to(device).float().log_softmax(-1).view(batch, len(rows), width, -1)
-
-        scores = scores.clone()
-        for row, index in enumerate(rows):
-            for position in range(len(fed[index])):
-                following = self.token_ids[index][position + 1 : position + 2] or self.end_ids
-                scores[:, index] += log_probs[:, row, position, following].logsumexp(-1)
-        return scores
-
-
-def _tokens(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,7 +1,7 @@
 """Emotions of a spoken dialogue: utterances in, one answer each out, as they come."""
 
 import contextlib
-import copy
+import functools
 import math
 import time
 from collections import deque
@@ -9,16 +9,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mal_adapter.config import check_integer
-from mal_adapter.errors import ConfigError, HostError, SessionError, StoreError, raise_problems
+from mal_adapter.errors import ConfigError, CopyError, HostError, SessionError, StoreError, raise_problems
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.inputs import HostInputs, Prepared, argument_names
-from mal_adapter.ser.labels import LabelScorer, LabelSet
+from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.prediction import Failure, Prediction
 from mal_adapter.ser.prompt import AudioPrompt
+from mal_adapter.ser.scoring import LabelScorer
 from mal_adapter.ser.suitability import id_problems
 from mal_adapter.ser.task import choose_task
 
@@ -32,7 +33,8 @@ class EmotionRecognizer:
     """Recognises one emotion of a closed set per utterance, by the probability of each label as the host's answer.
 
     The prompt is run once per utterance, within the memory's session of its dialogue: it reads what the utterances
-    before it wrote, then writes itself. Labels of several tokens are scored on the cache of that forward.
+    before it wrote, then writes itself. Labels of several tokens are scored on the cache of that forward; a host
+    without one runs the prompt again for each label, which reads what the first run read and writes nothing.
 
     What is mutated: `model` and `memory` are put in eval mode; the memory's states grow with each utterance.
 
@@ -48,7 +50,8 @@ class EmotionRecognizer:
 
     Raises:
         ConfigError: the prompt is empty, or has a token that the host takes for audio or for the end of a turn.
-        HostError: the processor takes no audio, the model has no weights, or the memory is attached to another model.
+        HostError: the processor takes no audio, the model has no weights, the memory is attached to another model, or a
+            label has several tokens and this host can't score them.
         LabelError: the labels can not be told apart by the host.
         SessionError: the memory is detached.
 
@@ -92,14 +95,27 @@ class EmotionRecognizer:
         self._reads_memory = memory is not None
         self._audio = AudioPrompt(processor, self.prompt)
         self._scorer = LabelScorer(tokenizer, self.labels, self._audio.text, _end_ids(model, tokenizer))
+        self._scorer.check_host(model)
         self._inputs = HostInputs(model, processor, self._audio, self._scorer.healed_tokens)
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in argument_names(model) else {}
 
     def without_memory(self) -> "EmotionRecognizer":
         """The same recogniser on the same model, with the memory neither read nor written, for comparison."""
-        twin = copy.copy(self)  # with the same prompt to the letter, also where its template writes a date
+        twin = object.__new__(
+            type(self)
+        )  # no copy.copy, which a memory refuses; a template may write a date, so no new one
+        twin.__dict__.update(self.__dict__)
         twin._reads_memory = False
         return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.memory is not None:
+            raise CopyError(
+                "an EmotionRecognizer with a memory belongs to this process and can't be pickled or deep-copied. Give "
+                "the other process the names of model and adapter, and make it there: load_host, attach_memory, "
+                "EmotionRecognizer; what only prepares audio needs its processor and no recogniser"
+            )
+        return self.__dict__
 
     @property
     def sampling_rate(self) -> int:
@@ -231,25 +247,22 @@ class EmotionRecognizer:
         Returns:
             (batch, labels) float32, not normalised over the labels; differentiable where autograd records.
         """
-        outputs = self._run(inputs)
-        with self._switched_off():
-            return self._label_log_probs(inputs, outputs)
+        return self._label_log_probs(inputs, self._run(inputs))
 
     @torch.no_grad()  # not inference_mode: the states written here may be trained through later
     def _score(
         self, inputs: dict[str, Any], sessions: contextlib.AbstractContextManager[Any]
     ) -> Float[Tensor, "batch labels"]:
         """Log-probabilities; reads and writes the sessions."""
-        outputs = None
+        scores = None
         try:
             with sessions:
-                outputs = self._run(inputs)
+                scores = self._label_log_probs(inputs, self._run(inputs))
         except StoreError:
-            if outputs is None:
+            if scores is None:
                 raise
             # The host has answered; the states wait in memory.states.unsaved, and the next answer tries again.
-        with self._switched_off():
-            return self._label_log_probs(inputs, outputs)
+        return scores
 
     def _run(self, inputs: dict[str, Any]) -> Any:
         return self.model(**inputs, use_cache=self._scorer.needs_cache, **self._last_only)
@@ -257,7 +270,23 @@ class EmotionRecognizer:
     def _label_log_probs(self, inputs: dict[str, Any], outputs: Any) -> Float[Tensor, "batch labels"]:
         cache = getattr(outputs, "past_key_values", None)
         mask, positions = inputs["attention_mask"], inputs.get("position_ids")
-        return self._scorer.log_probs(self.model, outputs.logits[:, -1], cache, mask, positions)
+        run_again = functools.partial(self._run_again, inputs)
+        return self._scorer.log_probs(self._run_text, outputs.logits[:, -1], cache, mask, positions, run_again)
+
+    def _run_text(self, **inputs: Any) -> Any:
+        """The host alone, on what goes on behind a prompt."""
+        with self._switched_off():
+            return self.model(**inputs)
+
+    def _run_again(
+        self, inputs: dict[str, Any], tokens: Int[Tensor, " tokens"]
+    ) -> Float[Tensor, "batch tokens vocabulary"]:
+        """The logits at `tokens` behind each prompt, which reads the memory that it read before and is not written."""
+        longer = self._inputs.with_tokens(inputs, tokens)
+        last_only = dict.fromkeys(self._last_only, len(tokens))
+        with contextlib.nullcontext() if self.memory is None else self.memory.rereading():
+            logits: Tensor = self.model(**longer, use_cache=False, **last_only).logits[:, -len(tokens) :]
+        return logits
 
     def _session(self, session_ids: list[str], *, write: bool) -> contextlib.AbstractContextManager[Any]:
         if self.memory is None or not self._reads_memory:

@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from mal_adapter.errors import TrainingError
+from mal_adapter.precision import wide_tensor
 from mal_adapter.ser.activations import CachedHost
 from mal_adapter.ser.backward import DialogueLoss, Tally, class_weights
 from mal_adapter.ser.batches import Unusable
@@ -129,7 +130,7 @@ class Stepper:
                 piece.view_as(p)
                 for p, piece in zip(self._parameters, joined.split([p.numel() for p in self._parameters]), strict=True)
             ]
-            sums = torch.tensor([tally.loss, tally.weight, tally.heard], dtype=torch.float64, device=joined.device)
+            sums = wide_tensor([tally.loss, tally.weight, tally.heard], joined.device)
             tally = Tally(*self._accelerator.reduce(sums, "sum").tolist())
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient / (tally.weight or 1)

@@ -11,15 +11,20 @@ from mal_adapter.stores.redis import RedisStore
 __all__ = ["FolderStore", "InMemoryStore", "RedisStore", "SessionStore", "Stored", "open_store"]
 
 
+_REDIS_SCHEMES = ("redis", "rediss", "unix")
+
+
 def open_store(where: str | os.PathLike[str], ttl_s: float | None = None) -> SessionStore:
     """The store at `where`: a `RedisStore` for `redis://`, `rediss://` and `unix://`, else a `FolderStore`.
+
+    A cluster or a primary that Sentinels name is reached by a client: see `RedisStore`.
 
     Args:
         where: A URL of Redis, or a folder, which is created if need be.
         ttl_s: Seconds after its last put at which a session expires; None for never.
 
     Raises:
-        ConfigError: It is a URL of another kind, or can't be understood; or `ttl_s` is not positive.
+        ConfigError: It is empty, a URL of another kind, or can't be understood; or `ttl_s` is not positive.
         StoreError: The folder can't be created, or redis-py is not installed.
 
     Example:
@@ -32,10 +37,19 @@ def open_store(where: str | os.PathLike[str], ttl_s: float | None = None) -> Ses
         ...
         mal_adapter.errors.ConfigError: no store for mongodb:// URLs; give redis://, rediss://, unix:// or a folder
     """
-    place = os.fspath(where)
-    scheme, separator, _ = place.partition("://")
-    if not separator:
-        return FolderStore(place, ttl_s)
-    if scheme in ("redis", "rediss", "unix"):
-        return RedisStore(place, ttl_s=ttl_s)
-    raise ConfigError(f"no store for {scheme}:// URLs; give redis://, rediss://, unix:// or a folder")
+    given: object = where
+    if not isinstance(given, str | bytes | os.PathLike):
+        raise ConfigError(f"no store can be opened at a {type(given).__name__}; give a folder or a URL of Redis")
+    place = os.fsdecode(where).strip() if isinstance(given, str | bytes) else os.fsdecode(where)
+    if not place:
+        raise ConfigError("the place of the store is empty; give a folder, '.' for this one, or a URL of Redis")
+    scheme, separator, rest = place.partition("://")
+    if separator:
+        if scheme.lower() in _REDIS_SCHEMES:
+            return RedisStore(f"{scheme.lower()}://{rest}", ttl_s=ttl_s)
+        clients = "for a cluster or Sentinels give RedisStore(client); " if "redis" in scheme.lower() else ""
+        raise ConfigError(f"no store for {scheme}:// URLs; {clients}give redis://, rediss://, unix:// or a folder")
+    scheme, separator, _ = place.partition(":")
+    if separator and scheme.lower() in _REDIS_SCHEMES:
+        raise ConfigError(f"a URL of Redis begins with {scheme.lower()}://, with two slashes; ./{scheme}:… is a folder")
+    return FolderStore(place, ttl_s)

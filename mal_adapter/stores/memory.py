@@ -5,9 +5,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-from mal_adapter.errors import SessionConflictError
+from mal_adapter.errors import CopyError, SessionConflictError
+from mal_adapter.forking import renew_after_fork
 from mal_adapter.state import MemoryState
 from mal_adapter.stores.base import Stored
 from mal_adapter.stores.checks import check_count, check_ttl, id_bytes
@@ -64,7 +65,8 @@ class InMemoryStore:
         self._nbytes = 0
         # Never used twice: a session that was dropped and begun anew is another one to who still holds an old version.
         self._versions = itertools.count(1)
-        self._lock = threading.Lock()
+        self._renew_locks()
+        renew_after_fork(self)
 
     def get(self, session_id: str) -> Stored | None:
         """The state of a session, the very tensors that were put, or None where there is none, or none any more.
@@ -130,6 +132,15 @@ class InMemoryStore:
 
     def __repr__(self) -> str:
         return f"InMemoryStore({len(self)} sessions, {self._nbytes} bytes, {self.evicted} evicted)"
+
+    def __getstate__(self) -> NoReturn:
+        raise CopyError(
+            "an InMemoryStore is in one process; a copy would be a second store, and dialogues would split. Give the "
+            "other process a FolderStore or the URL of a Redis, or send it single states: MemoryState.to_bytes"
+        )
+
+    def _renew_locks(self) -> None:
+        self._lock = threading.Lock()
 
     def _remove(self, session_id: str) -> bool:
         entry = self._entries.pop(session_id, None)

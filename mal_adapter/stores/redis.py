@@ -6,20 +6,24 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
-from mal_adapter.errors import ConfigError, SessionConflictError, StateFormatError
+from mal_adapter.errors import ConfigError, CopyError, SessionConflictError, StateFormatError
 from mal_adapter.state import MemoryState
 from mal_adapter.stores.base import Stored
 from mal_adapter.stores.checks import check_ttl, id_bytes
-from mal_adapter.stores.redis_client import connect, explained, where
+from mal_adapter.stores.redis_client import check_client, connect
+from mal_adapter.stores.redis_errors import explained, where
 
 if TYPE_CHECKING:
     from redis import Redis
+    from redis.cluster import RedisCluster
 
 __all__ = ["RedisStore"]
 
-# A script is one round trip, and nothing else runs in Redis meanwhile.
-_COMPARE_AND_SET = """
+# A script is one round trip, and nothing else runs in Redis meanwhile. The last argument is "again" where a client
+# sends it once more, since the answer was lost: then what is kept already is what the first sending put.
+_COMPARE_AND_SET = b"""
 local kept = redis.call('GET', KEYS[1])
+if kept and ARGV[4] == 'again' and kept == ARGV[1] then return 1 end
 if kept and redis.sha1hex(kept) ~= ARGV[2] then return 0 end
 if ARGV[3] == '' then
     redis.call('SET', KEYS[1], ARGV[1])
@@ -28,6 +32,7 @@ else
 end
 return 1
 """
+_SHA = hashlib.sha1(_COMPARE_AND_SET, usedforsecurity=False).hexdigest()
 
 
 class RedisStore:
@@ -38,8 +43,12 @@ class RedisStore:
 
     A URL is `redis://[user][:password]@host[:port][/db]`, with `rediss://` for TLS or `unix://[:password]@/path.sock`;
     options follow as `?ssl_ca_certs=ca.pem&socket_timeout=1`. Percent-encode `/`, `#`, `?` and `@` in a password. It is
-    shown nowhere. A client of your own must not decode responses, and is better not to retry: a put whose answer was
-    lost would conflict with itself.
+    shown nowhere.
+
+    A client of your own is a `redis.Redis`, also of a pool, of one connection or from a Sentinel's `master_for`, or a
+    `redis.RedisCluster`. It must answer at once, in bytes, and from primaries. It may retry.
+
+    A store can be pickled if it was made of a URL without a user, a password and options.
 
     Args:
         url: Where Redis is, or a client of it.
@@ -47,18 +56,18 @@ class RedisStore:
         ttl_s: Seconds after its last put at which a session expires; None for never.
 
     Raises:
-        ConfigError: The URL can't be understood, the client decodes, or `ttl_s` is not positive.
+        ConfigError: The URL can't be understood, the client is of another kind, or `ttl_s` is not positive.
         StoreError: redis-py is not installed.
     """
 
-    def __init__(self, url: "str | Redis", prefix: str = "mal_adapter:", ttl_s: float | None = None) -> None:
+    def __init__(
+        self, url: "str | Redis | RedisCluster", prefix: str = "mal_adapter:", ttl_s: float | None = None
+    ) -> None:
         check_ttl(ttl_s)
-        self.prefix = prefix
+        self.prefix = _check_prefix(prefix)
         self.ttl_s = ttl_s
-        self._client = connect(url) if isinstance(url, str) else url
-        if self._client.get_encoder().decode_responses:
-            raise ConfigError("this Redis client decodes responses, and states are bytes; set decode_responses=False")
-        self._compare_and_set = self._client.register_script(_COMPARE_AND_SET)
+        self._client: Redis | RedisCluster = check_client(connect(url) if isinstance(url, str) else url)
+        self._url = url if isinstance(url, str) else None
 
     def get(self, session_id: str) -> Stored | None:
         """The state of a session, on the CPU, or None where there is none, or none any more.
@@ -90,9 +99,9 @@ class RedisStore:
         """
         key = self._key(session_id)
         data = state.to_bytes()
-        ttl_ms = "" if self.ttl_s is None else math.ceil(self.ttl_s * 1000)
+        ttl_ms = b"" if self.ttl_s is None else b"%d" % math.ceil(self.ttl_s * 1000)
         with explained("write", self._client):
-            kept = self._compare_and_set(keys=[key], args=[data, version or "", ttl_ms])
+            kept = self._compare_and_set(key, data, (version or "").encode(), ttl_ms)
         if not kept:
             raise SessionConflictError(
                 f"session {session_id!r} has been kept in {self!r} by someone else; get it again"
@@ -130,10 +139,60 @@ class RedisStore:
     def __repr__(self) -> str:
         return f"RedisStore({where(self._client)!r}, prefix={self.prefix!r}, ttl_s={self.ttl_s})"
 
+    def __reduce__(self) -> tuple[type["RedisStore"], tuple[str, str, float | None]]:
+        if self._url is None:
+            raise CopyError("a RedisStore of a client has connections of this process; make a store in the other one")
+        if any(sign in self._url for sign in "@?"):
+            raise CopyError(
+                "this RedisStore's URL may hold a password, and what is pickled may be kept or sent; hand the other "
+                "process the URL in your own way, and make a RedisStore there"
+            )
+        return RedisStore, (self._url, self.prefix, self.ttl_s)
+
+    def _compare_and_set(self, key: bytes, *values: bytes) -> bool:
+        from redis.exceptions import NoScriptError, ReadOnlyError
+
+        client = self._client
+        try:
+            try:
+                return bool(client.evalsha(_SHA, 1, key, *values, _Sending()))
+            except NoScriptError:  # a new server, or a node of a cluster that has just become a primary
+                return bool(client.eval(_COMPARE_AND_SET, 1, key, *values, _Sending()))  # type: ignore[arg-type]
+        except ReadOnlyError:
+            # The primary of a failover keeps old connections open; new ones go where its name leads to now.
+            if (pool := getattr(client, "connection_pool", None)) is not None:
+                pool.disconnect(inuse_connections=False)
+            raise
+
     def _key(self, session_id: str) -> bytes:
         return self.prefix.encode() + id_bytes(session_id)
+
+
+class _Sending(str):
+    """An argument of a command: empty, and "again" when a client that retries sends the command once more.
+
+    A client encodes the arguments at each sending. One that looks into a str by itself, as hiredis does, sends it empty
+    each time: a put whose answer was lost is then a conflict with itself.
+    """
+
+    _sent = False
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        value, self._sent = b"again" if self._sent else b"", True
+        return value
 
 
 def _version(data: bytes) -> str:
     """Of the content alone, as the script computes it; each utterance changes its counters."""
     return hashlib.sha1(data, usedforsecurity=False).hexdigest()
+
+
+def _check_prefix(prefix: str) -> str:
+    given: object = prefix
+    if not isinstance(given, str):
+        raise ConfigError(f"prefix={given!r} is not a string")
+    try:
+        prefix.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"prefix={prefix!r} is not valid Unicode: {error}") from error
+    return prefix

@@ -1,77 +1,116 @@
-"""A client of Redis that waits seconds, not minutes; and its errors as `StoreError`, without secrets."""
+"""Which clients of Redis a store can use; the others are refused when the store is made, with what to give instead."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from mal_adapter.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from redis import Redis
+    from redis.cluster import RedisCluster
 
-__all__ = ["TIMEOUT_S", "connect", "explained", "where"]
+__all__ = ["TIMEOUT_S", "check_client", "connect"]
 
 TIMEOUT_S = 5.0  # of connecting and of each answer, unless the URL says otherwise
+
+_SPELLING = (
+    "write redis://[user][:password]@host[:port][/db], with rediss:// for TLS, and percent-encode / # ? @ in the "
+    "password; options follow as ?socket_timeout=1 and have the names that redis-py gives them"
+)
 
 
 def connect(url: str) -> "Redis":
     """A client of the Redis at `url`; nothing is sent yet.
 
     Raises:
-        ConfigError: The URL can't be understood.
+        ConfigError: The URL can't be understood, or has an option that redis-py does not know.
         StoreError: redis-py is not installed.
     """
-    try:
-        from redis import Redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
-    except ImportError as error:
-        raise StoreError("sessions in Redis need redis-py: pip install 'mal-adapter[redis]'") from error
-    # Without retries, which redis-py ≥ 6 has by default: a put that is sent twice would conflict with itself, and a
-    # Redis that is down would be waited for again and again.
+    redis = _redis()
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    # Without retries, which redis-py ≥ 6 has by default: a Redis that is down would be waited for again and again.
     retry = Retry(NoBackoff(), 0)
     try:
-        return Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=retry)
-    except ValueError:
+        client: Redis = redis.Redis.from_url(
+            url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=retry
+        )
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # connects to nothing, but knows the names of the options
+    except (ValueError, TypeError, redis.RedisError):
         # Not chained, and the error not quoted: a password with a slash in it ends up there as an invalid port.
-        raise ConfigError(
-            "the Redis URL can't be understood; write redis://[user][:password]@host[:port][/db], with rediss:// for "
-            "TLS, and percent-encode / # ? @ in the password"
-        ) from None
+        raise ConfigError(f"the Redis URL can't be understood; {_SPELLING}") from None
+    return client
 
 
-def where(client: "Redis") -> str:
-    """The URL of a client without user, password and options, any of which may hold a secret."""
-    from redis import SSLConnection
+def check_client(client: object) -> "Redis | RedisCluster":
+    """`client`, if it is one that a store can use.
 
-    pool = client.connection_pool
-    options = pool.connection_kwargs
-    if "path" in options:
-        return f"unix://{options['path']}?db={options.get('db', 0)}"
-    scheme = "rediss" if issubclass(pool.connection_class, SSLConnection) else "redis"
-    return f"{scheme}://{options.get('host', 'localhost')}:{options.get('port', 6379)}/{options.get('db', 0)}"
+    Raises:
+        ConfigError: It is none; the message says what to give instead.
+        StoreError: redis-py is not installed.
+    """
+    _redis()
+    if (refusal := _other_object(client) or _other_setting(client)) is not None:
+        raise ConfigError(f"RedisStore got {refusal}")
+    return cast("Redis | RedisCluster", client)
 
 
-@contextmanager
-def explained(action: str, client: "Redis") -> Iterator[None]:
-    """Turn an error of Redis inside into a `StoreError` that says what failed, where, why, and what helps."""
-    from redis import RedisError
-
+def _redis() -> Any:
     try:
-        yield
-    except (RedisError, OSError, UnicodeError) as error:  # UnicodeError: of a host that is no name
-        raise StoreError(f"can't {action} sessions in {where(client)}: {error}; {_advice(error)}") from error
+        import redis
+    except ImportError as error:
+        raise StoreError("sessions in Redis need redis-py: pip install 'mal-adapter[redis]'") from error
+    return redis
 
 
-def _advice(error: Exception) -> str:
-    from redis import exceptions
+def _other_object(client: object) -> str | None:
+    """What is wrong with the kind of this object; None if it is a client of redis-py that answers at once."""
+    from redis import ConnectionPool, Redis, RedisCluster
+    from redis.client import Pipeline
+    from redis.cluster import ClusterPipeline
+    from redis.sentinel import Sentinel
 
-    if isinstance(error, (exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.NoPermissionError)):
-        return "check the user, the password and what they may do"
-    if isinstance(error, exceptions.ReadOnlyError):
-        return "this is a replica; connect to the primary"
-    if "maxmemory" in str(error):  # of no one type: before Redis 7 a script's error has its own words around it
-        return "raise Redis's maxmemory, or give sessions a ttl_s"
-    if isinstance(error, exceptions.ResponseError):
-        return "see Redis's log"
-    return "check that Redis runs there and that host, port and TLS are right"
+    kind = type(client)
+    name = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+    if isinstance(client, type):
+        return f"the class {client.__name__} itself; give a client, {client.__name__}(host, port)"
+    if any(base.__module__.startswith("redis.asyncio") for base in kind.__mro__):
+        return (
+            f"a {kind.__name__} of redis.asyncio, whose answers must be awaited, which a store's calls are not; give a "
+            "redis.Redis or a redis.RedisCluster, and run the model in a thread, as asyncio.to_thread does"
+        )
+    if isinstance(client, Pipeline | ClusterPipeline):
+        return f"a {name}, which keeps commands back until execute(); give the client that made it"
+    if isinstance(client, Sentinel):
+        return f"a {name}, which manages clients and is none; give sentinel.master_for('name of the service')"
+    if isinstance(client, ConnectionPool):
+        return f"a {name}; give redis.Redis(connection_pool=pool)"
+    if not isinstance(client, Redis | RedisCluster):
+        return (
+            f"a {name}; give a URL, a redis.Redis or a redis.RedisCluster. They work with Valkey's and other servers "
+            "that speak Redis's protocol, too"
+        )
+    return None
+
+
+def _other_setting(client: Any) -> str | None:
+    """What is wrong with how this client is set up; None if nothing is."""
+    encoder = client.get_encoder()
+    if encoder.decode_responses:
+        return "a client that decodes responses, and states are bytes; set decode_responses=False"
+    if encoder.encode("0") != b"0":
+        return f"a client that encodes commands as {encoder.encoding}, which Redis does not read; set encoding='utf-8'"
+    if not getattr(getattr(client, "connection_pool", None), "is_master", True):
+        return "a client of a replica, which can't be written to; give sentinel.master_for('name of the service')"
+    if getattr(client, "read_from_replicas", False) or getattr(client, "load_balancing_strategy", None) is not None:
+        return (
+            "a cluster's client that reads from replicas, where a state may be older than the last utterance; leave "
+            "read_from_replicas and load_balancing_strategy out"
+        )
+    if getattr(client, "connection", None) is not None and not hasattr(client, "single_connection_lock"):
+        return (
+            "a client of one connection, which threads can't share in this version of redis-py; leave "
+            "single_connection_client out, or upgrade redis-py"
+        )
+    return None

@@ -10,12 +10,20 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from mal_adapter.detection import detect_host
+from mal_adapter.errors import HostError
 from mal_adapter.families import REGISTRY
 from mal_adapter.hosts import HostSpec
 from mal_adapter.remote import REMOTE
+from mal_adapter.ser.scoring import LabelScorer, continuation
 from tests.hosts.builders import ADDITIVE_HOSTS, HOSTS, TinyHost
 from tests.hosts.remote import REMOTE_HOSTS
+from tests.hosts.remote.base import RemoteHost
+from tests.hosts.remote.step_audio_2 import STEP_AUDIO_2
+from tests.hosts.remote.ultravox import ULTRAVOX
+from tests.hosts.spelling import ByLetter
 
 PAGE = Path(__file__).parents[2] / "docs" / "hosts.md"
 OLDEST = {
@@ -30,9 +38,13 @@ OLDEST = {
 }
 """The families that transformers 4.57 has."""
 
+ASKED = (ULTRAVOX, STEP_AUDIO_2)
+"""The remote code that runs the suite of the families, scores of labels included."""
+
 
 def family_row(host: TinyHost) -> str:
-    spec = detect_host(host.build())
+    model = host.build()
+    spec = detect_host(model)
     everywhere = spec.mode == "all"
     return _row(
         f"`{host.name}`",
@@ -42,6 +54,7 @@ def family_row(host: TinyHost) -> str:
         "no" if everywhere else "yes",
         _can(host, "static_cache"),
         _can(host, "checkpointing"),
+        _labels(host, model),
         "yes" if host.name in OLDEST else "no",
     )
 
@@ -55,20 +68,23 @@ def families() -> Iterator[str]:
         "beams",
         "static cache",
         "gradient checkpointing",
+        "labels of several tokens",
         "in 4.57",
     )
-    yield _row(*["---"] * 8)
+    yield _row(*["---"] * 9)
     yield from map(family_row, sorted((HOSTS | ADDITIVE_HOSTS).values(), key=lambda host: host.name))
 
 
 def remote() -> Iterator[str]:
-    yield _row("model", "`config.model_type`", "decoder layers", "audio stands at")
-    yield _row(*["---"] * 4)
+    yield _row("model", "`config.model_type`", "decoder layers", "audio stands at", "labels of several tokens")
+    yield _row(*["---"] * 5)
     for name, host in REMOTE_HOSTS.items():
         registered = REMOTE.get(host.name)
         mask = registered and registered.audio_mask
         told = inspect.getdoc(mask).splitlines()[0].partition(": ")[2] if mask else "your `audio_mask`"
-        yield _row(name, f"`{host.name}`" if registered else "none", f"`{host.layers_path}`", told)
+        yield _row(
+            name, f"`{host.name}`" if registered else "none", f"`{host.layers_path}`", told, _labels(host, host.build())
+        )
 
 
 def registry() -> Iterator[str]:
@@ -107,6 +123,20 @@ def _row(*cells: str) -> str:
 
 def _can(host: TinyHost, capability: str) -> str:
     return "the bare host can't" if capability in host.cannot else "yes"
+
+
+def _labels(host: TinyHost, model: torch.nn.Module) -> str:
+    """How what follows a label's first token is scored; `behaviour/test_label_scores.py` proves the scores."""
+    try:
+        LabelScorer(ByLetter.tokenizer, ("a", "bc"), "", []).check_host(model)
+    except HostError:
+        return "refused"
+    if isinstance(host, RemoteHost) and host not in ASKED:
+        return "—"
+    inputs, _ = host.make_inputs(model, [[4]])
+    with torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+    return continuation(cache, inputs["input_ids"].shape[1])
 
 
 def _told(spec: HostSpec) -> str:

@@ -39,15 +39,20 @@ def test_wav_encodings(subtype, write_audio):
     assert np.abs(load(write_audio("tone.wav", subtype=subtype)) - tone()).max() < 0.02
 
 
-def test_a_cut_is_exact_and_the_file_is_decoded_once(write_audio, monkeypatch):
+def test_a_cut_is_exact_and_only_the_cut_is_decoded(write_audio, monkeypatch):
     path = write_audio("tone.flac", duration_s=3.0, sampling_rate=44_100)
     whole = load(path)
-    calls = []
-    decode = soundfile.read
-    monkeypatch.setattr(soundfile, "read", lambda *a, **k: calls.append(a) or decode(*a, **k))
+    frames = []
+    read = soundfile.SoundFile.buffer_read_into
+
+    def counted(self, out, dtype):
+        frames.append(len(out))
+        return read(self, out, dtype)
+
+    monkeypatch.setattr(soundfile.SoundFile, "buffer_read_into", counted)
     parts = [load(path, start_s, start_s + 0.5) for start_s in np.arange(0, 3, 0.5)]
-    assert np.array_equal(np.concatenate(parts), whole)
-    assert len(calls) == 1
+    assert np.abs(np.concatenate(parts) - whole).max() < 1e-6  # resampled from another start, in float32
+    assert sum(frames) < 3.2 * 44_100
     assert load(path, start_s=2.5).size == load(path, end_s=0.5).size == 8_000
     assert load(path, 2.5, 3.05).size == 8_000  # a rounded annotation
 
@@ -125,11 +130,7 @@ def test_a_streamed_wav_whose_header_was_written_too_early_is_not_cut_short(size
     at = content.index(b"data") + 4
     content[at : at + 4] = size.to_bytes(4, "little")
     path.write_bytes(content)
-    if size:
-        assert load(path).size == 16_000
-    else:  # libsndfile reads nothing here, and says so
-        with pytest.raises(AudioError, match="empty"):
-            load(path)
+    assert load(path).size == 16_000
 
 
 def test_a_wav_whose_header_has_a_wrong_byte_rate_is_not_cut_short(write_audio):

@@ -17,6 +17,7 @@ from mal_adapter.ser.labels import LabelScorer, LabelSet
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction, _end_ids
 from tests.hosts.builders import FAMILIES
+from tests.ser.conftest import tone
 
 WORDS = LabelSet(("neutral", "happy", "sad", "fear"))
 
@@ -221,8 +222,8 @@ def test_a_dialogue_starts_anew_and_answer_goes_on(model, processor, memory, mak
 def test_bad_files_among_good_ones(model, processor, memory, make_dialogue, tmp_path):
     recognizer = EmotionRecognizer(model, processor, memory, WORDS)
     good = make_dialogue("d", [0.8, 0.9]).utterances
-    soundfile.write(tmp_path / "short.wav", 0.1 * np.ones(300), 16_000)
-    soundfile.write(tmp_path / "long.wav", 0.1 * np.ones(16_000 * 5), 16_000)
+    soundfile.write(tmp_path / "short.wav", tone(300 / 16_000), 16_000)
+    soundfile.write(tmp_path / "long.wav", tone(5.0), 16_000)
     soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
     bad = [Utterance("d", name, "A", tmp_path / f"{name}.wav") for name in ("short", "long", "silent", "missing")]
     clean = by_utterance(recognizer.recognize(Dialogue("d", good)))

@@ -11,10 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import soundfile
-
-from mal_adapter.errors import AudioError, CorpusError
-from mal_adapter.ser.audio import sound_path
+from mal_adapter.errors import AudioError, AudioFormatError, CorpusError
+from mal_adapter.ser.audio import sound_info
 from mal_adapter.ser.names import cleaned, composed, folded, natural
 from mal_adapter.ser.paths import existing_path, existing_sound, paths_alike
 
@@ -202,14 +200,14 @@ def problem_of_clip(path: Path | None) -> str | None:
         path = existing_sound(path)
         if path.stat().st_size == 0:
             return "the file is empty"
-        if path.suffix.casefold() in (".wav", ".flac") and soundfile.info(sound_path(path)).frames == 0:
+        if path.suffix.casefold() in (".wav", ".flac") and sound_info(path).duration_s == 0:
             return "the file has no samples"
     except OSError:
         return "there is no such clip"
-    except AudioError as error:
-        return str(error)
-    except RuntimeError:  # soundfile's error for what it can't read
+    except AudioFormatError:
         return "the file can not be read as audio"
+    except AudioError as error:
+        return str(error).removeprefix(f"{path}: ").partition(";")[0]
     return None
 
 

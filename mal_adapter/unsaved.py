@@ -1,0 +1,237 @@
+"""What a store could not keep: held in this process within limits, and due to be saved again."""
+
+import contextlib
+import dataclasses
+import random
+import threading
+import weakref
+from collections.abc import Callable
+from time import monotonic
+from typing import NamedTuple
+
+from mal_adapter.errors import StoreError
+from mal_adapter.forking import renew_after_fork
+from mal_adapter.state import MemoryState
+
+__all__ = ["GIVE_UP_AFTER", "Backlog", "Outage", "Unsaved"]
+
+FIRST_S, LONGEST_S = 0.5, 30.0  # between two attempts; doubled each time, and shortened at random by up to a half
+GIVE_UP_AFTER = 3  # failures in a row: the store is away, and a round of attempts ends
+
+
+@dataclasses.dataclass(frozen=True)
+class Unsaved:
+    """A state that a store failed to keep.
+
+    Attributes:
+        state: Of batch size 1 and detached.
+        version: The version that it follows.
+        attempts: Digests of all states of this session that the store failed to keep since, this one included.
+        nbytes: Of the state's tensors.
+        since_s: When the first of them failed, on a monotonic clock.
+        due_s: When to try again, on that clock.
+        failures: How often it was tried again in vain.
+        stuck: Whether it failed again although the store kept another session just before.
+    """
+
+    state: MemoryState
+    version: str | None
+    attempts: frozenset[bytes]
+    nbytes: int
+    since_s: float
+    due_s: float
+    failures: int = 0
+    stuck: bool = False
+
+
+class Outage(NamedTuple):
+    """What waits for the store, as of now.
+
+    Attributes:
+        sessions: How many sessions have their last state in this process only.
+        nbytes: Bytes of those states.
+        for_s: Seconds since the first of them could not be saved.
+        next_try_s: Seconds until the next attempt; 0 while one is under way.
+        error: The last error of the store.
+    """
+
+    sessions: int
+    nbytes: int
+    for_s: float
+    next_try_s: float
+    error: str
+
+
+class Backlog:
+    """The states that a store could not keep, by session id, and a thread that works them off while there are any.
+
+    Attempts are made one at a time. They are due after half a second, then more and more rarely, and at once when the
+    store has kept a state of any other session. A session that fails again while others are saved waits for its own
+    time, and holds up none of them. The thread ends with the last state, with `owner`, or with the process.
+
+    Args:
+        owner: Whose states these are; referred to weakly by the thread.
+        attempt: A method of the owner's that saves one session by its id: raises what the store raises.
+
+    Attributes:
+        max_sessions: How many sessions may wait here.
+        max_bytes: How many bytes of tensors may wait here.
+        lost: How many states could never be saved, since another process had continued their sessions.
+    """
+
+    def __init__(self, owner: object, attempt: Callable[[object, str], None]) -> None:
+        self.max_sessions = 1024
+        self.max_bytes = 2**30
+        self.lost = 0
+        self._owner = weakref.ref(owner)
+        self._attempt = attempt
+        self._records: dict[str, Unsaved] = {}  # the one to be tried next is first
+        self._error = ""
+        self._answered = False  # whether the last attempt of any session succeeded
+        self._failed_rounds = 0
+        self._pause_until_s = 0.0  # after a round that gave up
+        self._renew_locks()
+        renew_after_fork(self)
+        weakref.finalize(owner, self._end).atexit = False
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._records
+
+    def ids(self) -> list[str]:
+        """The sessions that wait, sorted."""
+        return sorted(self._records)
+
+    def get(self, session_id: str) -> Unsaved | None:
+        """What waits of a session."""
+        return self._records.get(session_id)
+
+    def pop(self, session_id: str) -> Unsaved | None:
+        """Take a session out: it is saved, dropped or lost."""
+        with self._lock:
+            record = self._records.pop(session_id, None)
+            if record is not None and not self._records:
+                self._wake.set()  # the thread has nothing to wait for
+            return record
+
+    def put(self, session_id: str, state: MemoryState, version: str | None, digest: bytes, error: Exception) -> None:
+        """Take in a state that the store failed to keep.
+
+        Raises:
+            StoreError: There is no room for one more session. What waits of others stays.
+        """
+        with self._lock:
+            now, before = monotonic(), self._records.get(session_id)
+            nbytes = state.nbytes
+            too_large = self._nbytes() + nbytes > self.max_bytes
+            if before is None and (len(self._records) >= self.max_sessions or too_large):
+                raise StoreError(
+                    f"{error}; and {len(self._records)} sessions wait for the store in this process already, with "
+                    f"which it is full (memory.states.backlog). This utterance of {session_id!r} is not kept; open the "
+                    "session again and repeat it when the store is back"
+                ) from error
+            self._answered, self._error = False, str(error)
+            if before is None:
+                self._records[session_id] = Unsaved(state, version, frozenset({digest}), nbytes, now, now + _delay(0))
+            else:
+                attempts = before.attempts | {digest}
+                self._records[session_id] = dataclasses.replace(
+                    before, state=state, version=version, attempts=attempts, nbytes=nbytes
+                )
+            self._start()
+
+    def failed_again(self, session_id: str, error: Exception) -> None:
+        """The store failed to keep it once more; the others come first."""
+        with self._lock:
+            if (record := self._records.pop(session_id, None)) is not None:
+                due_s, stuck = monotonic() + _delay(record.failures), self._answered
+                self._records[session_id] = dataclasses.replace(
+                    record, failures=record.failures + 1, due_s=due_s, stuck=stuck
+                )
+            self._answered, self._error = False, str(error)
+
+    def store_answers(self) -> None:
+        """The store has kept a state of some session, so it is back for the others too."""
+        with self._lock:
+            self._answered, self._failed_rounds, self._pause_until_s = True, 0, 0.0
+            now = monotonic()
+            for session_id, record in self._records.items():
+                if not record.stuck and record.due_s > now:
+                    self._records[session_id] = dataclasses.replace(record, due_s=now)
+            if self._records:
+                self._wake.set()
+
+    def outage(self) -> Outage | None:
+        """What waits, and since when; None if nothing does."""
+        with self._lock:
+            if not self._records:
+                return None
+            for_s = monotonic() - min(record.since_s for record in self._records.values())
+            return Outage(len(self._records), self._nbytes(), for_s, self._wait_s(), self._error)
+
+    def full(self) -> bool:
+        """Whether no further session can wait here."""
+        with self._lock:
+            return len(self._records) >= self.max_sessions or self._nbytes() >= self.max_bytes
+
+    def _renew_locks(self) -> None:
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def _end(self) -> None:
+        self._wake.set()
+
+    def _nbytes(self) -> int:
+        return sum(record.nbytes for record in self._records.values())
+
+    def _start(self) -> None:
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._thread = threading.Thread(target=_work_off, args=(self._owner, self), name="mal_adapter", daemon=True)
+        with contextlib.suppress(RuntimeError):  # the interpreter is about to end
+            self._thread.start()
+
+    def _round(self, owner: object) -> float | None:
+        """Try those that are due. Returns seconds until the next one is; None when nothing waits any more."""
+        with self._lock:
+            now = monotonic()
+            due = [session_id for session_id, record in self._records.items() if record.due_s <= now]
+        in_a_row = 0
+        for session_id in due if now >= self._pause_until_s else ():
+            try:
+                self._attempt(owner, session_id)
+                in_a_row = 0
+            except Exception:  # it is in failed_again, and this thread must go on
+                in_a_row += 1
+            if in_a_row == GIVE_UP_AFTER:
+                with self._lock:
+                    self._pause_until_s = monotonic() + _delay(self._failed_rounds)
+                    self._failed_rounds += 1
+                break
+        with self._lock:
+            if not self._records:
+                self._thread = None
+                return None
+            return self._wait_s()
+
+    def _wait_s(self) -> float:
+        first_due_s = min(record.due_s for record in self._records.values())
+        return max(0.0, max(first_due_s, self._pause_until_s) - monotonic())
+
+
+def _delay(failures: int) -> float:
+    # Shortened at random, or all replicas would come at the same moments.
+    return float(min(LONGEST_S, FIRST_S * 2 ** min(failures, 16)) * random.uniform(0.5, 1.0))
+
+
+def _work_off(reference: "weakref.ref[object]", backlog: Backlog) -> None:
+    while (owner := reference()) is not None:
+        wait_s = backlog._round(owner)
+        del owner  # it may be forgotten while this thread waits
+        if wait_s is None:
+            return
+        backlog._wake.wait(wait_s)
+        backlog._wake.clear()
