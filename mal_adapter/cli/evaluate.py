@@ -18,6 +18,7 @@ from mal_adapter.cli.hosts import (
 )
 from mal_adapter.cli.output import header, load_libraries, note, print_json, print_line, row, width
 from mal_adapter.cli.usage import json_option, shown
+from mal_adapter.ser.evaluation.arms import ARMS, AUDIT
 
 if TYPE_CHECKING:
     from mal_adapter.ser.evaluation.evaluation import Evaluation
@@ -83,8 +84,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="What to hear: bare, right, reset, swapped, mixed, shuffled, told (a memory per true speaker), "
-            "history (utterances before it in the prompt). Default: all but the last two.",
+            help=f"Which arms to run: {', '.join(f'{name} ({arm.title})' for name, arm in ARMS.items())}. "
+            f"Default: {', '.join(AUDIT)}.",
             rich_help_panel=PANEL,
         ),
     ] = None,
@@ -148,7 +149,7 @@ def evaluate(
         usual_labels=data.labels,
         dialogues=data.dialogues,
     )
-    usual = evaluation.AUDIT if recognizer.reads_memory else ("host_only",)
+    usual = AUDIT if recognizer.reads_memory else ("host_only",)
     raise_problems(rival_problems(data.dialogues, recognizer.labels, chosen or usual, rivals))
     if card and recognizer.memory is not None:
         check_folder(str(adapter), recognizer.memory.adapter.config, recognizer.memory.adapter.metadata)

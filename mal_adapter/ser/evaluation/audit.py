@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -24,21 +24,7 @@ from mal_adapter.ser.recognizer.results import Failure, Prediction
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
 
-__all__ = ["ARMS", "WRONG_PASTS", "Answer", "Heard", "audit"]
-
-#: Arm -> what is heard in it.
-ARMS: Mapping[str, str] = {
-    "host_only": "the host alone; what is written is never read",
-    "own": "each dialogue with its own memory",
-    "reset": "each utterance with an empty memory",
-    "swapped": "each utterance reads what another dialogue has written by that turn",
-    "other_dialogues": "the utterances before it are other dialogues', so nothing tells of its speakers",
-    "shuffled": "the utterances of each dialogue in random order",
-    "oracle_speakers": "oracle: a memory for each true speaker, instead of one for the dialogue",
-    "history": "the host alone, with the utterances before it joined to the audio in the prompt",
-}
-#: The arms whose memory must be worth less than the right one.
-WRONG_PASTS = ("reset", "swapped", "other_dialogues")
+__all__ = ["Answer", "Heard", "audit"]
 
 Key: TypeAlias = tuple[str, str]  # dialogue id, utterance id
 Answer: TypeAlias = Prediction | Failure

@@ -8,12 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
+from mal_adapter.ser.evaluation.arms import ARMS
 from mal_adapter.ser.evaluation.colors import emotion_colors, ink_on
 
 __all__ = ["GREYS", "LETTERS_FIT", "WITH", "WITHOUT", "draw_answers", "in_percent", "legend_above", "percent"]
 
 WITHOUT, WITH = "#98a2ad", "#2b3a4a"
-GREYS = {"without memory": WITHOUT, "with memory": WITH}
+GREYS = {ARMS["host_only"].title: WITHOUT, ARMS["own"].title: WITH}
 _UNKNOWN = "#f2f2f2"
 #: So many letters have room side by side along the x axis of a picture 9.6 inches wide.
 LETTERS_FIT = 90

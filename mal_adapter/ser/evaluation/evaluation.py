@@ -20,7 +20,8 @@ from accelerate import PartialState
 from mal_adapter.errors import ConfigError, EvaluationError, MalAdapterError, raise_problems
 from mal_adapter.memory.config import check_integer
 from mal_adapter.ser.dialogue import Dialogue
-from mal_adapter.ser.evaluation.audit import ARMS, WRONG_PASTS, Answer, audit
+from mal_adapter.ser.evaluation.arms import ARMS, AUDIT
+from mal_adapter.ser.evaluation.audit import Answer, audit
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.names import composed_all
 from mal_adapter.ser.progress import progress_bar
@@ -32,13 +33,10 @@ from mal_adapter.serialization.atomic import folder_problem, write_atomically
 from mal_adapter.serialization.strict_json import parse_json
 from mal_adapter.serialization.tensors import in_unicode
 
-__all__ = ["AUDIT", "Evaluation", "evaluate", "read_evaluation"]
+__all__ = ["Evaluation", "evaluate", "read_evaluation"]
 
 FORMAT_VERSION = 1
 RUN_NAME, ANSWERS_NAME, PARTS_NAME = "evaluation.json", "answers.jsonl", "parts"
-
-#: The arms heard unless others are asked for. What needs another prompt or the true speakers is asked for by name.
-AUDIT = ("host_only", "own", *WRONG_PASTS, "shuffled")
 
 #: The most dialogues among which memories are swapped and utterances mixed; one process hears them together.
 _GROUP = 16

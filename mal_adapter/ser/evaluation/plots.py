@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from mal_adapter.ser.evaluation.arms import ARMS
 from mal_adapter.ser.evaluation.colors import ink_on
 from mal_adapter.ser.evaluation.drawing import (
     GREYS,
@@ -29,14 +30,8 @@ from mal_adapter.ser.evaluation.drawing import (
 __all__ = ["plots_of"]
 
 _AGAINST = "#66788a"
-_NAMES = {"host_only": "without memory", "own": "with memory"}
-#: What the arms of an evaluation hear, in a few words.
-_HEARS = {
-    "host_only": "no memory", "own": "its own past", "reset": "an emptied memory", "swapped": "another dialogue's past",
-    "other_dialogues": "other speakers' past", "shuffled": "its own, out of order",
-    "oracle_speakers": "told the past labels",
-    "history": "past in the prompt",
-}  # fmt: skip
+#: The two arms that most plots compare, and their titles.
+_COMPARED = {arm: ARMS[arm].title for arm in ("host_only", "own")}
 #: Text stays text, in the page's font; and a dollar in a speaker's name begins no formula.
 _STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "text.parse_math": False}
 _TURNED: dict[str, Any] = {"rotation": 50, "ha": "right", "rotation_mode": "anchor"}
@@ -53,7 +48,7 @@ def plots_of(figures: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -
         answers: of the evaluation they come from.
     """
     arms = figures["arms"]
-    both = [arm for arm in ("host_only", "own") if arm in arms]
+    both = [arm for arm in _COMPARED if arm in arms]
     shown = both or list(arms)[:1]
     with rc_context(_STYLE):
         plots = [_gain_by_turn(figures)] if len(both) == 2 else []
@@ -68,7 +63,7 @@ def _gain_by_turn(figures: Mapping[str, Any]) -> tuple[str, str, str]:
     rows = rows or figures["gain_by_turn"][:_LONGEST]
     turns = [row["turn"] for row in rows]
     figure, (above, below) = _figure(2, height=5.0, sharex=True)
-    for arm, name in _NAMES.items():
+    for arm, name in _COMPARED.items():
         by_turn = {row["turn"]: row["wa"] for row in figures["arms"][arm]["by_turn"]}
         above.plot(turns, [by_turn[turn] for turn in turns], marker="o", markersize=4, color=GREYS[name], label=name)
     above.set(ylabel="accuracy", ylim=(0, 1.02))
@@ -95,7 +90,7 @@ def _systems(figures: Mapping[str, Any]) -> tuple[str, str, str]:
     bounds = np.array([systems[name]["intervals"]["wa"] for name in names]).T
     colors = [WITH if name == "own" else _AGAINST if name in figures["against"] else WITHOUT for name in names]
     errors = np.clip(np.stack([values - bounds[0], bounds[1] - values]), 0, None)
-    titles = [f"{name} ({_HEARS[name]})" if name in figures["arms"] else name for name in names]
+    titles = [f"{name} ({ARMS[name].title})" if name in figures["arms"] else name for name in names]
     seen_on_any = {"elinewidth": 1.2, "path_effects": [withStroke(linewidth=3.4, foreground="white")]}
     axes.barh(titles, values, color=colors, height=0.62, xerr=errors, error_kw=seen_on_any)
     for place, value in enumerate(values):
@@ -105,7 +100,7 @@ def _systems(figures: Mapping[str, Any]) -> tuple[str, str, str]:
     axes.xaxis.set_major_formatter(in_percent())
     axes.tick_params(axis="y", length=0)
     words = "Thin lines: 95 % bootstrap intervals over dialogues."
-    return "The right memory, wrong ones, and others", _svg(figure), words
+    return "Accuracy by arm", _svg(figure), words
 
 
 def _confusion(figures: Mapping[str, Any], arms: Sequence[str]) -> tuple[str, str, str]:
@@ -124,7 +119,7 @@ def _confusion(figures: Mapping[str, Any], arms: Sequence[str]) -> tuple[str, st
             place.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=9, color=ink)
         place.set_xticks(range(len(labels)), labels, **(_TURNED if len(labels) > 4 else {}))
         place.set_yticks(range(len(labels)), labels)
-        place.set(title=_NAMES.get(arm, arm), xlabel="answer", aspect="equal", ylim=(len(labels) - 0.5, -0.5))
+        place.set(title=ARMS[arm].title, xlabel="answer", aspect="equal", ylim=(len(labels) - 0.5, -0.5))
         place.spines[:].set_visible(False)
         place.tick_params(length=0)
     axes[0].set_ylabel("truth")
@@ -139,7 +134,7 @@ def _reliability(figures: Mapping[str, Any], arms: Sequence[str]) -> tuple[str, 
         bins = reliability["bins"]
         confidence, accuracy, counts = ([one[key] for one in bins] for key in ("confidence", "accuracy", "count"))
         color = WITH if arm == "own" else WITHOUT
-        label = f"{_NAMES.get(arm, arm)}, error {percent(reliability['expected_calibration_error'], 1)}"
+        label = f"{ARMS[arm].title}, error {percent(reliability['expected_calibration_error'], 1)}"
         axes.plot(confidence, accuracy, color=color, linewidth=1, alpha=0.6)
         sizes = 8 + 240 * np.array(counts) / sum(counts)
         axes.scatter(confidence, accuracy, s=sizes, color=color, label=label, clip_on=False, zorder=3)
@@ -156,7 +151,7 @@ def _reliability(figures: Mapping[str, Any], arms: Sequence[str]) -> tuple[str, 
 def _timeline(dialogue: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
     figure, (cells, above, below) = _figure(3, height=6.6, sharex=True, ratios=(1.0, 1.2, 0.9))
     places = np.arange(len(dialogue))
-    systems = {name: [row["arms"][arm] for row in dialogue] for arm, name in _NAMES.items()}
+    systems = {name: [row["arms"][arm] for row in dialogue] for arm, name in _COMPARED.items()}
     draw_answers(cells, [row["truth"] for row in dialogue], systems)
     for (name, answers), shift in zip(systems.items(), (-0.2, 0.2), strict=True):
         heights = [p[row["truth"]] if row["truth"] else 0.0 for row, p in zip(dialogue, answers, strict=True)]

@@ -15,7 +15,7 @@ import numpy as np
 
 from mal_adapter.errors import EvaluationError, MalAdapterError, MetricsError, raise_problems
 from mal_adapter.ser.dialogue import Dialogue
-from mal_adapter.ser.evaluation.audit import ARMS, WRONG_PASTS
+from mal_adapter.ser.evaluation.arms import ARMS, WRONG_PASTS
 from mal_adapter.ser.evaluation.evaluation import Evaluation
 from mal_adapter.ser.evaluation.metrics import compare, score
 from mal_adapter.ser.evaluation.scores import METRICS
@@ -278,7 +278,7 @@ def _page(figures: Mapping[str, Any], plots: Sequence[tuple[str, str, str]]) -> 
     return template.render(
         figures=figures,
         run=run,
-        meanings=ARMS,
+        described=ARMS,
         compared={entry["first"]: entry for entry in figures["compared"]},
         plots=[(title, Markup(image), words) for title, image, words in plots],
     )

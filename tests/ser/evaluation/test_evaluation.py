@@ -18,7 +18,8 @@ from mal_adapter.errors import ConfigError, EvaluationError
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.evaluation import AUDIT, evaluate, read_evaluation
 from mal_adapter.ser.evaluation import evaluation as module
-from mal_adapter.ser.evaluation.audit import ARMS, _join, _other_dialogues
+from mal_adapter.ser.evaluation.arms import ARMS
+from mal_adapter.ser.evaluation.audit import _join, _other_dialogues
 from mal_adapter.ser.recognizer import EmotionRecognizer
 from mal_adapter.ser.recognizer.audio import load_waveform
 from tests.commands import mal_adapter
