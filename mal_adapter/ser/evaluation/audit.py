@@ -83,15 +83,22 @@ def audit(
 
 
 def _other_dialogues(turns: list[list[Utterance]], seed: int) -> list[list[Utterance]]:
-    """Sessions in which each utterance is of another dialogue, as far as there are as many dialogues as turns; and has
-    as many before it as in its own, as far as other dialogues are as long."""
+    """Deal the utterances of each turn to sessions, so that few sessions have two utterances of one dialogue.
+
+    With at least as many dialogues as turns, none has. Each utterance follows about as many others as in its own
+    dialogue, as far as other dialogues are as long. `seed` chooses among all sessions that are equally good.
+    """
+    rng = np.random.default_rng(seed)
     sessions: list[list[Utterance]] = [[] for _ in turns]
     own = np.zeros((len(turns), len(turns)))  # utterances of each dialogue (row) in each session
     for turn in range(max(map(len, turns))):
-        spoken = [number for number, us in enumerate(turns) if turn < len(us)]
+        present = [number for number, us in enumerate(turns) if turn < len(us)]
         longest_first = -np.array([len(session) for session in sessions])
-        costs = own[spoken] * (1 + turn * len(turns)) + longest_first  # all lengths together weigh less than one of own
-        for number, session in zip(spoken, linear_sum_assignment(costs)[1], strict=True):
+        costs = (
+            own[present] * (1 + turn * len(turns)) + longest_first
+        )  # all lengths together weigh less than one of own
+        costs += rng.random(costs.shape) / (2 * len(turns))  # all together less than one utterance of length
+        for number, session in zip(present, linear_sum_assignment(costs)[1], strict=True):
             sessions[session].append(turns[number][turn])
             own[number, session] += 1
     return sessions
