@@ -19,6 +19,7 @@ from mal_adapter.ser.evaluation.arms import ARMS, WRONG_PASTS
 from mal_adapter.ser.evaluation.evaluation import Evaluation
 from mal_adapter.ser.evaluation.metrics import compare, score
 from mal_adapter.ser.evaluation.scores import METRICS
+from mal_adapter.ser.evaluation.verdict import verdict_of
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.serialization.atomic import folder_problem, write_atomically
 
@@ -171,7 +172,7 @@ def figures_of(evaluation: Evaluation, against: Sequence[Evaluation] = ()) -> di
             tests = {m: compare(truth, answers[name], answers[main], ids, labels, metric=m).to_dict() for m in METRICS}
             figures["compared"].append({"first": name, "second": main, **tests})
     figures["audit"] = _audit(figures["arms"])
-    figures["verdict"] = _verdict(figures)
+    figures["verdict"] = verdict_of(figures)
     figures["gain_by_turn"] = _gain_by_turn(judged) if {"host_only", "own"} <= set(arms) else []
     figures["left_out"] = {
         f"{answer['dialogue_id']}/{answer['utterance_id']}": answer["error"]
@@ -229,23 +230,6 @@ def _audit(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     gain = arms["own"]["wa"] - arms["host_only"]["wa"]
     lost = {arm: arms["own"]["wa"] - arms[arm]["wa"] for arm in WRONG_PASTS if arm in arms}
     return {arm: loss / gain if gain > 0 else None for arm, loss in lost.items()}
-
-
-def _verdict(figures: Mapping[str, Any]) -> str:
-    arms, compared = figures["arms"], {entry["first"]: entry["wa"] for entry in figures["compared"]}
-    if "own" not in arms or "host_only" not in arms:
-        return ""
-    gain, p_value = compared["host_only"]["difference"], compared["host_only"]["p_value"]
-    told = f"{gain * 100:+.1f} points of accuracy against the bare host, p = {p_value:.4f}"
-    if gain <= 0 or p_value > 0.05:
-        return f"No gain is shown: {told}."
-    beaten = [arm for arm in figures["audit"] if compared[arm]["difference"] > 0 and compared[arm]["p_value"] <= 0.05]
-    missing = [arm for arm in figures["audit"] if arm not in beaten]
-    if missing:
-        return f"A gain ({told}), but not shown to come from the dialogue's past: {', '.join(missing)} may do as well."
-    if not beaten:
-        return f"A gain: {told}. Where it comes from was not asked."
-    return f"The memory is real: {told}, and the right past beats every wrong one ({', '.join(beaten)})."
 
 
 def _gain_by_turn(judged: Rows) -> list[dict[str, Any]]:

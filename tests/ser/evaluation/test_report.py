@@ -10,6 +10,7 @@ import pytest
 
 from mal_adapter.errors import EvaluationError, MetricsError
 from mal_adapter.ser.evaluation.report import card_entry, figures_of, pooled, write_report
+from mal_adapter.ser.evaluation.verdict import Finding, finding_of
 from tests.ser.evaluation.made_evaluations import RIGHT, made_evaluation
 
 
@@ -23,7 +24,7 @@ def test_figures_are_those_of_the_answers():
     compared = {entry["first"]: entry["wa"] for entry in figures["compared"]}
     assert compared["host_only"]["difference"] == 0.5
     assert compared["oracle_speakers"]["p_value"] == 1.0
-    assert figures["verdict"].startswith("The memory is real: +50.0 points")
+    assert finding_of(figures) is Finding.SPECIFIC_GAIN
     reliability = figures["arms"]["own"]["reliability"]
     assert sum(b["count"] for b in reliability["bins"]) == 48
     # sure by 0.6 … 0.75 and always right
@@ -32,18 +33,45 @@ def test_figures_are_those_of_the_answers():
     assert (entry["metrics"]["accuracy"], entry["host_metrics"]["accuracy"]) == (1.0, 0.5)
 
 
-def test_the_verdict_does_not_say_more_than_was_shown():
-    swapped = made_evaluation()
-    for row in swapped.answers:
-        row["arms"]["swapped"] = row["arms"]["own"]
-    assert "not shown to come from the dialogue's past: swapped" in figures_of(swapped)["verdict"]
-    assert figures_of(made_evaluation(dialogues=2))["verdict"].startswith("No gain is shown")
-    nothing = made_evaluation()
-    for row in nothing.answers:
-        row["arms"]["own"] = row["arms"]["host_only"]
-    figures = figures_of(nothing)
-    assert figures["verdict"].startswith("No gain is shown: +0.0 points")
-    assert figures["audit"] == {"reset": None, "swapped": None, "other_dialogues": None}
+def with_copied_arm(source, target):
+    """An evaluation in which `target` gives the answers of `source`."""
+    evaluation = made_evaluation()
+    for row in evaluation.answers:
+        row["arms"][target] = row["arms"][source]
+    return evaluation
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "finding", "named"),
+    [
+        (made_evaluation(), Finding.SPECIFIC_GAIN, ["+50.0", "reset, swapped and other_dialogues"]),
+        (with_copied_arm("own", "swapped"), Finding.UNSPECIFIC_GAIN, ["+50.0", "accuracy of swapped is not"]),
+        (made_evaluation(arms=["host_only", "own", "shuffled"]), Finding.UNTESTED_GAIN, ["+50.0"]),
+        (made_evaluation(arms=["host_only", "own", "reset"]), Finding.SPECIFIC_GAIN, ["+50.0", "accuracy of reset is"]),
+        (made_evaluation(dialogues=2), Finding.NO_GAIN, ["+50.0"]),  # too few for 5 %
+        (with_copied_arm("host_only", "own"), Finding.NO_GAIN, ["+0.0", "p = 1.0000"]),
+        (with_copied_arm("history", "own"), Finding.NO_GAIN, ["-50.0"]),  # significantly worse
+    ],
+)
+def test_the_verdict_does_not_say_more_than_was_shown(evaluation, finding, named):
+    figures = figures_of(evaluation)
+    assert finding_of(figures) is finding
+    assert finding_of(json.loads(json.dumps(figures))) is finding
+    assert figures["verdict"].startswith(finding.value)
+    assert [words for words in named if words not in figures["verdict"]] == []
+
+
+def test_the_audit_gives_the_share_of_the_gain_that_is_lost():
+    assert figures_of(made_evaluation())["audit"] == {"reset": 1.0, "swapped": 1.5, "other_dialogues": 1.0}
+    without_gain = figures_of(with_copied_arm("host_only", "own"))
+    assert without_gain["audit"] == {"reset": None, "swapped": None, "other_dialogues": None}
+
+
+@pytest.mark.parametrize("arms", [["own"], ["host_only"], ["own", "reset"], ["host_only", "history"]])
+def test_without_the_host_alone_or_the_own_past_there_is_no_verdict(arms):
+    figures = figures_of(made_evaluation(arms=arms))
+    assert finding_of(figures) is None
+    assert figures["verdict"] == ""
 
 
 def test_folds_are_one_evaluation():
@@ -130,7 +158,7 @@ def test_a_browser_shows_every_plot_and_has_no_complaint(tmp_path):
     assert "<script" not in shown.stdout
     text = html.unescape(re.sub(r"<[^>]+>", " ", shown.stdout))
     for words in (
-        "The memory is real",
+        Finding.SPECIFIC_GAIN.value,
         "with memory",
         "gain in accuracy",
         "surprise",
