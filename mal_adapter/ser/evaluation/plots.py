@@ -1,4 +1,4 @@
-"""The plots of a report, each as an SVG text to put into a page."""
+"""The plots of a report, each as SVG text for an HTML page."""
 
 from __future__ import annotations
 
@@ -32,20 +32,24 @@ __all__ = ["plots_of"]
 _AGAINST = "#66788a"
 #: The two arms that most plots compare, and their titles.
 _COMPARED = {arm: ARMS[arm].title for arm in ("host_only", "own")}
-#: Text stays text, in the page's font; and a dollar in a speaker's name begins no formula.
+#: Text stays text, in the page's font. A dollar sign in a speaker's name does not start a formula.
 _STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "text.parse_math": False}
 _TURNED: dict[str, Any] = {"rotation": 50, "ha": "right", "rotation_mode": "anchor"}
-#: Turns that fewer dialogues reach say little; they are not drawn.
+#: A turn that fewer dialogues reach is not drawn, since its accuracy is mostly chance.
 _FEWEST = 5
+#: Later turns are not drawn.
 _LONGEST = 40
 
 
 def plots_of(figures: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """(title, SVG, words below it) of what the arms allow.
+    """Draw every plot for which the evaluation has the arms.
 
     Args:
-        figures: from `figures_of`.
-        answers: of the evaluation they come from.
+        figures: From `mal_adapter.ser.evaluation.report.figures_of`.
+        answers: The answers of the same evaluation.
+
+    Returns:
+        (title, SVG text, caption) of each plot.
     """
     arms = figures["arms"]
     both = [arm for arm in _COMPARED if arm in arms]
@@ -99,7 +103,7 @@ def _systems(figures: Mapping[str, Any]) -> tuple[str, str, str]:
     axes.set(xlabel="accuracy", xlim=(0, 1))
     axes.xaxis.set_major_formatter(in_percent())
     axes.tick_params(axis="y", length=0)
-    words = "Thin lines: 95 % bootstrap intervals over dialogues."
+    words = "Thin lines are 95 % bootstrap intervals over dialogues."
     return "Accuracy by arm", _svg(figure), words
 
 
@@ -112,7 +116,7 @@ def _confusion(figures: Mapping[str, Any], arms: Sequence[str]) -> tuple[str, st
     for place, arm in zip(axes, arms, strict=True):
         counts = np.array(figures["arms"][arm]["confusion"], dtype=float)
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        greys = Normalize(0, 1.3)  # leaves out the black end
+        greys = Normalize(0, 1.3)  # without the black end of the colour map
         place.pcolormesh(edges, edges, shares, cmap="Greys", norm=greys, edgecolors="white", linewidth=2)
         for (row, column), share in np.ndenumerate(shares):
             ink = ink_on(to_hex(colormaps["Greys"](greys(share))))
@@ -123,7 +127,7 @@ def _confusion(figures: Mapping[str, Any], arms: Sequence[str]) -> tuple[str, st
         place.spines[:].set_visible(False)
         place.tick_params(length=0)
     axes[0].set_ylabel("truth")
-    return "Confusion", _svg(figure), "Percent of each true emotion; a row sums to 100."
+    return "Confusion", _svg(figure), "Each cell is a percentage of its true emotion; a row sums to 100."
 
 
 def _reliability(figures: Mapping[str, Any], arms: Sequence[str]) -> tuple[str, str, str]:
@@ -138,12 +142,13 @@ def _reliability(figures: Mapping[str, Any], arms: Sequence[str]) -> tuple[str, 
         axes.plot(confidence, accuracy, color=color, linewidth=1, alpha=0.6)
         sizes = 8 + 240 * np.array(counts) / sum(counts)
         axes.scatter(confidence, accuracy, s=sizes, color=color, label=label, clip_on=False, zorder=3)
-    axes.set(xlabel="probability of the answer", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel="probability of the answer", ylabel="share of correct answers", xlim=(0, 1), ylim=(0, 1))
     axes.xaxis.set_major_formatter(in_percent())
     axes.yaxis.set_major_formatter(in_percent())
     legend_above(axes, ncols=1)
     words = (
-        "On the line, as many answers are right as their probability says. A dot's area tells how many answers it is."
+        "On the line, the share of correct answers equals their probability. The area of a dot is proportional to its "
+        "number of answers. The error is the expected calibration error."
     )
     return "Reliability", _svg(figure), words
 
@@ -161,20 +166,21 @@ def _timeline(dialogue: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
     legend_above(above)
     below.plot(places, [row["surprise"] for row in dialogue], color=WITH, marker="o", markersize=4)
     figure.align_ylabels([above, below])
-    below.set(xlabel="who speaks", ylabel="surprise", ylim=(0, None))
+    below.set(xlabel="speaker", ylabel="surprise", ylim=(0, None))
     names = [row["speaker"] for row in dialogue]
     speakers = [name if len(name) <= 16 else f"{name[:15]}…" for name in names]
     crowded = len(dialogue) * max(map(len, speakers)) > LETTERS_FIT
     below.set_xticks(places, speakers, **(_TURNED if crowded else {}))
     words = (
-        f"Dialogue {dialogue[0]['dialogue_id']}, of typical gain: the answers, the probability given to the truth, and "
-        "the surprise: the norm of S, the gradients that the memory carries on after an utterance."
+        f"Dialogue {dialogue[0]['dialogue_id']}, whose gain is close to the mean. Above: the answers, and the "
+        "probability of the true emotion. Below: the surprise, which is the norm of the memory's momentum S after each "
+        "utterance."
     )
     return "A dialogue's timeline", _svg(figure), words
 
 
 def _typical(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The dialogue whose gain in the truth's probability is closest to the mean, among the longer half."""
+    """The dialogue, among the longer half, whose gain in the probability of the truth is closest to the mean."""
     dialogues: dict[str, list[Mapping[str, Any]]] = {}
     for row in answers:
         if "arms" in row:
