@@ -46,8 +46,7 @@ def train_and_evaluate(name: str, train: list[Dialogue], dev: list[Dialogue], ar
     """Train a fresh copy of the host, then evaluate it on the test dialogues."""
     model, processor = load_host(options.model)
     torch.manual_seed(0)
-    hidden_size = model.config.get_text_config().hidden_size
-    config = MemoryConfig(hidden_size=hidden_size, memory_dim=128, num_heads=2, dropout=0.1)
+    config = MemoryConfig(memory_dim=128, num_heads=2, dropout=0.1)
     recognizer = EmotionRecognizer(model, processor, attach_memory(model, options.layer, config=config), labels)
     utterances = sum(len(dialogue.utterances) for dialogue in train)
     # about as many utterances per step, whether a dialogue has many or one

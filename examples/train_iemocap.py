@@ -30,7 +30,6 @@ options = parser.parse_args()
 corpus = read_corpus("iemocap", options.root)  # four classes, happy and excited as one: 5 531 utterances
 print(corpus.report)
 model, processor = load_host(options.model)
-hidden_size = model.config.get_text_config().hidden_size
 
 evaluations = []
 for number, (held_out, rest, test) in enumerate(corpus.folds()):
@@ -39,7 +38,7 @@ for number, (held_out, rest, test) in enumerate(corpus.folds()):
         memory = attach_memory(model, adapter=MemoryAdapter.from_pretrained(output))
     else:
         torch.manual_seed(number)
-        config = MemoryConfig(hidden_size=hidden_size, memory_dim=128, num_heads=2, dropout=0.2)
+        config = MemoryConfig(memory_dim=128, num_heads=2, dropout=0.2)
         memory = attach_memory(model, options.layer, config=config)
     with memory:
         recognizer = EmotionRecognizer(model, processor, memory, corpus.labels)

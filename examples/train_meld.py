@@ -38,10 +38,7 @@ if state.is_main_process:
 model, processor = load_host(options.model)
 torch.manual_seed(options.seed)
 # 1 038 training dialogues are few for a memory, so it is narrow and has dropout.
-hidden_size = model.config.get_text_config().hidden_size
-memory = attach_memory(
-    model, options.layer, config=MemoryConfig(hidden_size=hidden_size, memory_dim=128, num_heads=2, dropout=0.1)
-)
+memory = attach_memory(model, options.layer, config=MemoryConfig(memory_dim=128, num_heads=2, dropout=0.1))
 recognizer = EmotionRecognizer(model, processor, memory, corpus.labels)
 train_memory(
     recognizer,
