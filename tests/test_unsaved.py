@@ -33,11 +33,13 @@ class Faulty(InMemoryStore):
         self.away = self.unreadable = False
         self.broken: set[str] = set()
         self.attempts: Counter[str] = Counter()
+        self.reads = 0
         self.threads: dict[str, str] = {}
         self.hold: threading.Event | None = None
         self.holding = threading.Event()
 
     def get(self, session_id: str) -> Stored | None:
+        self.reads += 1
         if self.unreadable:
             raise StoreError("can't read sessions: nobody answers")
         return super().get(session_id)
@@ -74,6 +76,28 @@ def by_itself_never(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time of an attempt does not come in a test; only what wakes the thread does."""
     monkeypatch.setattr(unsaved, "FIRST_S", 3600.0)
     monkeypatch.setattr(unsaved, "LONGEST_S", 3600.0)
+
+
+@pytest.fixture
+def rounds(states: SessionStates, monkeypatch: pytest.MonkeyPatch) -> "Rounds":
+    """Attempts are made by the test, at times of a clock that the test sets; there is no thread."""
+    monkeypatch.setattr(unsaved, "_work_off", lambda *_: None)
+    return Rounds(states)
+
+
+class Rounds:
+    """What the backlog's thread does, at a simulated time."""
+
+    def __init__(self, states: SessionStates) -> None:
+        self.states, self.now_s = states, 0.0
+        states.backlog._clock = lambda: self.now_s
+
+    def run(self, seconds: float) -> None:
+        """Make all attempts that are due within the next `seconds`."""
+        end_s = self.now_s + seconds
+        while (wait_s := self.states.backlog._round(self.states)) is not None and self.now_s + wait_s <= end_s:
+            self.now_s += wait_s
+        self.now_s = end_s
 
 
 @pytest.fixture
@@ -119,7 +143,8 @@ def test_without_any_traffic_it_is_saved_when_the_store_is_back_for_reading_and_
     store.away = True
     speak(states, "call", 3)
     store.unreadable = True
-    time.sleep(0.1)
+    reads = store.reads
+    wait_until(lambda: store.reads > reads + 2)
     assert states.unsaved == ["call"]
     assert states["call"].equals(state_of(3)), "it goes on from what this process has"
     store.away = store.unreadable = False
@@ -132,34 +157,33 @@ def test_without_any_traffic_it_is_saved_when_the_store_is_back_for_reading_and_
     assert store.get("call").state.equals(state_of(4))
 
 
-@pytest.mark.usefixtures("soon")
-def test_while_a_store_is_away_few_of_many_sessions_are_tried(store: Faulty, states: SessionStates):
+def test_while_a_store_is_away_few_of_many_sessions_are_tried(store: Faulty, states: SessionStates, rounds: Rounds):
     store.away = True
     for n in range(200):
         speak(states, str(n))
     store.attempts.clear()
-    time.sleep(0.5)
-    # At most three in a row, twice per tenth of a second at the utmost, or 4 000 without a bound.
-    assert 0 < store.attempts.total() <= 60
+    rounds.run(3600)
+    # Three in a row, after 0.5, 1, 2, ... 30 s or up to a half less: at most one round in 15 s, and six before that.
+    assert 3 * 3600 / 30 <= store.attempts.total() <= 3 * (3600 / 15 + 6)
 
 
-@pytest.mark.usefixtures("soon")
 def test_a_session_that_always_fails_holds_up_no_other_and_is_tried_ever_more_rarely(
-    store: Faulty, states: SessionStates, monkeypatch: pytest.MonkeyPatch
+    store: Faulty, states: SessionStates, rounds: Rounds
 ):
-    monkeypatch.setattr(unsaved, "LONGEST_S", 30.0)
     store.broken = {f"broken-{n}" for n in range(5)}
     store.away = True
     for session_id in (*sorted(store.broken), *map(str, range(20))):
         speak(states, session_id)
     store.away = False
     speak(states, "other")
-    wait_until(lambda: set(states.unsaved) == store.broken)
+    rounds.run(60)
+    assert set(states.unsaved) == store.broken
     store.attempts.clear()
-    for n in range(100):
+    for n in range(3600):
         speak(states, f"traffic {n}")
-        time.sleep(0.005)
-    assert sum(store.attempts[session_id] for session_id in store.broken) <= 50
+        rounds.run(1)
+    attempts = [store.attempts[session_id] for session_id in store.broken]
+    assert 3600 / 31 <= min(attempts) <= max(attempts) <= 3600 / 15 + 6
     store.broken.clear()
     states.flush()
     assert nothing_unsaved(states)
@@ -378,23 +402,25 @@ def test_an_error_that_is_none_of_the_stores_does_not_end_the_attempts(
     store.away = True
     speak(states, "call")
     with monkeypatch.context() as fault:
-        fault.setattr(store, "get", lambda _: 1 // 0)
+        calls = []
+        fault.setattr(store, "get", lambda _: calls.append(1) or 1 // 0)
         store.away = False
-        time.sleep(0.1)
+        wait_until(lambda: len(calls) > 2)
         assert states.unsaved == ["call"]
     wait_until(lambda: nothing_unsaved(states))
 
 
-@pytest.mark.usefixtures("by_itself_never")
-def test_a_conflict_on_the_way_is_the_blocks_and_not_the_threads(store: Faulty, states: SessionStates):
+def test_a_conflict_on_the_way_is_the_blocks_and_not_the_threads(store: Faulty, states: SessionStates, rounds: Rounds):
     speak(states, "call", 1)
     store.away = True
     speak(states, "call", 2)
     store.away = False
     store.put("call", state_of(7), store.get("call").version)
     with states.opened(["call"]):
-        speak(states, "other")  # wakes the thread, which leaves an open session alone
-        time.sleep(0.05)
+        speak(states, "other")
+        attempts = store.attempts["call"]
+        rounds.run(60)
+        assert store.attempts["call"] == attempts, "an open session is left to its block"
         with pytest.raises(SessionConflictError) as conflict:
             states.keep({"call": state_of(3)})
     assert conflict.value.state.equals(state_of(3))

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from enum import Enum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mal_adapter.cli.usage import as_typed
+from mal_adapter.extras import explain_missing, require
 
 if TYPE_CHECKING:
     import torch
@@ -78,12 +78,13 @@ def device_of(name: str | None) -> "torch.device | None":
     """What --device names; None for what is chosen later: without that option, and for auto.
 
     Raises:
-        typer.BadParameter: there is no such device here.
+        typer.BadParameter: There is no such device here.
+        MissingDependencyError: accelerate is not installed, which auto needs.
     """
     import torch
 
-    if name == "auto" and find_spec("accelerate") is None:
-        raise typer.BadParameter("auto needs accelerate: pip install accelerate", param_hint="--device")
+    if name == "auto":
+        require("--device auto", "accelerate", extra="train")
     if name is None or name == "auto":
         return None
     try:
@@ -208,13 +209,9 @@ def start_process(device_name: str | None) -> "tuple[Any, torch.device | None]":
 
 def _with_lora(model: Any, adapter_folder: Path) -> Any:
     """The model with the LoRA in a folder that `mal-adapter train --lora-rank` has written."""
-    from mal_adapter.errors import HostError
-
     folder = adapter_folder / "lora"
     if not (folder / "adapter_config.json").is_file():
         return model
-    try:
+    with explain_missing(f"the LoRA in {folder}", extra="train"):
         from peft import PeftModel
-    except ImportError as error:
-        raise HostError(f"{folder} is a LoRA, which needs peft: pip install 'mal-adapter[train]'") from error
     return PeftModel.from_pretrained(model, str(folder))

@@ -15,6 +15,7 @@ from scipy.stats import binomtest
 from mal_adapter import AttachedMemory, attach_memory
 from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
+from mal_adapter.extras import require
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.progress import progress_bar, working
@@ -126,8 +127,9 @@ def plot_report(report: DemoReport, path: Path) -> None:
     """Draw accuracy by turn, and the first dialogue's timeline, into an image file.
 
     Raises:
-        ModuleNotFoundError: matplotlib is missing; it comes with the extra `plot`.
+        MissingDependencyError: matplotlib is not installed; the extra `plot` does so.
     """
+    require("a plot", "matplotlib", extra="plot")
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 

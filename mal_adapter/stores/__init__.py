@@ -25,7 +25,8 @@ def open_store(where: str | os.PathLike[str], ttl_s: float | None = None) -> Ses
 
     Raises:
         ConfigError: It is empty, a URL of another kind, or can't be understood; or `ttl_s` is not positive.
-        StoreError: The folder can't be created, or redis-py is not installed.
+        StoreError: The folder can't be created.
+        MissingDependencyError: redis-py is not installed.
 
     Example:
         >>> import tempfile

@@ -62,6 +62,7 @@ class InMemoryStore:
         self.evicted = 0
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
         self._nbytes = 0
+        self._clock = monotonic  # tests replace it
         # Never used twice: a session that was dropped and begun anew is another one to who still holds an old version.
         self._versions = itertools.count(1)
         self._renew_locks()
@@ -150,7 +151,7 @@ class InMemoryStore:
 
     def _purge(self) -> float:
         """Forget what has expired; the order of use is the order of expiry. Returns the time in seconds."""
-        now = monotonic()
+        now = self._clock()
         while self.ttl_s is not None and self._entries:
             first = next(iter(self._entries))
             if now - self._entries[first].used_at_s < self.ttl_s:

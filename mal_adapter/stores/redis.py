@@ -56,7 +56,7 @@ class RedisStore:
 
     Raises:
         ConfigError: The URL can't be understood, the client is of another kind, or `ttl_s` is not positive.
-        StoreError: redis-py is not installed.
+        MissingDependencyError: redis-py is not installed.
     """
 
     def __init__(

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any, cast
 
-from mal_adapter.errors import ConfigError, StoreError
+from mal_adapter.errors import ConfigError
+from mal_adapter.extras import explain_missing
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -23,7 +24,7 @@ def connect(url: str) -> "Redis":
 
     Raises:
         ConfigError: The URL can't be understood, or has an option that redis-py does not know.
-        StoreError: redis-py is not installed.
+        MissingDependencyError: redis-py is not installed.
     """
     redis = _redis()
     from redis.backoff import NoBackoff
@@ -48,7 +49,7 @@ def check_client(client: object) -> "Redis | RedisCluster":
 
     Raises:
         ConfigError: It is none; the message says what to give instead.
-        StoreError: redis-py is not installed.
+        MissingDependencyError: redis-py is not installed.
     """
     _redis()
     if (refusal := _other_object(client) or _other_setting(client)) is not None:
@@ -57,10 +58,8 @@ def check_client(client: object) -> "Redis | RedisCluster":
 
 
 def _redis() -> Any:
-    try:
+    with explain_missing("RedisStore", extra="redis"):
         import redis
-    except ImportError as error:
-        raise StoreError("sessions in Redis need redis-py: pip install 'mal-adapter[redis]'") from error
     return redis
 
 

@@ -83,6 +83,7 @@ class Backlog:
         self.max_sessions = 1024
         self.max_bytes = 2**30
         self.lost = 0
+        self._clock = monotonic  # tests replace it
         self._owner = weakref.ref(owner)
         self._attempt = attempt
         self._records: dict[str, Unsaved] = {}  # the one to be tried next is first
@@ -123,7 +124,7 @@ class Backlog:
             StoreError: There is no room for one more session. What waits of others stays.
         """
         with self._lock:
-            now, before = monotonic(), self._records.get(session_id)
+            now, before = self._clock(), self._records.get(session_id)
             nbytes = state.nbytes
             too_large = self._nbytes() + nbytes > self.max_bytes
             if before is None and (len(self._records) >= self.max_sessions or too_large):
@@ -146,7 +147,7 @@ class Backlog:
         """The store failed to keep it once more; the others come first."""
         with self._lock:
             if (record := self._records.pop(session_id, None)) is not None:
-                due_s, stuck = monotonic() + _delay(record.failures), self._answered
+                due_s, stuck = self._clock() + _delay(record.failures), self._answered
                 self._records[session_id] = dataclasses.replace(
                     record, failures=record.failures + 1, due_s=due_s, stuck=stuck
                 )
@@ -156,7 +157,7 @@ class Backlog:
         """The store has kept a state of some session, so it is back for the others too."""
         with self._lock:
             self._answered, self._failed_rounds, self._pause_until_s = True, 0, 0.0
-            now = monotonic()
+            now = self._clock()
             for session_id, record in self._records.items():
                 if not record.stuck and record.due_s > now:
                     self._records[session_id] = dataclasses.replace(record, due_s=now)
@@ -168,7 +169,7 @@ class Backlog:
         with self._lock:
             if not self._records:
                 return None
-            for_s = monotonic() - min(record.since_s for record in self._records.values())
+            for_s = self._clock() - min(record.since_s for record in self._records.values())
             return Outage(len(self._records), self._nbytes(), for_s, self._wait_s(), self._error)
 
     def full(self) -> bool:
@@ -197,7 +198,7 @@ class Backlog:
     def _round(self, owner: object) -> float | None:
         """Try those that are due. Returns seconds until the next one is; None when nothing waits any more."""
         with self._lock:
-            now = monotonic()
+            now = self._clock()
             due = [session_id for session_id, record in self._records.items() if record.due_s <= now]
         in_a_row = 0
         for session_id in due if now >= self._pause_until_s else ():
@@ -208,7 +209,7 @@ class Backlog:
                 in_a_row += 1
             if in_a_row == GIVE_UP_AFTER:
                 with self._lock:
-                    self._pause_until_s = monotonic() + _delay(self._failed_rounds)
+                    self._pause_until_s = self._clock() + _delay(self._failed_rounds)
                     self._failed_rounds += 1
                 break
         with self._lock:
@@ -219,7 +220,7 @@ class Backlog:
 
     def _wait_s(self) -> float:
         first_due_s = min(record.due_s for record in self._records.values())
-        return max(0.0, max(first_due_s, self._pause_until_s) - monotonic())
+        return max(0.0, max(first_due_s, self._pause_until_s) - self._clock())
 
 
 def _delay(failures: int) -> float:

@@ -9,7 +9,6 @@ from mal_adapter import MemoryState
 from mal_adapter.stores import FolderStore, RedisStore, SessionStore
 from tests.commands import mal_adapter as run
 from tests.hosts.probes import random_adapter
-from tests.stores.conftest import server  # noqa: F401
 from tests.stores.servers import PASSWORD, RedisServer
 from tests.stores.states import state_of
 
@@ -81,7 +80,7 @@ def test_a_mistyped_folder_is_not_made(tmp_path: Path):
     assert run("states", "list", "--store", tmp_path / "sessions").stdout == "no sessions\n"
 
 
-def test_no_message_shows_a_password(server: RedisServer, tmp_path: Path):  # noqa: F811
+def test_no_message_shows_a_password(server: RedisServer, tmp_path: Path):
     RedisStore(server.url, f"cli {tmp_path.name}:").put("a", state_of(1))
     state_of(1).save(tmp_path / "a")
     as_option = f"{server.url.replace(f':{PASSWORD}@', '')}?password={PASSWORD}"

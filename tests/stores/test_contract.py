@@ -1,6 +1,5 @@
 """What every store promises, on every store."""
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from mal_adapter.errors import ConfigError, SessionConflictError, SessionError
 from mal_adapter.stores import SessionStore
+from tests.stores.passing_time import let_time_pass
 from tests.stores.states import count_up, state_of
 
 MakeStore = Callable[..., SessionStore]
@@ -65,10 +65,12 @@ def test_a_dropped_session_is_gone_and_begins_anew_without_conflict(make_store: 
 
 
 def test_an_expired_session_is_gone_and_begins_anew_without_conflict(make_store: MakeStore):
-    store = make_store(ttl_s=0.2)
+    store = make_store(ttl_s=60)
     version = store.put("call", state_of(1))
     store.put("other", state_of(1))
-    time.sleep(0.3)
+    let_time_pass(store, 59)
+    assert sorted(store) == ["call", "other"]
+    let_time_pass(store, 1)
     assert store.get("call") is None
     assert list(store) == []
     assert not store.drop("other")
@@ -76,10 +78,10 @@ def test_an_expired_session_is_gone_and_begins_anew_without_conflict(make_store:
 
 
 def test_a_put_keeps_a_session_from_expiring(make_store: MakeStore):
-    store, version = make_store(ttl_s=1.0), None
+    store, version = make_store(ttl_s=60), None
     for i in range(1, 6):
         version = store.put("call", state_of(i), version)
-        time.sleep(0.3)
+        let_time_pass(store, 40)
     assert store.get("call").state.equals(state_of(5))
 
 

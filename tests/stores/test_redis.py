@@ -138,4 +138,5 @@ sys.modules["redis"] = None  # as if it were not installed
 open_store("redis://host")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "StoreError: sessions in Redis need redis-py: pip install 'mal-adapter[redis]'" in done.stderr
+    assert "MissingDependencyError" in done.stderr
+    assert "pip install 'mal-adapter[redis]'" in done.stderr
