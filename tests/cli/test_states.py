@@ -56,7 +56,7 @@ def test_a_session_goes_out_and_comes_in_again(place: tuple[SessionStore, list[s
     assert json.loads(run("states", "drop", "a/1", *options, "--json").stdout) == {"dropped": ["a/1"]}
     assert list(store) == ["b"]
     back = run("states", "import", "a/1", file, *options)
-    assert (back.exit_code, back.stdout.split(":")[0]) == (0, f"a/1 goes on from {file}")
+    assert (back.exit_code, back.stdout.split(":")[0]) == (0, f"a/1 continues from {file}")
     assert store.get("a/1").state.equals(state_of(3))
 
 

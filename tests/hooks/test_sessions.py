@@ -98,7 +98,7 @@ def test_states_are_listed_forked_exported_imported_and_dropped(
             memory.states["a"]
         with pytest.raises(KeyError):
             del memory.states["a"]
-        with pytest.raises(SessionError, match=r"this is a \w+Path; MemoryState\.load"):
+        with pytest.raises(SessionError, match=r"not a \w+Path; MemoryState\.load"):
             memory.states["a"] = tmp_path / "a.safetensors"  # a file's name is no state
 
 

@@ -1,4 +1,4 @@
-"""InMemoryStore stays within its limits, and gives up what was used longest ago."""
+"""InMemoryStore stays within its limits, and evicts the least recently used sessions."""
 
 import dataclasses
 import re
@@ -125,7 +125,7 @@ def test_the_newest_session_stays_however_large():
     assert store.get("b").state.equals(state_of(2))
 
 
-def test_an_evicted_session_begins_anew_without_conflict_but_not_over_another():
+def test_writing_to_an_evicted_session_starts_a_new_one_but_does_not_replace_another():
     store = InMemoryStore(max_sessions=1)
     version = store.put("a", state_of(1))
     store.put("b", state_of(1))
@@ -143,7 +143,7 @@ def test_repr_counts():
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True, "9"], ids=repr)
 @pytest.mark.parametrize("name", ["max_sessions", "max_bytes"])
-def test_a_limit_that_is_no_count_is_refused(name: str, limit: object):
+def test_a_limit_that_is_not_a_count_is_refused(name: str, limit: object):
     with pytest.raises(ConfigError, match=name):
         InMemoryStore(**{name: limit})
 
