@@ -114,10 +114,7 @@ def list_states(
 )
 def export_state(
     session_id: SessionId,
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="For MemoryState.load; an existing file is replaced.")
-        typer.Argument(metavar="FILE", help="A safetensors file for MemoryState.load; an existing file is replaced."),
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="For MemoryState.load; an existing file is replaced.")],
     store: Store,
     prefix: Prefix = None,
     as_json: Annotated[bool, json_option("session, file, utterances, bytes")] = False,

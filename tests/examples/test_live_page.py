@@ -135,7 +135,7 @@ def add(page: Page, *files: Path) -> None:
 
 
 def shows(page: Page, utterances: int) -> None:
-    expect(page.locator("[data-heard]")).to_have_attribute("data-heard", str(utterances), timeout=30_000)
+    expect(page.locator("[data-utterances]")).to_have_attribute("data-utterances", str(utterances), timeout=30_000)
 
 
 def read(page: Page) -> tuple[Answers, Answers]:

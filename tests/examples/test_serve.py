@@ -232,8 +232,8 @@ def test_formats(url, file_format):
 
 
 BAD = {
-    "text": (b"turn1.wav", 415, "these 9 bytes are no sound file; send the file itself"),
-    "empty": (b"", 415, "these 0 bytes are no sound file; send the file itself"),
+    "text": (b"turn1.wav", 415, "these 9 bytes are not a sound file; send the file itself"),
+    "empty": (b"", 415, "these 0 bytes are not a sound file; send the file itself"),
     "cut": (sound(1.0)[:20_000], 422, "the file is cut short"),
     "silent": (sound(1.0, amplitude=0.0), 422, "the audio is silent"),
     "long": (sound(20.0), 422, "the audio lasts 20.00 s, but this host hears at most"),
