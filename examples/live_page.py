@@ -134,7 +134,7 @@ def build(recognizer: EmotionRecognizer, folder: Path, host: str) -> gr.Blocks:
     with gr.Blocks(
         title="mal_adapter", analytics_enabled=False, fill_width=True, delete_cache=(600, UPLOADS_KEPT_S)
     ) as page:
-        gr.Markdown(f"# A dialogue, heard with memory and without\n{INTRODUCTION.format(host)}")
+        gr.Markdown(f"# A dialogue, answered with memory and without\n{INTRODUCTION.format(host)}")
         mine = gr.State(time_to_live=KEPT_S, delete_callback=lambda conversation: conversation and conversation.close())
         with gr.Row():
             with gr.Column(scale=2, min_width=260):
@@ -142,7 +142,7 @@ def build(recognizer: EmotionRecognizer, folder: Path, host: str) -> gr.Blocks:
                 files = gr.File(label="Add utterances, one or several", file_count="multiple", height=150)
                 spoken = gr.Audio(label="Record an utterance", sources=["microphone"], type="filepath")
                 restart = gr.Button("New dialogue", size="md", elem_id="new")
-                state_in = gr.UploadButton("Go on from a state", file_types=[".safetensors"], size="md")
+                state_in = gr.UploadButton("Continue from a state", file_types=[".safetensors"], size="md")
             with gr.Column(scale=7, min_width=320):
                 message = gr.HTML(elem_id="message")
                 timeline = gr.HTML(timeline_of(None), elem_id="timeline")

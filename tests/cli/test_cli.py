@@ -168,7 +168,7 @@ def test_the_device_and_the_dtype_of_the_weights(run, write_audio):
     assert probabilities[1] != probabilities[0]
     assert probabilities[1] == pytest.approx(probabilities[0], abs=0.05)
     assert probabilities[2] == pytest.approx(probabilities[0], abs=1e-6)
-    for device, words in (("gpu", "'gpu' is no device"), ("cuda:99", "there is no cuda:99 here")):
+    for device, words in (("gpu", "'gpu' is not a device"), ("cuda:99", "there is no cuda:99 here")):
         done = run("predict", path, "--device", device, "--json")
         assert done.exit_code == 2
         assert words in json.loads(done.stdout)["error"]["message"]
@@ -178,8 +178,8 @@ def test_the_device_and_the_dtype_of_the_weights(run, write_audio):
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "kind", "message"),
     [
-        (["--model", "/no/where"], 1, "HostError", "the model /no/where can not be loaded: there is no such folder"),
-        (["--model", "no/where"], 1, "HostError", "the model no/where can not be loaded: "),
+        (["--model", "/no/where"], 1, "HostError", "the model /no/where can't be loaded: the folder does not exist"),
+        (["--model", "no/where"], 1, "HostError", "the model no/where can't be loaded: "),
         (["--adapter", "/no/where"], 1, "AdapterNotFoundError", ""),
         (["--labels", "one"], 2, "LabelError", "a label set needs at least two names"),
         (["missing.jsonl"], 2, "ManifestError", "missing.jsonl: the manifest can not be read"),
