@@ -11,6 +11,7 @@ import mal_adapter.ser
 from mal_adapter import errors
 from mal_adapter.errors import ConfigError, MalAdapterError, MalAdapterWarning, MissingDependencyError
 from mal_adapter.extras import explain_missing, missing_dependency, require
+from mal_adapter.ser.loading import load_host
 from tests.docs.pages import DOCS
 
 OWN = dict(inspect.getmembers(errors, lambda value: inspect.isclass(value) and value.__module__ == errors.__name__))
@@ -104,6 +105,12 @@ def test_each_part_that_needs_an_extra_says_so():
     for (package, _), line in zip(NEEDED, lines, strict=True):
         assert line.startswith("MissingDependencyError ")
         assert re.search(rf"{package.replace('sk', 'scikit-')}.*pip install 'mal-adapter\[(train|plot|redis)\]'", line)
+
+
+def test_a_device_map_needs_accelerate(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mal_adapter.extras.find_spec", lambda _: None)
+    with pytest.raises(MissingDependencyError, match="accelerate"):
+        load_host("no/such-model", device_map="auto")
 
 
 def test_several_problems_keep_the_type_of_the_first():
