@@ -415,6 +415,7 @@ def test_a_conflict_of_an_open_session_is_raised_in_its_block(store: Faulty, sta
         attempts = store.attempts["call"]
         rounds.run(60)
         assert store.attempts["call"] == attempts, "an open session is left to its block"
+        assert states.outage.next_try_s > 0, "the thread does not spin meanwhile"
         with pytest.raises(SessionConflictError) as conflict:
             states.keep({"call": state_of(3)})
     assert conflict.value.state.equals(state_of(3))

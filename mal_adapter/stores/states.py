@@ -226,7 +226,10 @@ class SessionStates(MutableMapping[str, MemoryState]):
         from the unsaved state, and its own save recognizes by digest that this state is already in the store."""
         with self._one_at_a_time(session_id):
             unsaved = self.backlog.get(session_id)
-            if unsaved is None or session_id in self._versions:
+            if unsaved is None:
+                return
+            if session_id in self._versions:
+                self.backlog.postpone(session_id)
                 return
             try:
                 self._put(session_id, unsaved.state, unsaved.version)
@@ -252,6 +255,7 @@ class SessionStates(MutableMapping[str, MemoryState]):
     def _forget_unless_open(self, session_id: str) -> bool:
         with self._lock:
             if session_id in self._versions:
+                self.backlog.postpone(session_id)
                 return False
             self.backlog.pop(session_id)
             return True

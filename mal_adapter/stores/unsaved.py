@@ -154,6 +154,13 @@ class Backlog:
                 )
             self._answered, self._error = False, str(error)
 
+    def postpone(self, session_id: str) -> None:
+        """The session is open and saved by its block, so its next attempt is after another delay."""
+        with self._lock:
+            if (record := self._records.get(session_id)) is not None:
+                due_s = self._clock() + _delay(record.failures)
+                self._records[session_id] = dataclasses.replace(record, due_s=due_s)
+
     def store_answers(self) -> None:
         """The store has saved a state of any session, so the others are due now."""
         with self._lock:

@@ -229,7 +229,7 @@ def refused(server: RedisServer) -> dict[str, tuple[Any, str]]:
     plain = redis.Redis(port=server.port, password=PASSWORD)
     pool = redis.ConnectionPool.from_url(server.url)
     manager = redis.sentinel.Sentinel([("127.0.0.1", 1)])
-    awaited = "redis.asyncio, but a store is synchronous.*give a redis.Redis"
+    awaited = "redis.asyncio, but a store calls its client synchronously.*give a redis.Redis"
     return {
         "asyncio": (redis.asyncio.Redis(), awaited),
         "asyncio url": (redis.asyncio.Redis.from_url(server.url), awaited),
