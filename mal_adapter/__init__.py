@@ -34,11 +34,10 @@ _MODULES = {
 }
 
 
-if not TYPE_CHECKING:  # a checker that saw this function would take every misspelt name for an Any
+if not TYPE_CHECKING:  # with this function, a type checker would accept every misspelt name as Any
 
     def __getattr__(name: str) -> Any:
-        # torch takes seconds to import; `mal-adapter --help` and tools that only look at the package need not wait for
-        # it.
+        # torch takes seconds to import; `mal-adapter --help` and tools that only inspect the package don't need it.
         if name == "__version__":
             value = _version()
         elif name in _MODULES:

@@ -20,7 +20,7 @@ from mal_adapter.hosts.spec import HostSpec
 from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.memory.state import MemoryState
-from mal_adapter.stores import check_store
+from mal_adapter.stores import as_store
 from mal_adapter.stores.base import SessionStore
 from mal_adapter.stores.states import SessionStates
 
@@ -81,7 +81,7 @@ def attach_memory(
     # The hooks need torch._dynamo, which takes as long to import as torch; a host of transformers has brought it along.
     from mal_adapter.hooks.wiring import drop_copied_hooks, has_memory
 
-    store = check_store(store)
+    store = as_store(store)
     resolved = Host.resolve(model, host)
     if adapter is not None:
         adapter = adapter if isinstance(adapter, MemoryAdapter) else MemoryAdapter.from_pretrained(adapter)

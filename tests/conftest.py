@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from tests.shapes import check_shapes
+from tests.stores.fixtures import make_store, server, short_path  # noqa: F401  fixtures
 
 torch.set_num_threads(1)
 check_shapes()

@@ -18,7 +18,7 @@ from mal_adapter.ser.dialogue import Dialogue, Utterance, read_manifest, write_m
 from mal_adapter.stores import FolderStore
 from tests.cli.test_cli import run, saved  # noqa: F401  fixtures
 from tests.commands import Done
-from tests.ser.conftest import make_dialogue, model, processor, write_audio  # noqa: F401  fixtures
+from tests.ser.fixtures import make_dialogue, model, processor, write_audio  # noqa: F401  fixtures
 from tests.ser.training_world import make_dialogues
 from tests.stores.states import state_of
 

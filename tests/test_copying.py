@@ -45,7 +45,7 @@ def recognizer(host: tuple[Any, Any], memory: AttachedMemory) -> EmotionRecogniz
 
 
 @way
-def test_what_belongs_to_a_process_says_what_to_hand_over(
+def test_objects_of_one_process_say_what_to_send_instead(
     through: Callable[[Any], Any], recognizer: EmotionRecognizer, memory: AttachedMemory
 ):
     with memory.session("call") as session:
@@ -55,7 +55,7 @@ def test_what_belongs_to_a_process_says_what_to_hand_over(
             "memory": (memory, r"call attach_memory\(model, adapter=…, store=…\) with memory\.adapter"),
             "states": (memory.states, r"a single state can: memory\.states\[id\]"),
             "session": (session, "open the session by its id there"),
-            "store": (InMemoryStore(), "FolderStore or the URL of a Redis"),
+            "store": (InMemoryStore(), "FolderStore or a Redis URL"),
         }
         for thing, expected in bound.values():
             with pytest.raises(CopyError, match=expected) as caught:
@@ -87,10 +87,10 @@ def test_a_password_gets_into_no_pickle(through: Callable[[Any], Any]):
     import redis
 
     for secret in ("redis://:s3cret@127.0.0.1", "redis://al1ce@127.0.0.1", "redis://127.0.0.1?password=s3cret"):
-        with pytest.raises(CopyError, match="hand the other process the URL in your own way") as caught:
+        with pytest.raises(CopyError, match="pass the URL to the other process") as caught:
             through(RedisStore(secret))
         assert "s3cret" not in str(caught.value)
-    with pytest.raises(CopyError, match="make a store in the other one"):
+    with pytest.raises(CopyError, match="make a store in the other process"):
         through(RedisStore(redis.Redis()))
 
 

@@ -14,7 +14,7 @@ import mal_adapter
 ROOT = Path(mal_adapter.__file__).parents[1]
 # Each may import only from those before it; "." is the package itself, whose names ser and demo use.
 PLACES = """
-lazy errors
+errors extras lazy
 serialization.atomic serialization.strict_json serialization.tensors serialization.metadata serialization.model_card
 serialization.adapter_folder serialization.hub serialization
 memory.config memory.state memory.recurrent memory.hub_mixin memory memory.gates32 memory.precision memory.gates

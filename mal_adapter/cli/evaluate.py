@@ -21,6 +21,7 @@ from mal_adapter.cli.options import (
 )
 from mal_adapter.cli.output import header, load_libraries, note, print_json, print_line, row, width
 from mal_adapter.cli.usage import shown
+from mal_adapter.extras import explain_missing
 from mal_adapter.ser.evaluation.arms import ARMS, AUDIT
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def evaluate(
     Each dialogue is evaluated with its own memory, without memory, and with wrong pasts. The verdict says whether the
     gain is specific to the dialogue's own history. To continue after a stop, run the same command again.
     """
-    from mal_adapter.errors import ConfigError, EvaluationError, raise_problems
+    from mal_adapter.errors import ConfigError, raise_problems
     from mal_adapter.serialization.adapter_folder import check_folder
 
     if card and (adapter is None or not Path(adapter).is_dir()):
@@ -140,11 +141,9 @@ def evaluate(
         raise ConfigError("nothing to evaluate; give --adapter, --model or both")
     load_libraries()
 
-    try:
+    with explain_missing("an evaluation", extra="train"):
         from mal_adapter.ser.evaluation import evaluation
         from mal_adapter.ser.evaluation.report import FEWEST_DIALOGUES, report_problems, rival_problems
-    except ImportError as error:
-        raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
 
     raise_problems(report_problems(output))
     data = read_data(corpus, root, split, ("test",))
@@ -216,12 +215,8 @@ def report(
     The model does not run: the report is made from the answers that `mal-adapter evaluate` has kept.
     """
     load_libraries()
-    from mal_adapter.errors import EvaluationError
-
-    try:
+    with explain_missing("a report", extra="train"):
         from mal_adapter.ser.evaluation.evaluation import read_evaluation
-    except ImportError as error:
-        raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
 
     rivals = [read_evaluation(folder) for folder in against or ()]
     _report(output, [read_evaluation(folder) for folder in evaluations], rivals, as_json=as_json)
@@ -231,16 +226,11 @@ def _report(
     folder: Path, evaluations: "list[Evaluation]", against: "list[Evaluation]", *, as_json: bool
 ) -> dict[str, Any]:
     """Write the report and print its table."""
-    from mal_adapter.errors import EvaluationError
+    from mal_adapter.ser.evaluation.report import write_report
     from mal_adapter.ser.progress import working
 
-    try:
-        from mal_adapter.ser.evaluation.report import write_report
-
-        with working("testing the differences"):
-            figures = write_report(folder, evaluations, against)
-    except ImportError as error:
-        raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
+    with working("testing the differences"):
+        figures = write_report(folder, evaluations, against)
     if figures["left_out"]:
         note(f"{len(figures['left_out'])} utterances could not be processed")
     page = folder / "report.html"

@@ -23,6 +23,7 @@ from mal_adapter.cli.options import (
 )
 from mal_adapter.cli.output import load_libraries, note, print_json, print_line
 from mal_adapter.cli.usage import as_typed, shown
+from mal_adapter.extras import explain_missing
 
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
@@ -152,15 +153,13 @@ def train(
     load_libraries()
     import torch
 
-    from mal_adapter.errors import TrainingError, raise_problems
+    from mal_adapter.errors import raise_problems
     from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
     from mal_adapter.ser.suitability import label_problems, sound_problems
 
-    try:
+    with explain_missing("training", extra="train"):
         from mal_adapter.ser.training.arguments import output_problem
         from mal_adapter.ser.training.train import train_memory
-    except ImportError as error:
-        raise TrainingError(f"{error}; pip install 'mal-adapter[train]'") from error
 
     given: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "lora_rank": lora_rank, "seed": seed}
     given["cache_activations"] = None if activations is None else True

@@ -20,6 +20,7 @@ from mal_adapter.errors import (
     HostError,
     LabelError,
     MetricsError,
+    MissingDependencyError,
     SessionError,
     TrainingError,
     UninformativeDataWarning,
@@ -270,20 +271,28 @@ def test_weights_of_labels_that_do_not_occur_teach_nothing(trainee, dialogues, f
 
 def without(monkeypatch, *packages):
     find = importlib.util.find_spec
-    for module in ("mal_adapter.ser.evaluation.report", "mal_adapter.ser.training.arguments"):
-        monkeypatch.setattr(f"{module}.find_spec", lambda name, *rest: None if name in packages else find(name, *rest))
+    monkeypatch.setattr(
+        "mal_adapter.extras.find_spec", lambda name, *rest: None if name in packages else find(name, *rest)
+    )
 
 
 def test_missing_packages_are_named_first_and_together(trainee, dialogues, forwards, tmp_path, monkeypatch):
     without(monkeypatch, "peft", "jinja2", "matplotlib")
-    with pytest.raises(TrainingError, match="peft"):
+    with pytest.raises(MissingDependencyError, match="peft"):
         train_memory(trainee, dialogues, output=tmp_path / "out", config=TrainingConfig(lora_rank=2))
     done = mal_adapter("evaluate", "test.jsonl", "--model", "/nowhere", "--output", tmp_path / "out")
-    assert "matplotlib, jinja2: pip install" in done.stderr
-    with pytest.raises(EvaluationError, match="jinja2"):
+    assert "matplotlib, jinja2, which are not installed: pip install 'mal-adapter[train]'" in done.stderr
+    with pytest.raises(MissingDependencyError, match="jinja2"):
         write_report(tmp_path / "out", [])
     assert forwards == []
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_a_missing_package(trainee, dialogues, forwards, tmp_path, monkeypatch):
+    monkeypatch.setattr("mal_adapter.ser.training.checks.get_available_trackers", lambda: ["tensorboard"])
+    with pytest.raises(MissingDependencyError, match="pip install wandb"):
+        train_memory(trainee, dialogues, output=tmp_path / "out", log_with="wandb")
+    assert forwards == []
 
 
 def test_a_precision_that_this_process_can_not_change_to_is_typed(trainee, dialogues, forwards, tmp_path):

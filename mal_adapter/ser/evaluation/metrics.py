@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mal_adapter.errors import MetricsError
+from mal_adapter.extras import explain_missing
 from mal_adapter.ser.evaluation.scores import METRICS, ClassScores, Comparison, Scores, TurnScores
 from mal_adapter.ser.labels import LabelSet
 
@@ -161,10 +162,8 @@ def compare(
 
 
 def _sklearn_metrics() -> Any:
-    try:
+    with explain_missing("a score", extra="train"):
         import sklearn.metrics
-    except ImportError as error:
-        raise MetricsError("scores need scikit-learn: pip install 'mal-adapter[train]'") from error
     return sklearn.metrics
 
 

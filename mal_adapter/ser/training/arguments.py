@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from mal_adapter.errors import ConfigError, MalAdapterError, TrainingError
+from mal_adapter.errors import ConfigError, MalAdapterError, MissingDependencyError, TrainingError
+from mal_adapter.extras import missing_dependency
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
@@ -130,13 +131,19 @@ def _setting_problems(
                     "KV cache of all layers; leave it off, or choose other labels"
                 )
             )
-    if config.lora_rank is not None and find_spec("peft") is None:
-        problems.append(TrainingError("lora_rank needs peft: pip install 'mal-adapter[train]'"))
+    if config.lora_rank is not None and (missing := missing_dependency("lora_rank", "peft", extra="train")):
+        problems.append(missing)
     trackers = ["all", *map(str, get_available_trackers())]
-    if log_with is not None and log_with not in trackers:
+    if log_with in set(LoggerType.list()) - set(trackers):
         # accelerate leaves out a tracker that is not installed, without a word
         problems.append(
-            ConfigError(f"log_with={log_with!r} is no tracker that is installed here; these are: {', '.join(trackers)}")
+            MissingDependencyError(
+                f"log_with={log_with!r} needs {log_with}, which is not installed: pip install {log_with}", name=log_with
+            )
+        )
+    elif log_with is not None and log_with not in trackers:
+        problems.append(
+            ConfigError(f"log_with={log_with!r} is not a tracker; installed here are: {', '.join(trackers)}")
         )
     return problems
 

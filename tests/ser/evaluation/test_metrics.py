@@ -10,7 +10,7 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mal_adapter.errors import LabelError, MetricsError
+from mal_adapter.errors import LabelError, MetricsError, MissingDependencyError
 from mal_adapter.ser.evaluation import metrics
 from mal_adapter.ser.evaluation.metrics import compare, score
 from mal_adapter.ser.evaluation.scores import METRICS
@@ -199,7 +199,7 @@ def test_input_that_cannot_be_scored_raises_a_typed_error(truth, answers, dialog
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
-    with pytest.raises(MetricsError, match=r"pip install 'mal-adapter\[train\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'mal-adapter\[train\]'"):
         score(["a"], ["a"], [1], ABC)
 
 

@@ -19,7 +19,7 @@ from mal_adapter.ser.recognizer.audio import load_waveform
 from mal_adapter.ser.recognizer.recognizer import _end_ids
 from mal_adapter.ser.recognizer.scoring import LabelScorer
 from tests.hosts.builders import FAMILIES
-from tests.ser.conftest import tone
+from tests.ser.fixtures import tone
 
 WORDS = LabelSet(("neutral", "happy", "sad", "fear"))
 
