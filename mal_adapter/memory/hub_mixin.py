@@ -1,14 +1,15 @@
 """`Pretrained`: how a `MemoryAdapter` is saved, pushed and loaded."""
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 
 from mal_adapter.memory.config import MemoryConfig
-from mal_adapter.serialization.adapter_folder import write_folder
+from mal_adapter.serialization.adapter_folder import check_folder, write_folder
 from mal_adapter.serialization.hub import HubOptions, push_adapter, read_adapter
 from mal_adapter.serialization.metadata import AdapterMetadata
 
@@ -44,7 +45,16 @@ class Pretrained(nn.Module):
             >>> loaded.fingerprint() == adapter.fingerprint()
             True
         """
-        write_folder(folder, self.config, self.metadata, self._saved_tensors())
+        write_folder(folder, self.config.to_dict(), self.metadata, self._saved_tensors(), self.shapes_of)
+
+    def check_folder(self, folder: str | os.PathLike[str], metadata: AdapterMetadata) -> None:
+        """Raise the error that `save_pretrained` into `folder` would raise with `metadata`, and write nothing.
+
+        Raises:
+            AdapterFormatError: `folder` is a file, is not writable or holds another model's files, or a field of
+                `metadata` has the wrong type.
+        """
+        check_folder(folder, self.config.to_dict(), metadata, self.shapes_of)
 
     def push_to_hub(
         self,
@@ -79,9 +89,10 @@ class Pretrained(nn.Module):
         """
         return push_adapter(
             repo_id,
-            self.config,
+            self.config.to_dict(),
             self.metadata,
             self._saved_tensors(),
+            self.shapes_of,
             private=private,
             commit_message=commit_message,
             revision=revision,
@@ -122,18 +133,23 @@ class Pretrained(nn.Module):
             HubError: The Hub can't be reached, and the files are not in the cache.
         """
         options = HubOptions(revision, subfolder, token, cache_dir, local_files_only, force_download)
-        config, card, tensors = read_adapter(folder_or_repo, cls.shapes_of, options)
+        config, tensors = read_adapter(folder_or_repo, cls.shapes_of, options)
         with torch.device("meta"):
-            adapter = cls(config)
+            adapter = cls(MemoryConfig.from_dict(config.memory))
         adapter.load_state_dict(tensors, assign=True)
-        adapter.metadata = card
+        adapter.metadata = config.metadata
         for parameter in adapter.parameters():
             parameter.requires_grad_(True)
         return adapter.eval()
 
     @classmethod
-    def shapes_of(cls, config: MemoryConfig) -> dict[str, tuple[int, ...]]:
-        """The names and shapes of the tensors that `config` asks for."""
+    def shapes_of(cls, memory: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """The names and shapes of the tensors that the "memory" section of a `config.json` asks for.
+
+        Raises:
+            ConfigError: A field of the section is unknown, missing or out of range.
+        """
+        config = MemoryConfig.from_dict(memory)
         # The meta device holds no numbers: a configuration that claims terabytes costs nothing.
         with torch.device("meta"):
             return {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from mal_adapter.errors import AdapterFormatError, ConfigError
-from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.serialization.atomic import folder_problem, remove_leftovers, write_atomically
 from mal_adapter.serialization.metadata import AdapterMetadata
 from mal_adapter.serialization.model_card import model_card
@@ -32,6 +31,7 @@ __all__ = [
     "CONFIG_NAME",
     "WEIGHTS_NAME",
     "AdapterConfig",
+    "ShapesOf",
     "check_folder",
     "check_ours",
     "copy_into",
@@ -55,23 +55,31 @@ _DTYPES = ("F64", "F32", "F16", "BF16")
 _FOREIGN = re.compile(r"(?!model\.safetensors$).*\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack)(\.index\.json)?$")
 
 
-class AdapterConfig(NamedTuple):
-    """What `config.json` says. `weights_sha256` is that of `model.safetensors`, 64 hex digits, or None."""
+ShapesOf = Callable[[Mapping[str, Any]], Mapping[str, tuple[int, ...]]]
+"""The names and shapes of the tensors that a "memory" section asks for; raises `ConfigError` if it is not valid."""
 
-    memory: MemoryConfig
+
+class AdapterConfig(NamedTuple):
+    """The content of a `config.json`."""
+
+    memory: dict[str, Any]
+    """The "memory" section, checked by a `ShapesOf`."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """The tensors that it asks for."""
     metadata: AdapterMetadata
     weights_sha256: str | None
+    """Of `model.safetensors`, 64 hex digits, or None."""
 
 
 def encode(
-    config: MemoryConfig,
+    memory: Mapping[str, Any],
     metadata: AdapterMetadata,
     tensors: Mapping[str, Tensor],
     *,
     repo_id: str | None = None,
     existing_card: str = "",
 ) -> dict[str, bytes]:
-    """The files of an adapter, by name; `repo_id` and `existing_card` as in `model_card`."""
+    """The files of an adapter, by name; `memory`, `repo_id` and `existing_card` as in `model_card`."""
     metadata.check()
     if (name := metadata.base_model_name_or_path) is not None:  # of a folder, which need not be UTF-8; JSON has to be
         metadata = dataclasses.replace(metadata, base_model_name_or_path=in_unicode(name))
@@ -81,18 +89,22 @@ def encode(
         "library_version": version("mal-adapter"),
         "format_version": FORMAT_VERSION,
         **dataclasses.asdict(metadata),
-        "memory": config.to_dict(),
+        "memory": dict(memory),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
     return {
-        CARD_NAME: model_card(config, metadata, repo_id=repo_id, existing=existing_card).encode(),
+        CARD_NAME: model_card(memory, metadata, repo_id=repo_id, existing=existing_card).encode(),
         CONFIG_NAME: (json.dumps(content, indent=2) + "\n").encode(),
         WEIGHTS_NAME: weights,
     }
 
 
 def write_folder(
-    folder: str | os.PathLike[str], config: MemoryConfig, metadata: AdapterMetadata, tensors: Mapping[str, Tensor]
+    folder: str | os.PathLike[str],
+    memory: Mapping[str, Any],
+    metadata: AdapterMetadata,
+    tensors: Mapping[str, Tensor],
+    shapes_of: ShapesOf,
 ) -> None:
     """Write an adapter folder. Its files are put in place once all of them are safely on disk; `weights_sha256` tells a
     reader who comes in between.
@@ -101,12 +113,14 @@ def write_folder(
         AdapterFormatError: `folder` is a file or holds another model, or a field of `metadata` has the wrong type.
     """
     folder = Path(folder)
-    names = _check_folder(folder)
+    names = _check_folder(folder, shapes_of)
     existing_card = _read_text(folder / CARD_NAME) if CARD_NAME in names else b""
-    _put_in_place(folder, encode(config, metadata, tensors, existing_card=existing_card.decode(errors="replace")))
+    _put_in_place(folder, encode(memory, metadata, tensors, existing_card=existing_card.decode(errors="replace")))
 
 
-def check_folder(folder: str | os.PathLike[str], config: MemoryConfig, metadata: AdapterMetadata) -> None:
+def check_folder(
+    folder: str | os.PathLike[str], memory: Mapping[str, Any], metadata: AdapterMetadata, shapes_of: ShapesOf
+) -> None:
     """Raise what `write_folder` would raise, before the work that makes the adapter; nothing is written.
 
     Raises:
@@ -115,27 +129,27 @@ def check_folder(folder: str | os.PathLike[str], config: MemoryConfig, metadata:
     folder = Path(folder)
     if problem := folder_problem(folder):
         raise AdapterFormatError(problem)
-    names = _check_folder(folder)
+    names = _check_folder(folder, shapes_of)
     existing_card = _read_text(folder / CARD_NAME) if CARD_NAME in names else b""
-    encode(config, metadata, {}, existing_card=existing_card.decode(errors="replace"))
+    encode(memory, metadata, {}, existing_card=existing_card.decode(errors="replace"))
 
 
-def copy_into(folder: str | os.PathLike[str], files: Mapping[str, Path]) -> None:
+def copy_into(folder: str | os.PathLike[str], files: Mapping[str, Path], shapes_of: ShapesOf) -> None:
     """Copy an adapter's files, by name, into a folder as they are.
 
     Raises:
         AdapterFormatError: `folder` is a file or holds another model.
     """
     folder = Path(folder)
-    _check_folder(folder)
+    _check_folder(folder, shapes_of)
     _put_in_place(folder, {name: path.read_bytes() for name, path in files.items()})
 
 
-def _check_folder(folder: Path) -> list[str]:
+def _check_folder(folder: Path, shapes_of: ShapesOf) -> list[str]:
     if folder.exists() and not folder.is_dir():
         raise AdapterFormatError(f"{folder} is a file; give a folder to save the adapter in")
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    check_ours(str(folder), names, lambda: _read_text(folder / CONFIG_NAME))
+    check_ours(str(folder), names, lambda: _read_text(folder / CONFIG_NAME), shapes_of)
     return names
 
 
@@ -149,14 +163,14 @@ def _put_in_place(folder: Path, files: Mapping[str, bytes]) -> None:
             os.replace(Path(staged) / name, folder / name)
 
 
-def check_ours(place: str, names: Iterable[str], read_config_file: Callable[[], bytes]) -> None:
+def check_ours(place: str, names: Iterable[str], read_config_file: Callable[[], bytes], shapes_of: ShapesOf) -> None:
     """Raise `AdapterFormatError` where the files `names` at `place` are another model's, which a save would mix with or
     overwrite."""
     names = set(names)
     foreign = sorted(name for name in names if _FOREIGN.match(name))
     if CONFIG_NAME in names:
         try:
-            parse_config(read_config_file())
+            parse_config(read_config_file(), shapes_of)
         except AdapterFormatError as error:
             raise AdapterFormatError(
                 f"{place} holds something other than an adapter ({error}); give another"
@@ -167,13 +181,17 @@ def check_ours(place: str, names: Iterable[str], read_config_file: Callable[[], 
         raise AdapterFormatError(f"{place} holds the files of another model ({', '.join(foreign[:3])}); give another")
 
 
-def read_config(path: Path) -> AdapterConfig:
+def read_config(path: Path, shapes_of: ShapesOf) -> AdapterConfig:
     """Read a `config.json`.
+
+    Args:
+        path: The file.
+        shapes_of: Checks the "memory" section.
 
     Raises:
         AdapterFormatError: It is missing, damaged, oversized, or of a format that this version can't read.
     """
-    return parse_config(_read_text(path))
+    return parse_config(_read_text(path), shapes_of)
 
 
 def _read_text(path: Path) -> bytes:
@@ -189,7 +207,7 @@ def _read_text(path: Path) -> bytes:
         raise AdapterFormatError(f"{path.name} can't be read: {error}") from error
 
 
-def parse_config(data: bytes) -> AdapterConfig:
+def parse_config(data: bytes, shapes_of: ShapesOf) -> AdapterConfig:
     """What the bytes of a `config.json` say; raises `AdapterFormatError` as `read_config`."""
     try:
         content = parse_json(data)
@@ -198,18 +216,20 @@ def parse_config(data: bytes) -> AdapterConfig:
     if not isinstance(content, dict) or content.get("library_name") != "mal_adapter":
         raise AdapterFormatError(f"{CONFIG_NAME} does not describe a mal_adapter adapter")
     content = _migrated(content)
-    if not isinstance(content.get("memory"), dict):
+    memory = content.get("memory")
+    if not isinstance(memory, dict):
         raise AdapterFormatError(f"{CONFIG_NAME} has no memory configuration")
     try:
-        config = MemoryConfig.from_dict(content["memory"])
-        card = AdapterMetadata(**{field.name: content.get(field.name) for field in dataclasses.fields(AdapterMetadata)})
-        card.check()
+        shapes = shapes_of(memory)
+        names = [field.name for field in dataclasses.fields(AdapterMetadata)]
+        metadata = AdapterMetadata(**{name: content.get(name) for name in names})
+        metadata.check()
     except (ConfigError, AdapterFormatError) as error:
         raise AdapterFormatError(f"{CONFIG_NAME}: {error}") from error
     sha256 = content.get("weights_sha256")
     if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)):
         raise AdapterFormatError(f"{CONFIG_NAME}: weights_sha256 is not 64 lower-case hex digits")
-    return AdapterConfig(config, card, sha256)
+    return AdapterConfig(memory, shapes, metadata, sha256)
 
 
 def _migrated(content: dict[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import (
@@ -19,12 +19,12 @@ from huggingface_hub.errors import (
 from torch import Tensor
 
 from mal_adapter.errors import AdapterFormatError, AdapterNotFoundError, HubError, MalAdapterError
-from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.serialization.adapter_folder import (
     CARD_NAME,
     CONFIG_NAME,
     WEIGHTS_NAME,
     AdapterConfig,
+    ShapesOf,
     check_ours,
     copy_into,
     encode,
@@ -34,8 +34,6 @@ from mal_adapter.serialization.adapter_folder import (
 from mal_adapter.serialization.metadata import AdapterMetadata
 
 __all__ = ["HubOptions", "pull_adapter", "push_adapter", "read_adapter"]
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 class HubOptions(NamedTuple):
@@ -50,15 +48,15 @@ class HubOptions(NamedTuple):
 
 
 def read_adapter(
-    folder_or_repo: str | os.PathLike[str], shapes_of: Callable[[MemoryConfig], Shapes], options: HubOptions
-) -> tuple[MemoryConfig, AdapterMetadata, dict[str, Tensor]]:
+    folder_or_repo: str | os.PathLike[str], shapes_of: ShapesOf, options: HubOptions
+) -> tuple[AdapterConfig, dict[str, Tensor]]:
     """Read an adapter from a folder or, where there is no such folder, from the Hub.
 
     Of a repository, `config.json` is fetched and checked first, then the weights of that same commit.
 
     Args:
         folder_or_repo: A folder or Hub id.
-        shapes_of: The names and shapes of the tensors that a configuration asks for.
+        shapes_of: Checks the "memory" section, and says which tensors it asks for.
         options: Subfolder; the rest is for the Hub.
 
     Raises:
@@ -73,15 +71,15 @@ def read_adapter(
     else:
         with _named(name, subfolder):
             folder = _inside(Path(name), subfolder)
-            config = read_config(folder / CONFIG_NAME)
-            tensors = read_weights(folder / WEIGHTS_NAME, shapes_of(config.memory), config.weights_sha256)
-    return config.memory, config.metadata, tensors
+            config = read_config(folder / CONFIG_NAME, shapes_of)
+            tensors = read_weights(folder / WEIGHTS_NAME, config.shapes, config.weights_sha256)
+    return config, tensors
 
 
 def pull_adapter(
     repo_id: str,
     folder: str | os.PathLike[str],
-    shapes_of: Callable[[MemoryConfig], Shapes],
+    shapes_of: ShapesOf,
     options: HubOptions,
 ) -> None:
     """Copy an adapter's files from the Hub into a folder as they are, all of one commit, once they have been checked.
@@ -92,11 +90,11 @@ def pull_adapter(
     _, _, files, commit = _fetch_adapter(repo_id, shapes_of, options)
     with contextlib.suppress(AdapterFormatError):  # a card may be missing
         files[CARD_NAME] = _fetch(repo_id, CARD_NAME, commit)
-    copy_into(folder, files)
+    copy_into(folder, files, shapes_of)
 
 
 def _fetch_adapter(
-    repo_id: str, shapes_of: Callable[[MemoryConfig], Shapes], options: HubOptions
+    repo_id: str, shapes_of: ShapesOf, options: HubOptions
 ) -> tuple[AdapterConfig, dict[str, Tensor], dict[str, Path], HubOptions]:
     """What an adapter on the Hub says and holds, checked; its files by name; and the options that fetch others of the
     same commit, whatever is pushed meanwhile."""
@@ -104,11 +102,11 @@ def _fetch_adapter(
     subfolder = _checked_subfolder(options.subfolder)
     with _named(repo_id, subfolder):
         config_path = _fetch(repo_id, CONFIG_NAME, options)
-        config = read_config(config_path)
+        config = read_config(config_path, shapes_of)
         # The cache's folder is named for the commit.
         commit = options._replace(revision=config_path.parents[len(PurePosixPath(subfolder).parts)].name)
         weights_path = _fetch(repo_id, WEIGHTS_NAME, commit)
-        tensors = read_weights(weights_path, shapes_of(config.memory), config.weights_sha256)
+        tensors = read_weights(weights_path, config.shapes, config.weights_sha256)
     return config, tensors, {CONFIG_NAME: config_path, WEIGHTS_NAME: weights_path}, commit
 
 
@@ -173,9 +171,10 @@ def _fetch(repo_id: str, name: str, options: HubOptions) -> Path:
 
 def push_adapter(
     repo_id: str,
-    config: MemoryConfig,
+    memory: Mapping[str, Any],
     metadata: AdapterMetadata,
     tensors: Mapping[str, Tensor],
+    shapes_of: ShapesOf,
     *,
     private: bool | None = None,
     commit_message: str,
@@ -204,9 +203,9 @@ def push_adapter(
         def read(name: str) -> bytes:
             return Path(api.hf_hub_download(repo_id, name, revision=present.sha)).read_bytes()
 
-        check_ours(repo_id, names, lambda: read(CONFIG_NAME))
+        check_ours(repo_id, names, lambda: read(CONFIG_NAME), shapes_of)
         existing_card = read(CARD_NAME).decode(errors="replace") if CARD_NAME in names else ""
-        files = encode(config, metadata, tensors, repo_id=repo_id, existing_card=existing_card)
+        files = encode(memory, metadata, tensors, repo_id=repo_id, existing_card=existing_card)
         return api.create_commit(
             repo_id,
             [CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in files.items()],

@@ -7,7 +7,6 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mal_adapter.errors import AdapterFormatError
-from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.serialization.metadata import AdapterMetadata
 
 __all__ = ["model_card"]
@@ -18,12 +17,12 @@ _TAGS = ["mal_adapter", "speech-emotion-recognition", "test-time-memory", "titan
 
 
 def model_card(
-    config: MemoryConfig, metadata: AdapterMetadata, *, repo_id: str | None = None, existing: str = ""
+    memory: Mapping[str, Any], metadata: AdapterMetadata, *, repo_id: str | None = None, existing: str = ""
 ) -> str:
     """The text of an adapter's `README.md`.
 
     Args:
-        config: The memory's sizes.
+        memory: The memory's sizes: `memory_dim`, `num_heads` and `depth`.
         metadata: Host, task, training data and results.
         repo_id: The Hub repository that the snippet loads from; a folder unless given.
         existing: The present text. What a user wrote outside of the two marks stays, and so do metadata of keys that
@@ -33,10 +32,11 @@ def model_card(
         AdapterFormatError: The metadata of `existing` can't be read.
 
     Example:
-        >>> text = model_card(MemoryConfig(hidden_size=32), AdapterMetadata(base_model_name_or_path="org/host"))
+        >>> memory = {"memory_dim": 256, "num_heads": 4, "depth": 2}
+        >>> text = model_card(memory, AdapterMetadata(base_model_name_or_path="org/host"))
         >>> ModelCard(text).data.base_model
         'org/host'
-        >>> "MIT" in model_card(MemoryConfig(hidden_size=32), AdapterMetadata(), existing=text + "License: MIT")
+        >>> "MIT" in model_card(memory, AdapterMetadata(), existing=text + "License: MIT")
         True
     """
     ours = _metadata(metadata, repo_id)
@@ -52,7 +52,7 @@ def model_card(
             raise AdapterFormatError(
                 f"the metadata at the top of README.md can't be read ({error}); mend or remove them"
             ) from error
-    generated = f"{BEGIN}\n{_body(config, metadata, repo_id)}\n{END}"
+    generated = f"{BEGIN}\n{_body(memory, metadata, repo_id)}\n{END}"
     head, found, rest = text.partition(BEGIN)
     _, closed, tail = rest.partition(END)
     if found and closed:
@@ -95,15 +95,15 @@ def _metadata(metadata: AdapterMetadata, repo_id: str | None) -> dict[str, Any]:
     return header
 
 
-def _body(config: MemoryConfig, metadata: AdapterMetadata, repo_id: str | None) -> str:
+def _body(memory: Mapping[str, Any], metadata: AdapterMetadata, repo_id: str | None) -> str:
     host = metadata.base_model_name_or_path or "an audio language model"
     place = "a decoder layer" if metadata.layer_idx is None else f"decoder layer {metadata.layer_idx}"
     parts = [
         f"# A dialogue memory for {_plain(host)}",
         "A [mal_adapter](https://pypi.org/project/mal-adapter/) memory: it writes the audio tokens of each utterance "
         "into fast weights at test time and reads them back at the later ones, so that the host knows how this speaker "
-        f"usually sounds. It sits on {place}, is {config.memory_dim} wide, and has {config.num_heads} heads of depth "
-        f"{config.depth}. The host's own weights are unchanged and not part of this repository.",
+        f"usually sounds. It sits on {place}, is {memory['memory_dim']} wide, and has {memory['num_heads']} heads "
+        f"of depth {memory['depth']}. The host's own weights are unchanged and not part of this repository.",
         "## Use",
         f"```python\n{_snippet(metadata, repo_id)}\n```",
     ]
