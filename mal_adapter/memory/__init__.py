@@ -10,6 +10,7 @@ __all__ = [
     "precision",
     "recurrent",
     "reference",
+    "rule",
     "state",
     "titans",
 ]

@@ -13,14 +13,18 @@ from mal_adapter.errors import AudioMaskError, StateMismatchError
 from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.memory.gates import Gates
 from mal_adapter.memory.hub_mixin import Pretrained
-from mal_adapter.memory.recurrent import recurrence
+from mal_adapter.memory.recurrent import GRU, RunningMean
+from mal_adapter.memory.rule import ByHead, Rule, Weights
 from mal_adapter.memory.state import MemoryState
-from mal_adapter.memory.titans import ByHead, Weights, read, write
+from mal_adapter.memory.titans import Titans
 
-__all__ = ["MemoryAdapter"]
+__all__ = ["RULES", "MemoryAdapter"]
 
 HiddenStates = Float[Tensor, "batch seq_len hidden_size"]
 Mask = Bool[Tensor, "batch seq_len"]
+
+RULES: dict[str, type[Titans | RunningMean | GRU]] = {"titans": Titans, "running_mean": RunningMean, "gru": GRU}
+"""The rule of each `MemoryConfig.update`."""
 
 
 class MemoryAdapter(Pretrained):
@@ -60,7 +64,7 @@ class MemoryAdapter(Pretrained):
         self.initial = nn.ParameterList(
             torch.randn(heads, *shape) / math.sqrt(shape[0]) for shape in config.layer_shapes
         )
-        self.recurrence = recurrence(config)
+        self.recurrence = RULES[config.update](config)  # `rule`, by the name that its parameters have in files
         self.readout_norm = nn.LayerNorm(2 * width)
         self.readout_in = nn.Linear(2 * width, 2 * readout)
         self.dropout = nn.Dropout(config.dropout)
@@ -85,6 +89,11 @@ class MemoryAdapter(Pretrained):
         self.in_proj.bias[4 * width :] = torch.tensor(gates).repeat_interleave(heads)
         self.initial[-1].zero_()  # an empty memory answers zero
         self.readout_out.weight.zero_()
+
+    @property
+    def rule(self) -> Rule:
+        """The update rule: a `Titans`, `RunningMean` or `GRU`."""
+        return self.recurrence
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -129,9 +138,7 @@ class MemoryAdapter(Pretrained):
         width = self.config.memory_dim
         query, token = self._project(hidden_states, mask, causal, slice(0, 2 * width)).chunk(2, dim=-1)
         query = F.normalize(self._by_head(query), dim=-1).to(self.state_dtype)
-        weights = tuple(w0 + w for w0, w in zip(self.initial, state.weights, strict=True))
-        answer = read(weights, query) if self.recurrence is None else weights[0].expand_as(query)
-        answer = answer.transpose(1, 2).flatten(2)
+        answer = self.rule.read(tuple(self.initial), state, query).transpose(1, 2).flatten(2)
         evidence = self.readout_norm(torch.cat((answer.to(token.dtype), token), dim=-1))
         value, gate = self.readout_in(evidence).chunk(2, dim=-1)
         # Zero where the narrow side is: readout_out has no bias.
@@ -168,19 +175,7 @@ class MemoryAdapter(Pretrained):
         key = F.normalize(self._by_head(key), dim=-1).to(self.state_dtype)
         value = self._by_head(value).to(self.state_dtype)
         gates = Gates(*(logit.mT for logit in logits))
-        if self.recurrence is None:
-            weights, momentum = write(
-                tuple(self.initial),
-                state.weights,
-                state.momentum,
-                key,
-                value,
-                gates,
-                written,
-                self.config.chunk_size,
-            )
-        else:
-            weights, momentum = self._recur(state, value, written), state.momentum
+        weights, momentum = self.rule.write(tuple(self.initial), state, key, value, gates, written)
         totals = torch.stack([_total(layer, (1, 2, 3)) for layer in (*weights, *momentum)])
         finite = finite & totals.isfinite().all(0)
         failed = ~finite[:, None, None, None]
@@ -198,16 +193,6 @@ class MemoryAdapter(Pretrained):
             skipped_writes=state.skipped_writes + (attempted & ~finite),
             fingerprint=state.fingerprint,
         )
-
-    def _recur(self, state: MemoryState, value: ByHead, mask: Mask) -> Weights:
-        """The state of a baseline after the mean of `value` over `mask`."""
-        if self.recurrence is None:
-            raise RuntimeError("the Titans update is no recurrence over utterances")
-        (initial,), (deviation,) = self.initial, state.weights
-        heard = mask[:, None, :, None]
-        utterance = (value * heard).sum(-2, keepdim=True) / heard.sum(-2, keepdim=True).clamp_min(1)
-        memory = self.recurrence(initial + deviation, utterance, state.utterances)
-        return (torch.where(heard.any(-2, keepdim=True), memory - initial, deviation),)
 
     def _project(
         self, hidden_states: HiddenStates, mask: Mask, causal: bool, rows: slice

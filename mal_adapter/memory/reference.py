@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mal_adapter.memory.chunk import MAX_SILU_SLOPE
 from mal_adapter.memory.gates import MAX_LOGIT, Gates
-from mal_adapter.memory.titans import ByHead, InitialWeights, Weights, read
+from mal_adapter.memory.rule import ByHead, InitialWeights, Weights
+from mal_adapter.memory.titans import read
 
 __all__ = ["write_by_token"]
 

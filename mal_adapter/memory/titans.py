@@ -25,25 +25,53 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mal_adapter.memory.chunk import Initial, Memory, Vector, WriteChunk, advance, split_chunks
+from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.memory.gates import ChunkScalars, Gates, chunk_scalars
 from mal_adapter.memory.precision import full_precision
+from mal_adapter.memory.rule import ByHead, InitialWeights, Weights
+from mal_adapter.memory.state import MemoryState
 
-__all__ = ["ByHead", "InitialWeights", "Weights", "read", "write"]
-
-Weights = tuple[Float[Tensor, "batch heads _d_in _d_out"], ...]
-"""One tensor per memory layer."""
-
-InitialWeights = tuple[Float[Tensor, "heads _d_in _d_out"], ...]
-"""One tensor per memory layer, learned, for all dialogues."""
-
-ByHead = Float[Tensor, "batch heads seq_len head_dim"]
-"""A vector per token and head: keys, values, queries and answers."""
+__all__ = ["Titans", "read", "write"]
 
 _SLAB = 1 << 18
 """Elements of a chunk's widest tensor that are worked on together, to stay in the processor's cache."""
+
+
+class Titans(nn.Module):
+    """The Titans rule: gradient steps with momentum and forgetting. It has no parameters of its own.
+
+    Args:
+        config: For the size of a chunk.
+
+    Example:
+        >>> from mal_adapter import MemoryAdapter
+        >>> adapter = MemoryAdapter(MemoryConfig(hidden_size=8, memory_dim=4, num_heads=1)).eval()
+        >>> adapter.rule.read(tuple(adapter.initial), adapter.initial_state(), torch.randn(1, 1, 5, 4)).any().item()
+        False
+    """
+
+    def __init__(self, config: MemoryConfig) -> None:
+        super().__init__()
+        self.chunk_size = config.chunk_size
+
+    def read(self, initial: InitialWeights, state: MemoryState, queries: ByHead) -> ByHead:
+        """M(q), see `read`."""
+        return read([w0 + w for w0, w in zip(initial, state.weights, strict=True)], queries)
+
+    def write(
+        self,
+        initial: InitialWeights,
+        state: MemoryState,
+        keys: ByHead,
+        values: ByHead,
+        gates: Gates,
+        mask: Bool[Tensor, "batch seq_len"],
+    ) -> tuple[Weights, Weights]:
+        """The weights and the momentum after one more utterance, see `write`."""
+        return write(initial, state.weights, state.momentum, keys, values, gates, mask, self.chunk_size)
 
 
 def read(weights: Sequence[Float[Tensor, "batch heads _d_in _d_out"]], queries: ByHead) -> ByHead:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from mal_adapter import MemoryAdapter, MemoryConfig, MemoryState
 from mal_adapter.errors import ConfigError, StateMismatchError
+from mal_adapter.memory.adapter import RULES
+from mal_adapter.memory.config import UPDATES as ALL_UPDATES
 
 SMALL = MemoryConfig(hidden_size=12, memory_dim=8, num_heads=2)
 UPDATES = ["running_mean", "gru"]
@@ -106,6 +108,13 @@ def test_it_learns_through_its_past(update):
         state = adapter.write(state, torch.randn(1, 4, 12, dtype=torch.float64))
     adapter.read(state, torch.randn(1, 4, 12, dtype=torch.float64)).square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in adapter.recurrence.parameters())
+
+
+def test_each_update_has_a_rule_and_only_a_rule_with_parameters_has_keys():
+    assert RULES.keys() == set(ALL_UPDATES)
+    keys = {update: {k for k in make(update).state_dict() if k.startswith("recurrence.")} for update in ALL_UPDATES}
+    cell = {f"recurrence.cell.{name}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    assert keys == {"titans": set(), "running_mean": {"recurrence.rate"}, "gru": cell}
 
 
 def test_another_update_is_refused():
