@@ -15,8 +15,8 @@ ROOT = Path(mal_adapter.__file__).parents[1]
 # Each may import only from those before it; "." is the package itself, whose names ser and demo use.
 PLACES = """
 lazy errors
-serialization.atomic serialization.strict_json serialization.tensors serialization.metadata serialization.model_card
-serialization.adapter_folder serialization.hub serialization
+serialization.versions serialization.text serialization.atomic serialization.strict_json serialization.tensors
+serialization.metadata serialization.model_card serialization.adapter_folder serialization.hub serialization
 memory.config memory.state memory.gates32 memory.precision memory.gates memory.rule memory.chunk memory.titans
 memory.recurrent memory.reference memory.hub_mixin memory.adapter memory
 hosts.spec hosts.remote_code hosts.registry hosts.audio_mask hosts.detect hosts.host hosts

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mal_adapter.errors import ConfigError
+from mal_adapter.serialization.text import shown
 
 __all__ = ["UPDATES", "MemoryConfig", "check_integer"]
 
@@ -66,13 +67,8 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         for field in ("hidden_size", "memory_dim", "num_heads", "depth", "expansion", "chunk_size", "readout_dim"):
-            value = getattr(self, field)
-            if field in ("hidden_size", "readout_dim") and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{field}={value!r} is not a positive integer")
-            if value > (2**31 if field == "chunk_size" else _LARGEST):
-                raise ConfigError(f"{field} is absurdly large; the largest is {_LARGEST}, and 2**31 for chunk_size")
+            most = 2**31 if field == "chunk_size" else _LARGEST
+            check_integer(field, getattr(self, field), 1, most=most, optional=field in ("hidden_size", "readout_dim"))
         for field in ("dropout", "step_bias", "momentum_bias", "forget_bias"):
             value = getattr(self, field)
             # -1e4 … 1e4 keeps every gate's logarithm finite in float64, and leaves NaN and infinities out
@@ -125,8 +121,8 @@ class MemoryConfig:
         return cls(**fields)
 
 
-def check_integer(name: str, value: object, least: int, *, optional: bool = False) -> None:
-    """Raise `ConfigError` unless `value` is an integer of at least `least`, or None where that is allowed.
+def check_integer(name: str, value: object, least: int, *, most: int = 2**31 - 1, optional: bool = False) -> None:
+    """Raise `ConfigError` unless `value` is an integer from `least` to `most`, or None where that is allowed.
 
     Example:
         >>> check_integer("batch_size", "8", 1)
@@ -135,5 +131,9 @@ def check_integer(name: str, value: object, least: int, *, optional: bool = Fals
     """
     if optional and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-        raise ConfigError(f"{name}={value!r} is not an integer of at least {least}{', or None' if optional else ''}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(
+            f"{name}={shown(value)} is not an integer of at least {least}{', or None' if optional else ''}"
+        )
+    if value > most:
+        raise ConfigError(f"{name} is too large; the largest is {most}")

@@ -13,7 +13,6 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,9 @@ from mal_adapter.serialization.atomic import folder_problem, remove_leftovers, w
 from mal_adapter.serialization.metadata import AdapterMetadata
 from mal_adapter.serialization.model_card import model_card
 from mal_adapter.serialization.strict_json import open_regular, parse_json
-from mal_adapter.serialization.tensors import in_unicode, load_tensors, read_header, save_tensors
+from mal_adapter.serialization.tensors import load_tensors, read_header, save_tensors
+from mal_adapter.serialization.text import clip, in_unicode, shown
+from mal_adapter.serialization.versions import library_version
 
 __all__ = [
     "CARD_NAME",
@@ -86,7 +87,7 @@ def encode(
     weights = save_tensors(tensors, {"format": "pt"})
     content = {
         "library_name": "mal_adapter",
-        "library_version": version("mal-adapter"),
+        "library_version": library_version(),
         "format_version": FORMAT_VERSION,
         **dataclasses.asdict(metadata),
         "memory": dict(memory),
@@ -235,10 +236,10 @@ def parse_config(data: bytes, shapes_of: ShapesOf) -> AdapterConfig:
 def _migrated(content: dict[str, Any]) -> dict[str, Any]:
     given = content.get("format_version")
     if type(given) is not int or not (given == FORMAT_VERSION or given > FORMAT_VERSION or given in MIGRATIONS):
-        raise AdapterFormatError(f"{CONFIG_NAME} has format_version {str(given)[:40]!r}, this reads {FORMAT_VERSION}")
+        raise AdapterFormatError(f"{CONFIG_NAME} has format_version {shown(given)}, this reads {FORMAT_VERSION}")
     if given > FORMAT_VERSION:
         raise AdapterFormatError(
-            f"{CONFIG_NAME} has format_version {str(given)[:40]}, this version reads up to {FORMAT_VERSION}; "
+            f"{CONFIG_NAME} has format_version {shown(given)}, this version reads up to {FORMAT_VERSION}; "
             "pip install --upgrade mal-adapter"
         )
     for step in range(given, FORMAT_VERSION):
@@ -281,5 +282,5 @@ def read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], sha256: str 
 def _check_tensors(given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
     if given != expected:
         wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
-        details = ", ".join(f"{name[:40]}: file {given.get(name)}, config {expected.get(name)}" for name in wrong[:4])
-        raise AdapterFormatError(f"tensors do not fit the configuration ({details})")
+        pairs = [f"{clip(name, 40)}: file {given.get(name)}, config {expected.get(name)}" for name in wrong[:4]]
+        raise AdapterFormatError(f"tensors do not fit the configuration ({', '.join(pairs)})")

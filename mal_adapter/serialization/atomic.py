@@ -63,11 +63,11 @@ def folder_problem(folder: Path) -> str | None:
     return f"{folder} is on no disk that exists; give another folder"
 
 
-def remove_leftovers(folder: Path, prefix: str = TEMPORARY_PREFIX) -> None:
-    """Delete the temporary files, or folders, that writers which were killed have left in `folder`."""
+def remove_leftovers(folder: Path, prefix: str = TEMPORARY_PREFIX, *, older_than_s: float = LEFTOVER_AFTER_S) -> None:
+    """Delete the temporary files, or folders, that killed writers left in `folder`."""
     for path in folder.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):  # another process may be faster
-            if time.time() - path.stat().st_mtime <= LEFTOVER_AFTER_S:
+            if time.time() - path.stat().st_mtime < older_than_s:
                 continue
             if path.is_dir():
                 shutil.rmtree(path)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -32,6 +31,8 @@ from mal_adapter.serialization.adapter_folder import (
     read_weights,
 )
 from mal_adapter.serialization.metadata import AdapterMetadata
+from mal_adapter.serialization.text import clip
+from mal_adapter.serialization.versions import library_version
 
 __all__ = ["HubOptions", "pull_adapter", "push_adapter", "read_adapter"]
 
@@ -164,7 +165,7 @@ def _fetch(repo_id: str, name: str, options: HubOptions) -> Path:
             local_files_only=options.local_files_only,
             force_download=options.force_download,
             library_name="mal_adapter",
-            library_version=version("mal-adapter"),
+            library_version=library_version(),
         )
     return Path(path)
 
@@ -193,7 +194,7 @@ def push_adapter(
     """
     _check_repo_id(repo_id)
     with _typed_errors(repo_id, revision, "push"):
-        api = HfApi(token=token, library_name="mal_adapter", library_version=version("mal-adapter"))
+        api = HfApi(token=token, library_name="mal_adapter", library_version=library_version())
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -237,7 +238,7 @@ def _typed(error: Exception, failure: str) -> MalAdapterError:
         chain.append(cause)
     answers = (e for e in chain if isinstance(e, HfHubHTTPError) and not isinstance(e, LocalEntryNotFoundError))
     reason = next(answers, chain[-1])
-    said = " ".join(f"{type(reason).__name__}: {reason}".split())[:300]
+    said = clip(" ".join(f"{type(reason).__name__}: {reason}".split()), 300)
     if isinstance(reason, RevisionNotFoundError):
         return AdapterNotFoundError(f"{failure}: the repository has no such branch, tag or commit")
     if isinstance(reason, EntryNotFoundError) and not isinstance(reason, LocalEntryNotFoundError):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mal_adapter.errors import AdapterFormatError
+from mal_adapter.serialization.text import shown
 
 __all__ = ["AdapterMetadata"]
 
@@ -51,7 +52,7 @@ class AdapterMetadata:
         """Raise `AdapterFormatError` where a field is not of its type or out of range; None always passes."""
         for name, expected in _EXPECTED.items():
             if (value := getattr(self, name)) is not None and not _CHECKS[expected](value):
-                raise AdapterFormatError(f"{name} is {_shown(value)}, expected {expected}")
+                raise AdapterFormatError(f"{name} is {shown(value)}, expected {expected}")
 
 
 def _is_text(value: object) -> bool:
@@ -112,8 +113,3 @@ _EXPECTED = {
     "training_data": "a string",
     "evaluation": "a list of results with dataset_name, dataset_type and metrics",
 }
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

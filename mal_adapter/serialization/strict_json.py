@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["open_regular", "parse_json"]
+__all__ = ["open_regular", "parse_json", "unique_keys"]
 
 
 def open_regular(path: Path) -> tuple[BinaryIO, int]:
@@ -43,21 +43,30 @@ def parse_json(data: bytes) -> Any:
         >>> parse_json(b'{"layer_idx": 16, "layer_idx": 17}')
         Traceback (most recent call last):
         ...
-        ValueError: the key 'layer_idx' stands twice
+        ValueError: the key 'layer_idx' is given twice
     """
     try:
-        content = json.loads(data.decode(), object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite)
+        content = json.loads(data.decode(), object_pairs_hook=unique_keys, parse_constant=_finite, parse_float=_finite)
         json.dumps(content, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return content
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` of `json.loads` that refuses a repeated key.
+
+    Raises:
+        ValueError: A key is given twice.
+
+    Example:
+        >>> unique_keys([("layer_idx", 16), ("task", None)])
+        {'layer_idx': 16, 'task': None}
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
     return found
 
 

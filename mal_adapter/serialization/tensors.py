@@ -12,8 +12,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mal_adapter.serialization.strict_json import parse_json
+from mal_adapter.serialization.text import shown
 
-__all__ = ["TensorHeader", "in_unicode", "load_tensors", "read_header", "save_tensors"]
+__all__ = ["TensorHeader", "load_tensors", "read_header", "save_tensors"]
 
 HEADER_LIMIT = 2**20  # bytes; an adapter's header has fewer than twenty entries
 
@@ -26,16 +27,6 @@ class TensorHeader(NamedTuple):
     dtypes: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
-
-
-def in_unicode(name: str) -> str:
-    """The name of a file or folder as text for JSON. What is not UTF-8 in it, lone surrogates in Python, becomes �.
-
-    Example:
-        >>> in_unicode("m\\udcfasica"), in_unicode("\\udcc3\\udca9")
-        ('m�sica', 'é')
-    """
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def read_header(file: BinaryIO, size: int) -> TensorHeader:
@@ -59,12 +50,12 @@ def read_header(file: BinaryIO, size: int) -> TensorHeader:
     dtypes, shapes, total = {}, {}, 8 + length
     for name, entry in content.items():
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(f"the header's entry for {name} is {_short(entry)}")
+            raise ValueError(f"the header's entry for {name} is {shown(entry)}")
         dtype, shape = entry["dtype"], entry["shape"]
         if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
-            raise ValueError(f"{name} has dtype {_short(dtype)}, expected one of {', '.join(ITEM_SIZES)}")
+            raise ValueError(f"{name} has dtype {shown(dtype)}, expected one of {', '.join(ITEM_SIZES)}")
         if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**48 for n in shape):
-            raise ValueError(f"{name} has shape {_short(shape)}")
+            raise ValueError(f"{name} has shape {shown(shape)}")
         dtypes[name], shapes[name] = dtype, tuple(shape)
         total += math.prod(shape) * ITEM_SIZES[dtype]
     if total != size:
@@ -97,8 +88,3 @@ def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     return bytes(data[:8] + json.dumps(header, separators=(",", ":")).encode().ljust(end - 8) + data[end:])
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
