@@ -44,7 +44,7 @@ ser.training.cached_host ser.training.batches ser.training.loss ser.training.ste
 ser.training.checks ser.training.train ser.training
 ser.evaluation.audit ser.evaluation.evaluation ser.evaluation.report ser.evaluation
 ser
-demo demo.voices demo.dialogues demo.run
+demo.shipped demo.voices demo.dialogues demo.run demo
 cli.output cli.data cli.failures cli.usage cli.adapters cli.demo cli.hosts cli.evaluate cli.predict cli.states
 cli.train cli cli.__main__
 """
