@@ -38,7 +38,7 @@ class _OneVector(nn.Module):
         gates: Gates,
         mask: Bool[Tensor, "batch seq_len"],
     ) -> tuple[Weights, Weights]:
-        """The vector after the mean of `values` over `mask`; keys and gates are not used. The momentum stays."""
+        """Update the vector by the mean of `values` over `mask`. Keys and gates are not used; the momentum stays."""
         (start,), (deviation,) = initial, state.weights
         valid = mask[:, None, :, None]
         utterance = (values * valid).sum(-2, keepdim=True) / valid.sum(-2, keepdim=True).clamp_min(1)
@@ -50,7 +50,7 @@ class RunningMean(_OneVector):
     """m_n = m_{n−1} + r_n (v̄_n − m_{n−1}) with r_n = max(1/n, r): a mean that becomes an exponential one.
 
     Args:
-        config: For the number of heads. Each learns its own r, which starts at 0.05.
+        config: Its `num_heads` is used. Each head learns its own r, which starts at 0.05.
 
     Example:
         >>> mean = RunningMean(MemoryConfig(hidden_size=8, memory_dim=2, num_heads=1))
@@ -82,7 +82,7 @@ class GRU(_OneVector):
     """A gated recurrent unit as wide as all heads together.
 
     Args:
-        config: For the width.
+        config: Its `memory_dim` is used.
 
     Example:
         >>> gru = GRU(MemoryConfig(hidden_size=8, memory_dim=4, num_heads=2))
@@ -96,6 +96,6 @@ class GRU(_OneVector):
 
     def forward(self, memory: Vectors, utterance: Vectors, utterances_before: Int[Tensor, " batch"]) -> Vectors:
         """The memory after one more utterance; arguments as in `RunningMean.forward`, of which the last is not used."""
-        # nn.GRUCell itself would want the state in the parameters' dtype, which may be half precision.
+        # nn.GRUCell itself needs the state in the parameters' dtype, which may be half precision.
         parameters = (p.to(memory.dtype) for p in self.cell.parameters())
         return torch.gru_cell(utterance.flatten(1), memory.flatten(1), *parameters).view_as(memory)

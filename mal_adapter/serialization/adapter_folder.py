@@ -1,9 +1,11 @@
-"""The format of an adapter folder: `config.json`, `model.safetensors`, `README.md`. docs/file_format.md tells it all.
+"""The format of an adapter folder: `config.json`, `model.safetensors`, `README.md`. docs/file_format.md documents it.
 
-Versions: a file of this `FORMAT_VERSION` is read; a newer one is refused with the advice to upgrade; an older one is
-first brought up to date by `MIGRATIONS`. A key at the top of `config.json` that this version does not know is an
-addition that changes nothing for an older reader, and is ignored; one inside `memory` would change the mathematics, and
-is refused. Whatever an older reader must not ignore raises `FORMAT_VERSION`.
+A file of this `FORMAT_VERSION` is read. A newer one is refused with the advice to upgrade. An older one is first
+converted by `MIGRATIONS`. An unknown key at the top of `config.json` is ignored: it is an addition that an older reader
+does not need. An unknown key inside `memory` is refused: it would change the mathematics. A change that an older reader
+must not ignore needs a new `FORMAT_VERSION`.
+
+The "memory" section is a plain dict here. A `ShapesOf` function checks it.
 """
 
 import dataclasses
@@ -50,14 +52,14 @@ TEXT_LIMIT = 2**20  # bytes of config.json or README.md
 
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
 MIGRATIONS: dict[int, Migration] = {}
-"""`MIGRATIONS[n]` makes the content of a `config.json` of format n + 1 out of one of format n."""
+"""`MIGRATIONS[n]` converts the content of a `config.json` from format n to format n + 1."""
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
 _FOREIGN = re.compile(r"(?!model\.safetensors$).*\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack)(\.index\.json)?$")
 
 
 ShapesOf = Callable[[Mapping[str, Any]], Mapping[str, tuple[int, ...]]]
-"""The names and shapes of the tensors that a "memory" section asks for; raises `ConfigError` if it is not valid."""
+"""Return the names and shapes of the tensors that a "memory" section requires; raise `ConfigError` if it is invalid."""
 
 
 class AdapterConfig(NamedTuple):
@@ -66,7 +68,7 @@ class AdapterConfig(NamedTuple):
     memory: dict[str, Any]
     """The "memory" section, checked by a `ShapesOf`."""
     shapes: Mapping[str, tuple[int, ...]]
-    """The tensors that it asks for."""
+    """The tensors that it requires."""
     metadata: AdapterMetadata
     weights_sha256: str | None
     """Of `model.safetensors`, 64 hex digits, or None."""
@@ -82,7 +84,7 @@ def encode(
 ) -> dict[str, bytes]:
     """The files of an adapter, by name; `memory`, `repo_id` and `existing_card` as in `model_card`."""
     metadata.check()
-    if (name := metadata.base_model_name_or_path) is not None:  # of a folder, which need not be UTF-8; JSON has to be
+    if (name := metadata.base_model_name_or_path) is not None:  # it may be a folder's name that is not UTF-8
         metadata = dataclasses.replace(metadata, base_model_name_or_path=in_unicode(name))
     weights = save_tensors(tensors, {"format": "pt"})
     content = {
@@ -107,8 +109,10 @@ def write_folder(
     tensors: Mapping[str, Tensor],
     shapes_of: ShapesOf,
 ) -> None:
-    """Write an adapter folder. Its files are put in place once all of them are safely on disk; `weights_sha256` tells a
-    reader who comes in between.
+    """Write an adapter folder.
+
+    All files are written and synced first, then moved into place one by one. By `weights_sha256` a reader notices files
+    of two different saves.
 
     Raises:
         AdapterFormatError: `folder` is a file or holds another model, or a field of `metadata` has the wrong type.
@@ -122,10 +126,10 @@ def write_folder(
 def check_folder(
     folder: str | os.PathLike[str], memory: Mapping[str, Any], metadata: AdapterMetadata, shapes_of: ShapesOf
 ) -> None:
-    """Raise what `write_folder` would raise, before the work that makes the adapter; nothing is written.
+    """Raise the error that `write_folder` would raise, without writing anything; for a check before training.
 
     Raises:
-        AdapterFormatError: As `write_folder`, or the folder can't be written to.
+        AdapterFormatError: As for `write_folder`, or the folder is not writable.
     """
     folder = Path(folder)
     if problem := folder_problem(folder):
@@ -136,7 +140,7 @@ def check_folder(
 
 
 def copy_into(folder: str | os.PathLike[str], files: Mapping[str, Path], shapes_of: ShapesOf) -> None:
-    """Copy an adapter's files, by name, into a folder as they are.
+    """Copy an adapter's files, given by name, into a folder. Their bytes stay the same.
 
     Raises:
         AdapterFormatError: `folder` is a file or holds another model.
@@ -165,8 +169,14 @@ def _put_in_place(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def check_ours(place: str, names: Iterable[str], read_config_file: Callable[[], bytes], shapes_of: ShapesOf) -> None:
-    """Raise `AdapterFormatError` where the files `names` at `place` are another model's, which a save would mix with or
-    overwrite."""
+    """Raise `AdapterFormatError` if `place` holds files of another model, which a save would overwrite or mix with.
+
+    Args:
+        place: The folder or repository, for the message.
+        names: The names of its files.
+        read_config_file: Reads its `config.json`.
+        shapes_of: Checks the "memory" section.
+    """
     names = set(names)
     foreign = sorted(name for name in names if _FOREIGN.match(name))
     if CONFIG_NAME in names:
@@ -174,12 +184,12 @@ def check_ours(place: str, names: Iterable[str], read_config_file: Callable[[], 
             parse_config(read_config_file(), shapes_of)
         except AdapterFormatError as error:
             raise AdapterFormatError(
-                f"{place} holds something other than an adapter ({error}); give another"
+                f"{place} holds something other than an adapter ({error}); give another place"
             ) from error
     elif WEIGHTS_NAME in names:
         foreign.append(WEIGHTS_NAME)
     if foreign:
-        raise AdapterFormatError(f"{place} holds the files of another model ({', '.join(foreign[:3])}); give another")
+        raise AdapterFormatError(f"{place} holds files of another model ({', '.join(foreign[:3])}); give another place")
 
 
 def read_config(path: Path, shapes_of: ShapesOf) -> AdapterConfig:
@@ -190,7 +200,7 @@ def read_config(path: Path, shapes_of: ShapesOf) -> AdapterConfig:
         shapes_of: Checks the "memory" section.
 
     Raises:
-        AdapterFormatError: It is missing, damaged, oversized, or of a format that this version can't read.
+        AdapterFormatError: The file is missing, damaged, too large, or of a format that this version can't read.
     """
     return parse_config(_read_text(path), shapes_of)
 
@@ -203,13 +213,13 @@ def _read_text(path: Path) -> bytes:
                 raise ValueError(f"{path.name} has {size} bytes, more than {TEXT_LIMIT}")
             return file.read(TEXT_LIMIT)
     except FileNotFoundError as error:
-        raise AdapterFormatError(f"there is no {path.name}; save_pretrained would have written it") from error
+        raise AdapterFormatError(f"there is no {path.name}; save_pretrained writes it") from error
     except (OSError, ValueError) as error:
         raise AdapterFormatError(f"{path.name} can't be read: {error}") from error
 
 
 def parse_config(data: bytes, shapes_of: ShapesOf) -> AdapterConfig:
-    """What the bytes of a `config.json` say; raises `AdapterFormatError` as `read_config`."""
+    """Parse the bytes of a `config.json`; raise `AdapterFormatError` as `read_config` does."""
     try:
         content = parse_json(data)
     except ValueError as error:
@@ -248,12 +258,17 @@ def _migrated(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], sha256: str | None) -> dict[str, Tensor]:
-    """Read a `model.safetensors` that holds exactly tensors of these names and shapes, all of one float dtype, finite.
+    """Read a `model.safetensors` with exactly these tensors, all finite and of one float dtype.
 
-    The header is compared with `shapes` before anything of the file's size is allocated.
+    The header is compared with `shapes` before memory for the tensors is allocated.
+
+    Args:
+        path: The file.
+        shapes: The names and shapes of the tensors.
+        sha256: The file's expected SHA-256; not checked if None.
 
     Raises:
-        AdapterFormatError: It is missing, damaged, holds something else, or has another sha256.
+        AdapterFormatError: The file is missing or damaged, holds other tensors, or has another SHA-256.
     """
     try:
         file, size = open_regular(path)
@@ -274,9 +289,9 @@ def read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], sha256: str 
     except AdapterFormatError:
         raise
     except FileNotFoundError as error:
-        raise AdapterFormatError(f"there is no {path.name}; save_pretrained would have written it") from error
+        raise AdapterFormatError(f"there is no {path.name}; save_pretrained writes it") from error
     except (OSError, ValueError) as error:
-        raise AdapterFormatError(f"{path.name} is not a safetensors file that can be read: {error}") from error
+        raise AdapterFormatError(f"{path.name} is not a readable safetensors file: {error}") from error
 
 
 def _check_tensors(given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -1,4 +1,4 @@
-"""Adapters on the Hugging Face Hub: pulled into its cache, pushed as one commit, failures as errors of ours."""
+"""Adapters on the Hugging Face Hub: downloads through its cache, pushes as one commit, typed errors."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ __all__ = ["HubOptions", "pull_adapter", "push_adapter", "read_adapter"]
 
 
 class HubOptions(NamedTuple):
-    """Which commit, and how it is fetched; the fields are those of `MemoryAdapter.from_pretrained`."""
+    """The options of a download; the fields are the arguments of `MemoryAdapter.from_pretrained`."""
 
     revision: str | None = None
     subfolder: str | None = None
@@ -51,18 +51,18 @@ class HubOptions(NamedTuple):
 def read_adapter(
     folder_or_repo: str | os.PathLike[str], shapes_of: ShapesOf, options: HubOptions
 ) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    """Read an adapter from a folder or, where there is no such folder, from the Hub.
+    """Read an adapter from a folder or, if there is no such folder, from the Hub.
 
-    Of a repository, `config.json` is fetched and checked first, then the weights of that same commit.
+    From a repository, `config.json` is downloaded and checked first, then the weights of the same commit.
 
     Args:
         folder_or_repo: A folder or Hub id.
-        shapes_of: Checks the "memory" section, and says which tensors it asks for.
-        options: Subfolder; the rest is for the Hub.
+        shapes_of: Checks the "memory" section and returns the tensors it requires.
+        options: The subfolder; the other options apply to the Hub only.
 
     Raises:
-        AdapterNotFoundError: There is no such folder, repository or revision, or it may not be seen.
-        AdapterFormatError: A file is missing, damaged, does not fit the configuration, or is of a newer format.
+        AdapterNotFoundError: There is no such folder, repository or revision, or access is denied.
+        AdapterFormatError: A file is missing or damaged, does not fit the configuration, or has a newer format.
         HubError: The Hub can't be reached, and the files are not in its cache.
     """
     name, subfolder = os.fspath(folder_or_repo), _checked_subfolder(options.subfolder)
@@ -83,10 +83,12 @@ def pull_adapter(
     shapes_of: ShapesOf,
     options: HubOptions,
 ) -> None:
-    """Copy an adapter's files from the Hub into a folder as they are, all of one commit, once they have been checked.
+    """Download an adapter from the Hub, check its files, and copy them into a folder. All are of one commit.
 
     Raises:
-        As `read_adapter`; and AdapterFormatError where `folder` is a file or holds another model.
+        AdapterNotFoundError: As for `read_adapter`.
+        AdapterFormatError: As for `read_adapter`, or `folder` is a file or holds another model.
+        HubError: As for `read_adapter`.
     """
     _, _, files, commit = _fetch_adapter(repo_id, shapes_of, options)
     with contextlib.suppress(AdapterFormatError):  # a card may be missing
@@ -97,14 +99,17 @@ def pull_adapter(
 def _fetch_adapter(
     repo_id: str, shapes_of: ShapesOf, options: HubOptions
 ) -> tuple[AdapterConfig, dict[str, Tensor], dict[str, Path], HubOptions]:
-    """What an adapter on the Hub says and holds, checked; its files by name; and the options that fetch others of the
-    same commit, whatever is pushed meanwhile."""
+    """Download and check an adapter.
+
+    Returns:
+        Its configuration; its tensors; its files by name; and the options that download other files of the same commit.
+    """
     _check_repo_id(repo_id)
     subfolder = _checked_subfolder(options.subfolder)
     with _named(repo_id, subfolder):
         config_path = _fetch(repo_id, CONFIG_NAME, options)
         config = read_config(config_path, shapes_of)
-        # The cache's folder is named for the commit.
+        # The cache's folder is named after the commit.
         commit = options._replace(revision=config_path.parents[len(PurePosixPath(subfolder).parts)].name)
         weights_path = _fetch(repo_id, WEIGHTS_NAME, commit)
         tensors = read_weights(weights_path, config.shapes, config.weights_sha256)
@@ -113,7 +118,7 @@ def _fetch_adapter(
 
 @contextlib.contextmanager
 def _named(place: str, subfolder: str) -> Iterator[None]:
-    """Errors about files within say whose files they are."""
+    """Put the folder or repository in front of the message of an error about one of its files."""
     try:
         yield
     except AdapterFormatError as error:
@@ -121,7 +126,7 @@ def _named(place: str, subfolder: str) -> Iterator[None]:
 
 
 def _checked_subfolder(subfolder: str | None) -> str:
-    """With forward slashes; raises `AdapterFormatError` where it could lead out of the folder or repository."""
+    """The subfolder with forward slashes; raises `AdapterFormatError` if it could lead out of the folder."""
     if subfolder is None:
         return ""
     windows = PureWindowsPath(subfolder)
@@ -140,8 +145,7 @@ def _inside(folder: Path, subfolder: str) -> Path:
 
 
 def _check_may_be_repo_id(given: str | os.PathLike[str]) -> None:
-    """Raises `AdapterNotFoundError` for what was surely meant as a folder: the Hub would answer only that it can't be
-    reached, or has no such repository."""
+    """Raise `AdapterNotFoundError` for a path that can't be a Hub id; the Hub's error would not mention the folder."""
     if Path(given).is_file():
         raise AdapterNotFoundError(f"{given} is a file; give the folder with the adapter's {CONFIG_NAME} and weights")
     if not isinstance(given, str):
@@ -183,14 +187,14 @@ def push_adapter(
     create_pr: bool = False,
     token: str | bool | None = None,
 ) -> CommitInfo:
-    """Create the repository and branch where they are missing, and put the adapter's three files there in one commit.
+    """Push the adapter's three files to the Hub in one commit. A missing repository or branch is created.
 
-    Other files of the repository stay, and so does the user's own text in its `README.md`.
+    Other files of the repository are not changed, nor is the user's own text in its `README.md`.
 
     Raises:
-        AdapterNotFoundError: The repository may not be seen or written, or `repo_id` is not one.
+        AdapterNotFoundError: Access to the repository is denied, or `repo_id` is not a valid id.
         AdapterFormatError: The repository holds another model, or its README's metadata can't be read.
-        HubError: The Hub can't be reached or refuses, for example because someone else pushed in between.
+        HubError: The Hub can't be reached or refuses, for example because of another push in the meantime.
     """
     _check_repo_id(repo_id)
     with _typed_errors(repo_id, revision, "push"):
@@ -213,36 +217,36 @@ def push_adapter(
             commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,
-            # What was read above is what is replaced; a push of someone else in between must not be lost.
+            # The Hub refuses if another push came after the read above, so that push is not lost.
             parent_commit=present.sha,
         )
 
 
 @contextlib.contextmanager
 def _typed_errors(repo_id: str, revision: str | None, verb: str) -> Iterator[None]:
-    """Whatever huggingface_hub raises within becomes an error of ours that says what to do."""
+    """Convert each error of huggingface_hub to one of this library that says what to do."""
     try:
         yield
     except MalAdapterError:
         raise
     except Exception as error:
-        # requests, httpx or httpx2, by huggingface_hub's version: their errors have no other base in common
+        # Its HTTP client is requests, httpx or httpx2, by its version. Their errors have no other common base.
         place = repo_id if revision is None else f"{repo_id} at revision {revision!r}"
         raise _typed(error, f"can't {verb} {place}") from error
 
 
 def _typed(error: Exception, failure: str) -> MalAdapterError:
-    # What the server said may be a cause: of "not in the cache either", or of "force download failed".
+    # The server's answer may be the cause of another error: "not in the cache either", "force download failed".
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
     answers = (e for e in chain if isinstance(e, HfHubHTTPError) and not isinstance(e, LocalEntryNotFoundError))
     reason = next(answers, chain[-1])
-    said = clip(" ".join(f"{type(reason).__name__}: {reason}".split()), 300)
+    answer = clip(" ".join(f"{type(reason).__name__}: {reason}".split()), 300)
     if isinstance(reason, RevisionNotFoundError):
         return AdapterNotFoundError(f"{failure}: the repository has no such branch, tag or commit")
     if isinstance(reason, EntryNotFoundError) and not isinstance(reason, LocalEntryNotFoundError):
-        return AdapterFormatError("a file is missing in the repository; push_to_hub would have put it there")
+        return AdapterFormatError("a file is missing in the repository; push_to_hub writes all of them")
     if getattr(getattr(reason, "response", None), "status_code", None) in (401, 403, 404):
         return AdapterNotFoundError(
             f"{failure}: there is no such repository on the Hub, or it is private or gated and your token does not "
@@ -252,7 +256,7 @@ def _typed(error: Exception, failure: str) -> MalAdapterError:
         return AdapterNotFoundError(f"{failure}: {error}")
     if isinstance(error, LocalEntryNotFoundError):
         return HubError(
-            f"{failure}: the Hub could not be asked ({said}), and the files are not in the cache; go online, unset "
-            "HF_HUB_OFFLINE or local_files_only, or try again later. If a folder is meant, there is none of that name"
+            f"{failure}: the Hub could not be asked ({answer}), and the files are not in the cache; go online, unset "
+            "HF_HUB_OFFLINE or local_files_only, or try again later. There is no local folder of this name either"
         )
-    return HubError(f"{failure}: {said}; try again later")
+    return HubError(f"{failure}: {answer}; try again later")

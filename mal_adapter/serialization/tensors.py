@@ -1,4 +1,4 @@
-"""Safetensors, read within bounds; a damaged or hostile file is a `ValueError`."""
+"""Safetensors, read with bounds on sizes; a damaged or hostile file is a `ValueError`."""
 
 import json
 import math
@@ -22,7 +22,7 @@ ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8}
 
 
 class TensorHeader(NamedTuple):
-    """What a safetensors file says of itself before its numbers."""
+    """The header of a safetensors file."""
 
     dtypes: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
@@ -30,17 +30,17 @@ class TensorHeader(NamedTuple):
 
 
 def read_header(file: BinaryIO, size: int) -> TensorHeader:
-    """The header of a safetensors file of `size` bytes, whose data the file then exactly holds. Reads up to them.
+    """Read the header of a safetensors file of `size` bytes, up to the first tensor.
 
     Raises:
-        ValueError: It is not a safetensors file of known dtypes, or is shorter or longer than its header says.
+        ValueError: It is not a safetensors file of known dtypes, or its size is not the one in its header.
     """
     try:
         (length,) = struct.unpack("<Q", file.read(8))
     except struct.error as error:
         raise ValueError(f"its {size} bytes are too few") from error
     if length > min(HEADER_LIMIT, size - 8):
-        raise ValueError(f"it does not begin with a header (of {length} bytes, it says, in a file of {size})")
+        raise ValueError(f"its header would have {length} bytes, in a file of {size}")
     content = parse_json(file.read(length))
     if not isinstance(content, dict):
         raise ValueError("its header is not a JSON object")
@@ -64,10 +64,10 @@ def read_header(file: BinaryIO, size: int) -> TensorHeader:
 
 
 def load_tensors(data: bytes) -> tuple[TensorHeader, dict[str, Tensor]]:
-    """The header and the tensors of a safetensors file's bytes, on the CPU, finite.
+    """Read the header and the tensors from a safetensors file's bytes, on the CPU.
 
     Raises:
-        ValueError: As `read_header`, or the tensors overlap, leave gaps or are not finite.
+        ValueError: As for `read_header`, or the tensors overlap, leave gaps or are not finite.
     """
     header = read_header(BytesIO(data), len(data))
     try:
@@ -81,7 +81,7 @@ def load_tensors(data: bytes) -> tuple[TensorHeader, dict[str, Tensor]]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file's bytes; equal tensors and metadata give equal bytes."""
+    """The bytes of a safetensors file. Equal tensors and metadata give equal bytes."""
     data = save(dict(tensors), metadata=dict(metadata))
     # safetensors 0.8 writes metadata in random order.
     end = 8 + int(struct.unpack("<Q", data[:8])[0])

@@ -156,7 +156,7 @@ def edit_config(folder, **changes):
         (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "does not describe"),
         (
             lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04pickle"),
-            "model.safetensors is not a safetensors file",
+            "model.safetensors is not a readable safetensors file",
         ),
         (lambda f: edit_config(f, format_version=99), "99"),
         (lambda f: edit_config(f, layer_idx="4"), "layer_idx"),
