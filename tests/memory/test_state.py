@@ -1,4 +1,4 @@
-"""MemoryState is a value: copies, files and bytes keep every bit, and nothing else passes for one."""
+"""MemoryState is a value: copies, files and bytes keep every bit, and other files are refused."""
 
 import os
 import stat

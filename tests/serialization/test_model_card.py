@@ -1,4 +1,4 @@
-"""The model card: read by the Hub's own parser, the user's words kept, and a snippet that runs as it is pasted."""
+"""The model card: the Hub's own parser reads it, the user's text is kept, and its snippet runs as pasted."""
 
 import re
 
@@ -48,24 +48,24 @@ def test_the_hubs_own_parser_reads_the_metadata():
     }
 
 
-def test_what_is_not_known_is_left_out():
+def test_unknown_metadata_are_left_out():
     data = ModelCard(model_card(MEMORY, AdapterMetadata())).data.to_dict()
     assert data.keys() == {"library_name", "pipeline_tag", "tags"}
 
 
-def test_a_card_says_what_people_ask():
+def test_a_card_has_layer_labels_training_data_results_and_limits():
     text = model_card(MEMORY, CARD, repo_id="user/memory")
-    for said in (
+    for part in (
         "decoder layer 16",
         "happy, sad",
         "acted television",
         "| MELD | test | f1 | 0.52 | 0.61 |",
         "## Limits",
     ):
-        assert said in text
+        assert part in text
 
 
-def test_the_users_own_text_and_metadata_stay_and_ours_are_refreshed():
+def test_the_users_own_text_and_metadata_are_kept_and_ours_are_updated():
     first = model_card(MEMORY, CARD)
     edited = first.replace("tags:\n", "license: mit\nlanguage: [de, en]\ntags:\n- my-tag\n")
     edited = edited.replace(BEGIN, f"My introduction.\n\n{BEGIN}") + "\n## How I trained it\n\nWith care.\n"
@@ -98,7 +98,7 @@ def test_metadata_that_cannot_be_read_are_refused_and_not_lost(metadata, tmp_pat
     assert (tmp_path / "README.md").read_text() == before
 
 
-def test_words_of_the_card_cannot_pass_for_its_marks_or_metadata():
+def test_text_of_the_metadata_cannot_be_mistaken_for_marks_or_yaml():
     hostile = f"x\n---\nlicense: evil\n{END} {BEGIN} ```"
     card = AdapterMetadata(
         base_model_name_or_path=hostile, training_data=hostile, evaluation=[RESULT | {"dataset_name": hostile}]
