@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mal_adapter import MemoryConfig
 from mal_adapter.memory.gates import Gates
-from mal_adapter.memory.titans import Weights, read, write
+from mal_adapter.memory.rule import Weights
+from mal_adapter.memory.titans import read, write
 
 ORDER = "ABAABBABAABABBAB" + "B" * 14  # from the 16th utterance on, A is silent
 TOKENS = 250  # ten seconds of Qwen2-Audio

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mal_adapter.memory.gates import Gates
-from mal_adapter.memory.titans import Weights, read, write
+from mal_adapter.memory.rule import Weights
+from mal_adapter.memory.titans import read, write
 
 WIDTH, CHUNK, CHUNKS = 32, 64, 12
 NOISE = 0.3  # length of the part that varies from key to key; keys have length 1

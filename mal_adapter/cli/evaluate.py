@@ -130,7 +130,6 @@ def evaluate(
     gain is specific to the dialogue's own history. To continue after a stop, run the same command again.
     """
     from mal_adapter.errors import ConfigError, raise_problems
-    from mal_adapter.serialization.adapter_folder import check_folder
 
     if card and (adapter is None or not Path(adapter).is_dir()):
         raise ConfigError("--card writes into the adapter's folder; give one with --adapter, or leave out --card")
@@ -163,7 +162,7 @@ def evaluate(
     usual = AUDIT if recognizer.reads_memory else ("host_only",)
     raise_problems(rival_problems(data.dialogues, recognizer.labels, chosen or usual, rivals))
     if card and recognizer.memory is not None:
-        check_folder(str(adapter), recognizer.memory.adapter.config, recognizer.memory.adapter.metadata)
+        recognizer.memory.adapter.check_folder(str(adapter), recognizer.memory.adapter.metadata)
     if state.is_main_process:
         note_what_is_left_out(data.dialogues, recognizer.labels)
         if len(data.dialogues) < FEWEST_DIALOGUES:

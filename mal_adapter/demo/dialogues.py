@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mal_adapter.demo import EMOTIONS
+from mal_adapter.demo.shipped import EMOTIONS
 from mal_adapter.demo.voices import SAMPLING_RATE, Speaker, Speech, draw_speaker, draw_speech, quantise, synthesise
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from mal_adapter import AttachedMemory, attach_memory
-from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
+from mal_adapter.demo.shipped import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
 from mal_adapter.extras import require
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.loading import load_host

@@ -31,7 +31,7 @@ from mal_adapter.ser.recognizer.results import Prediction
 from mal_adapter.ser.suitability import id_problems, label_problems, sound_problems, warn_of_no_past
 from mal_adapter.serialization.atomic import folder_problem, write_atomically
 from mal_adapter.serialization.strict_json import parse_json
-from mal_adapter.serialization.tensors import in_unicode
+from mal_adapter.serialization.text import in_unicode
 
 __all__ = ["Evaluation", "evaluate", "read_evaluation"]
 

@@ -22,7 +22,7 @@ from mal_adapter.ser.suitability import id_problems, label_problems, sound_probl
 from mal_adapter.ser.training.checkpoint import CHECKPOINT_NAME
 from mal_adapter.ser.training.config import TrainingConfig
 from mal_adapter.ser.training.loss import class_weights, target_of
-from mal_adapter.serialization.adapter_folder import WEIGHTS_NAME, check_folder
+from mal_adapter.serialization.adapter_folder import WEIGHTS_NAME
 from mal_adapter.serialization.atomic import folder_problem
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def argument_problems(
         card = adapter.metadata.with_task(labels.names, recognizer.prompt)
         _check_datasets(datasets)
         card = dataclasses.replace(card, training_data=training_data, datasets=list(datasets))
-        check_folder(output, adapter.config, card)
+        adapter.check_folder(output, card)
     except MalAdapterError as error:
         problems.append(error)
     else:

@@ -28,7 +28,7 @@ from mal_adapter.ser.training.step import Stepper
 from mal_adapter.ser.training.summary import trained_metadata, training_report
 from mal_adapter.ser.training.trainable import Trainable
 from mal_adapter.ser.training.validation import dev_scores
-from mal_adapter.serialization.atomic import TEMPORARY_PREFIX, write_atomically
+from mal_adapter.serialization.atomic import remove_leftovers, write_atomically
 
 __all__ = ["train_memory"]
 
@@ -197,8 +197,7 @@ class _Run:
             broadcast(parameter.data)  # fresh adapters differ between processes; that of the first one is used
         if self.accelerator.is_main_process:
             self.output.mkdir(parents=True, exist_ok=True)
-            for left in self.checkpoint.parent.glob(f"{TEMPORARY_PREFIX}*"):  # by a process that was killed
-                left.unlink()
+            remove_leftovers(self.checkpoint.parent, older_than_s=0)  # no other process trains into this folder
         self.stepper.start(self.progress.epoch * self.steps_per_epoch + self.progress.step)
         if self.log_with is not None:
             self.accelerator.init_trackers("mal_adapter")
