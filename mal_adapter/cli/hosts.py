@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from enum import Enum
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -109,25 +108,12 @@ def load_model(name: str, device: "torch.device | None", dtype: Dtype, *, spread
     Raises:
         HostError: it can't be loaded.
     """
-    from mal_adapter.errors import HostError
-    from mal_adapter.ser.loading import load_host
     from mal_adapter.ser.progress import working
+    from mal_adapter.ser.recognizer.pretrained import load_named_host
 
     options = {"device_map": "auto"} if spread else {}
-    try:
-        with working(f"loading {name}"):
-            return load_host(name, device=device, dtype=dtype.value, **options)
-    except (OSError, ValueError) as error:
-        raise HostError(f"the model {name} can not be loaded: {_reason(name, error)}") from error
-
-
-def _reason(name: str, error: Exception) -> str:
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        return "there is no such folder, and this is no Hub id such as Qwen/Qwen2-Audio-7B-Instruct"
-    offline = "; HF_HUB_OFFLINE is set, so the Hub was not asked" if HF_HUB_OFFLINE and not Path(name).exists() else ""
-    return f"{str(error).strip().splitlines()[0]}{offline}"
+    with working(f"loading {name}"):
+        return load_named_host(name, device=device, dtype=dtype.value, **options)
 
 
 def load_recognizer(
@@ -159,7 +145,7 @@ def load_recognizer(
         HostError: the model is not known or can't be loaded.
         LabelError: the labels are no label set, or not those of `dialogues`.
     """
-    from mal_adapter import MemoryAdapter, attach_memory
+    from mal_adapter import MemoryAdapter
     from mal_adapter.errors import HostError, raise_problems
     from mal_adapter.ser.labels import DEMO
     from mal_adapter.ser.recognizer.prompt import choose_task
@@ -179,11 +165,9 @@ def load_recognizer(
     if dialogues is not None:
         raise_problems(label_problems(dialogues, label_set))
     model, processor = load_model(model_name, device, dtype, spread=spread)
-    attached = None
-    if adapter is not None and memory:
-        model = _with_lora(model, Path(str(adapter_name)))
-        attached = attach_memory(model, adapter=adapter)
-    return EmotionRecognizer(model, processor, attached, label_set, question)
+    if adapter_name is None or not memory:
+        return EmotionRecognizer(model, processor, None, label_set, question)
+    return EmotionRecognizer.from_pretrained(adapter_name, (model, processor), labels=label_set, prompt=question)
 
 
 def start_process(device_name: str | None) -> "tuple[Any, torch.device | None]":
@@ -204,17 +188,3 @@ def start_process(device_name: str | None) -> "tuple[Any, torch.device | None]":
     if device_name is not None and state.num_processes > 1:
         raise typer.BadParameter("accelerate launch gives each process its own device", param_hint="--device")
     return state, None if device_name == "auto" else device or state.device
-
-
-def _with_lora(model: Any, adapter_folder: Path) -> Any:
-    """The model with the LoRA in a folder that `mal-adapter train --lora-rank` has written."""
-    from mal_adapter.errors import HostError
-
-    folder = adapter_folder / "lora"
-    if not (folder / "adapter_config.json").is_file():
-        return model
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise HostError(f"{folder} is a LoRA, which needs peft: pip install 'mal-adapter[train]'") from error
-    return PeftModel.from_pretrained(model, str(folder))

@@ -1,6 +1,5 @@
 """`mal-adapter predict`."""
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -135,18 +134,13 @@ def predict(
 def _dialogues(inputs: Sequence[Path]) -> "tuple[list[Dialogue], list[ManifestError]]":
     """The dialogues of all inputs, and why manifests could not be read."""
     from mal_adapter.errors import ManifestError
-    from mal_adapter.ser.dialogue import Dialogue, Utterance, read_manifest
+    from mal_adapter.ser.dialogue import Dialogue, read_manifest
 
     dialogues: list[Dialogue] = []
     sounds = [path for path in inputs if path.suffix.lower() not in (".jsonl", ".json")]
     if sounds:
         _check_order(sounds)
-        folders = {path.absolute().parent for path in sounds}
-        name = (_name(folders.pop()) if len(folders) == 1 else "") or "dialogue"
-        names = [_name(path) for path in sounds]
-        ids = [file if names.count(file) == 1 else f"{n}-{file}" for n, file in enumerate(names)]
-        turns = (Utterance(name, utterance_id, "?", path) for utterance_id, path in zip(ids, sounds, strict=True))
-        dialogues.append(Dialogue(name, tuple(turns)))
+        dialogues.append(Dialogue.from_files(sounds))
     unread = []
     for path in inputs:
         if path not in sounds:
@@ -160,6 +154,7 @@ def _dialogues(inputs: Sequence[Path]) -> "tuple[list[Dialogue], list[ManifestEr
 def _check_order(sounds: Sequence[Path]) -> None:
     """Tells where numbered files don't come in the order of their numbers, as the shell lists turn10 before turn2."""
     from mal_adapter.ser.names import natural
+    from mal_adapter.ser.paths import file_name
 
     before: dict[str, Path] = {}
     for path in sounds:
@@ -167,18 +162,12 @@ def _check_order(sounds: Sequence[Path]) -> None:
         earlier = before.get(series)
         if earlier is not None and natural(str(path)) < natural(str(earlier)):
             note(
-                f"{_name(earlier)} is processed before {_name(path)}, in the order given; if that is the shell's order "
-                "and not the order spoken, list the files by number, as $(ls -v *.wav) does, or write a manifest"
+                f"{file_name(earlier)} is processed before {file_name(path)}, in the order given; if that is the "
+                "shell's order and not the order spoken, list the files by number, as $(ls -v *.wav) does, or write a "
+                "manifest"
             )
             return
         before[series] = path
-
-
-def _name(path: Path) -> str:
-    """A file's name as text that can be printed and name a session, also where it is not UTF-8."""
-    from mal_adapter.ser.names import composed
-
-    return composed(os.fsencode(path.name).decode(errors="replace"))
 
 
 def _print_tables(

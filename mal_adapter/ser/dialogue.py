@@ -12,14 +12,14 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from mal_adapter.errors import ManifestError
 from mal_adapter.ser.names import cleaned, composed
-from mal_adapter.ser.paths import existing_path, paths_alike
+from mal_adapter.ser.paths import existing_path, file_name, paths_alike
 from mal_adapter.serialization.atomic import write_atomically
 
 __all__ = ["Dialogue", "Utterance", "read_manifest", "write_manifest"]
@@ -120,6 +120,45 @@ class Dialogue:
             if utterance.utterance_id in seen:
                 raise ManifestError(f"dialogue {self.dialogue_id!r} has utterance {utterance.utterance_id!r} twice")
             seen.add(utterance.utterance_id)
+
+    @classmethod
+    def from_files(
+        cls, paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], dialogue_id: str | None = None
+    ) -> "Dialogue":
+        """A dialogue of sound files, one utterance each, by an unknown speaker. The files are not opened.
+
+        Args:
+            paths: One file, or several in the order spoken.
+            dialogue_id: The name of the folder that has all files unless given, else "dialogue".
+
+        Returns:
+            Utterance ids are the names of the files, with their place in front where two files have the same name.
+
+        Raises:
+            ManifestError: There are no files, a path is not one, or a file is a manifest.
+
+        Example:
+            >>> dialogue = Dialogue.from_files(["call-42/turn1.wav", "call-42/turn2.wav"])
+            >>> dialogue.dialogue_id, [turn.utterance_id for turn in dialogue.utterances]
+            ('call-42', ['turn1.wav', 'turn2.wav'])
+        """
+        several = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        for item in several:
+            given: object = item
+            if not isinstance(given, (str, os.PathLike)):
+                raise ManifestError(f"expected the paths of sound files, got a {type(given).__name__}")
+        files = [Path(path) for path in several]
+        for file in files:
+            if file.suffix.lower() in (".jsonl", ".json"):
+                raise ManifestError(f"{file} is a manifest and no sound file; read its dialogues with read_manifest")
+        folders = {file.absolute().parent for file in files}
+        name = dialogue_id
+        if name is None:
+            name = (file_name(folders.pop()) if len(folders) == 1 else "") or "dialogue"
+        names = [file_name(file) for file in files]
+        ids = [one if names.count(one) == 1 else f"{place}-{one}" for place, one in enumerate(names)]
+        turns = (Utterance(name, turn_id, "?", file) for turn_id, file in zip(ids, files, strict=True))
+        return cls(name, tuple(turns))
 
 
 _KEYS = tuple(field.name for field in fields(Utterance))

@@ -7,7 +7,7 @@ from pathlib import Path
 from mal_adapter.errors import AudioError
 from mal_adapter.ser.names import composed, folded
 
-__all__ = ["existing_path", "existing_sound", "paths_alike"]
+__all__ = ["existing_path", "existing_sound", "file_name", "paths_alike"]
 
 
 def paths_alike(path: Path) -> tuple[Path, ...]:
@@ -54,6 +54,16 @@ def existing_sound(path: Path) -> Path:
             "accents alone; give the name of one of them"
         )
     return found[0] if found else path
+
+
+def file_name(path: Path) -> str:
+    """A file's name as text that can be printed and can name a session, also where it is not UTF-8.
+
+    Example:
+        >>> file_name(Path("calls/e\\u0301.wav")) == "\\u00e9.wav"
+        True
+    """
+    return composed(os.fsencode(path.name).decode(errors="replace"))
 
 
 def _inside(folder: Path, part: str) -> list[Path]:

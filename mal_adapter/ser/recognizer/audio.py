@@ -17,9 +17,9 @@ from transformers.utils import is_torchcodec_available
 from mal_adapter.errors import AudioError, AudioFormatError, AudioTooLongError
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.paths import existing_sound
-from mal_adapter.ser.sound.levels import Levels
-from mal_adapter.ser.sound.reader import TOLERANCE_S, Sound, UnknownFormatError, open_sound
-from mal_adapter.ser.sound.source import DamagedSoundError, open_regular_file
+from mal_adapter.ser.recognizer.sound.levels import Levels
+from mal_adapter.ser.recognizer.sound.reader import TOLERANCE_S, Sound, UnknownFormatError, open_sound
+from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, open_regular_file
 
 __all__ = ["SoundInfo", "Waveform", "load_waveform", "sound_info", "sound_path"]
 

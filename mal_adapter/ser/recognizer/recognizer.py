@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,10 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mal_adapter.errors import ConfigError, CopyError, HostError, SessionError, StoreError, raise_problems
+from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.memory.config import check_integer
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.recognizer.inputs import HostInputs, Prepared, argument_names
+from mal_adapter.ser.recognizer.pretrained import load_named_host, with_lora
 from mal_adapter.ser.recognizer.prompt import AudioPrompt, choose_task
 from mal_adapter.ser.recognizer.results import Failure, Prediction
 from mal_adapter.ser.recognizer.scoring import LabelScorer
@@ -24,6 +27,7 @@ from mal_adapter.ser.suitability import id_problems
 
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
+    from mal_adapter.stores.base import SessionStore
 
 __all__ = ["EmotionRecognizer"]
 
@@ -98,6 +102,84 @@ class EmotionRecognizer:
         self._inputs = HostInputs(model, processor, self._audio, self._scorer.healed_tokens)
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in argument_names(model) else {}
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        adapter: MemoryAdapter | str | os.PathLike[str],
+        model: str | os.PathLike[str] | tuple[Any, Any] | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        labels: LabelSet | Sequence[str] | None = None,
+        prompt: str | None = None,
+        store: "SessionStore | str | os.PathLike[str] | None" = None,
+        **model_kwargs: Any,
+    ) -> "EmotionRecognizer":
+        """Load a trained adapter, its host, and the LoRA that was trained beside it.
+
+        What is mutated: a loaded `model` gets the memory's hooks, and PEFT's layers where the adapter's folder has a
+        LoRA and the model has none.
+
+        Args:
+            adapter: A folder, a Hub id, or a loaded `MemoryAdapter`. A LoRA is looked for in the subfolder `lora` of a
+                folder only: for a Hub id, load it with peft and pass the pair as `model`.
+            model: The host: a folder, a Hub id, or a loaded (model, processor). None is the one that the adapter names.
+            device: Where the host goes; the first CUDA device where there is one, else the CPU.
+            dtype: Of the host's weights; the checkpoint's unless given.
+            labels: The possible answers; the adapter's unless given.
+            prompt: The question behind the audio; the adapter's unless given, if the labels are the adapter's too.
+            store: Where the sessions' states are kept, as for `attach_memory`.
+            **model_kwargs: For the host's `from_pretrained`, as in `load_host`: `device_map="auto"`, `revision`, ….
+                `token`, `cache_dir` and `local_files_only` are used for the adapter too.
+
+        Returns:
+            The recogniser, with the memory attached as `recognizer.memory`.
+
+        Raises:
+            AdapterNotFoundError, AdapterFormatError, HubError: The adapter can't be loaded.
+            ConfigError: `model` is neither a name nor a pair, or options for loading are given with a loaded pair.
+            HostError: The host is not known, can't be loaded or does not take the LoRA; or as the constructor says.
+            HostMismatchError: The adapter was trained for another kind of host.
+            LabelError: The labels are no label set, or the host can't distinguish them.
+
+        Example:
+            >>> from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
+            >>> from mal_adapter.ser import EmotionRecognizer
+            >>> recognizer = EmotionRecognizer.from_pretrained(ADAPTER_FOLDER, HOST_FOLDER)
+            >>> recognizer.prompt, list(recognizer.labels)
+            ('How does the speaker feel?', ['neutral', 'happy', 'angry', 'sad'])
+            >>> [result.error for result in recognizer.recognize("turn1.wav")]
+            [AudioError('turn1.wav: there is no such file; check the path')]
+        """
+        from mal_adapter.attach import attach_memory
+
+        if isinstance(model, tuple):
+            options = {"device": device, "dtype": dtype, **model_kwargs}
+            _check_pair(model, [name for name, value in options.items() if value is not None])
+        elif not isinstance(model, (str, os.PathLike, type(None))):
+            raise ConfigError(
+                f"model is a {type(model).__name__}, expected a folder, a Hub id or a loaded (model, processor)"
+            )
+        if isinstance(adapter, MemoryAdapter):
+            trained = adapter
+        else:
+            shared = {name: model_kwargs[name] for name in _ADAPTER_OPTIONS if name in model_kwargs}
+            trained = MemoryAdapter.from_pretrained(adapter, **shared)
+        label_set, question = choose_task(trained.metadata, labels, prompt)
+        if isinstance(model, tuple):
+            host, processor = model
+        else:
+            options = {"device": device, "dtype": "auto" if dtype is None else dtype, **model_kwargs}
+            host, processor = _load_host_of(trained, adapter, model, options)
+        if not isinstance(adapter, MemoryAdapter):
+            host = with_lora(host, adapter)
+        memory = attach_memory(host, adapter=trained, store=store)
+        try:
+            return cls(host, processor, memory, label_set, question)
+        except BaseException:  # the caller has no other hand on the hooks in a model of their own
+            memory.detach()
+            raise
+
     def without_memory(self) -> "EmotionRecognizer":
         """The same recogniser on the same model, with the memory neither read nor written, for comparison."""
         twin = object.__new__(
@@ -131,18 +213,29 @@ class EmotionRecognizer:
         """Whether a label has several tokens to this host, which are scored on the prompt's cache."""
         return self._scorer.needs_cache
 
-    def recognize(self, dialogue: Dialogue) -> Iterator[Prediction | Failure]:
-        """Hears a dialogue from its start and yields one result per utterance as soon as it is known.
+    def recognize(
+        self, dialogue: Dialogue | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    ) -> Iterator[Prediction | Failure]:
+        """Process a dialogue from its start, and yield one result per utterance as soon as it is known.
 
-        What is mutated: `memory.states[dialogue.dialogue_id]` starts anew and holds the whole dialogue in the end.
+        What is mutated: `memory.states[dialogue.dialogue_id]` starts empty and has the whole dialogue in the end.
 
         Args:
-            dialogue: its id is the id of the session.
+            dialogue: Its id is the id of the session. Sound files in the order spoken are taken as one dialogue, as
+                `Dialogue.from_files` makes it.
 
         Yields:
             A `Prediction`, or a `Failure` where the audio is unusable; the utterances after it are still answered.
+
+        Raises:
+            ManifestError: A file is a manifest, or there are no files.
+            SessionError: The dialogue id can't be the id of a session.
+
+        Example:
+            >>> recognizer.recognize(["turn1.wav", "turn2.wav"])          # doctest: +SKIP
         """
-        return self.recognize_many([dialogue], batch_size=1)
+        one = dialogue if isinstance(dialogue, Dialogue) else Dialogue.from_files(dialogue)
+        return self.recognize_many([one], batch_size=1)
 
     def recognize_many(self, dialogues: Iterable[Dialogue], batch_size: int = 8) -> Iterator[Prediction | Failure]:
         """Hears several dialogues side by side, the next utterance of each in one forward. Same answers, sooner.
@@ -294,6 +387,34 @@ class EmotionRecognizer:
 
     def _switched_off(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self.memory is None else self.memory.disabled()
+
+
+_ADAPTER_OPTIONS = ("token", "cache_dir", "local_files_only")
+
+
+def _check_pair(pair: tuple[Any, ...], options: list[str]) -> None:
+    if len(pair) != 2 or not hasattr(pair[0], "parameters"):
+        given = ", ".join(type(item).__name__ for item in pair)
+        raise ConfigError(f"model is the tuple ({given}), expected (model, processor) as load_host returns it")
+    if options:
+        raise ConfigError(f"{', '.join(options)}: only for a host that is loaded here, but model is loaded already")
+
+
+def _load_host_of(
+    adapter: MemoryAdapter, source: object, model: str | os.PathLike[str] | None, options: dict[str, Any]
+) -> tuple[Any, Any]:
+    """(model, processor) by the given name, else by the one in the adapter."""
+    place = "this adapter" if isinstance(source, MemoryAdapter) else f"the adapter {source}"
+    advice = "pass model=, a folder, a Hub id or a loaded (model, processor)"
+    name = adapter.metadata.base_model_name_or_path if model is None else model
+    if not name:
+        raise HostError(f"{place} does not name its host; {advice}")
+    try:
+        return load_named_host(name, **options)
+    except HostError as error:
+        if model is not None:
+            raise
+        raise HostError(f"{error}; {place} names it as its host: {advice}") from error.__cause__
 
 
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:

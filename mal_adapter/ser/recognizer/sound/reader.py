@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from mal_adapter.ser.sound.layout import UNKNOWN_END, Layout, cut_short, layout_of
-from mal_adapter.ser.sound.mpeg import start_patches
-from mal_adapter.ser.sound.source import DamagedSoundError, View, open_regular_file
+from mal_adapter.ser.recognizer.sound.layout import UNKNOWN_END, Layout, cut_short, layout_of
+from mal_adapter.ser.recognizer.sound.mpeg import start_patches
+from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, View, open_regular_file
 
 __all__ = ["TOLERANCE_S", "Sound", "UnknownFormatError", "open_sound"]
 

@@ -3,7 +3,7 @@
 import struct
 from typing import BinaryIO
 
-from mal_adapter.ser.sound.source import read_at
+from mal_adapter.ser.recognizer.sound.source import read_at
 
 __all__ = ["end_without_tags", "start_without_tags", "tag_size"]
 

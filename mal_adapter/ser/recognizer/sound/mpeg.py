@@ -8,8 +8,8 @@ first frame's bit rate and reads no more than that.
 import struct
 from typing import BinaryIO, NamedTuple
 
-from mal_adapter.ser.sound.source import DamagedSoundError, read_at
-from mal_adapter.ser.sound.tags import end_without_tags, tag_size
+from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, read_at
+from mal_adapter.ser.recognizer.sound.tags import end_without_tags, tag_size
 
 __all__ = ["INDEXED", "MpegLength", "is_mpeg", "measure_mpeg", "start_patches"]
 

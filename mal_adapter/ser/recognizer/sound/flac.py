@@ -7,7 +7,7 @@ Format: RFC 9639.
 import struct
 from typing import BinaryIO, NamedTuple
 
-from mal_adapter.ser.sound.source import DamagedSoundError, read_at
+from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, read_at
 
 __all__ = ["FlacLength", "measure_flac"]
 

@@ -8,7 +8,7 @@ import struct
 import zlib
 from typing import BinaryIO
 
-from mal_adapter.ser.sound.source import DamagedSoundError, read_at
+from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, read_at
 
 __all__ = ["check_ogg"]
 

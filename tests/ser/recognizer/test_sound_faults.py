@@ -16,7 +16,7 @@ from mal_adapter.errors import AudioError, MalAdapterError
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.recognizer import audio
 from mal_adapter.ser.recognizer.audio import load_waveform, sound_info
-from mal_adapter.ser.sound import reader
+from mal_adapter.ser.recognizer.sound import reader
 from tests.ser.odd_sounds import CONTAINERS, encode, flac_with_total, speech
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's files")

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from mal_adapter.ser.sound.source import DamagedSoundError
+from mal_adapter.ser.recognizer.sound.source import DamagedSoundError
 
 __all__ = ["SILENCE_PEAK", "Levels"]
 

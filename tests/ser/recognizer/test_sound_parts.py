@@ -12,8 +12,8 @@ from mal_adapter.errors import AudioError
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.recognizer import audio
 from mal_adapter.ser.recognizer.audio import load_waveform
-from mal_adapter.ser.sound import layout, mpeg
-from mal_adapter.ser.sound.reader import Sound
+from mal_adapter.ser.recognizer.sound import layout, mpeg
+from mal_adapter.ser.recognizer.sound.reader import Sound
 from tests.ser.odd_sounds import CONTAINERS, encode, flac_with_total, speech, without_xing
 
 DURATION_S = 6.0

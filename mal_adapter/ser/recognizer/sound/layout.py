@@ -4,12 +4,12 @@ import os
 import time
 from typing import BinaryIO, NamedTuple
 
-from mal_adapter.ser.sound.chunks import find_sample_bytes
-from mal_adapter.ser.sound.flac import measure_flac
-from mal_adapter.ser.sound.mpeg import INDEXED, is_mpeg, measure_mpeg
-from mal_adapter.ser.sound.ogg import check_ogg
-from mal_adapter.ser.sound.source import DamagedSoundError, read_at
-from mal_adapter.ser.sound.tags import end_without_tags, start_without_tags
+from mal_adapter.ser.recognizer.sound.chunks import find_sample_bytes
+from mal_adapter.ser.recognizer.sound.flac import measure_flac
+from mal_adapter.ser.recognizer.sound.mpeg import INDEXED, is_mpeg, measure_mpeg
+from mal_adapter.ser.recognizer.sound.ogg import check_ogg
+from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, read_at
+from mal_adapter.ser.recognizer.sound.tags import end_without_tags, start_without_tags
 
 __all__ = ["UNKNOWN_END", "Layout", "cut_short", "layout_of"]
 

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from mal_adapter.ser.sound.source import DamagedSoundError, read_at
+from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, read_at
 
 __all__ = ["SampleBytes", "find_sample_bytes"]
 
