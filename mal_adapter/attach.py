@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mal_adapter.errors import AudioMaskError, ConfigError, CopyError, HostError, SessionError
 from mal_adapter.hooks.batch import check_audio_mask
 from mal_adapter.hooks.session import Session, check_session_ids
-from mal_adapter.hosts.detect import count_shared_layers, detect_host, unwrap, warn_if_compiled
-from mal_adapter.hosts.host import check_host, check_layer_idx, host_facts
+from mal_adapter.hosts.detect import warn_if_compiled
+from mal_adapter.hosts.host import Host
 from mal_adapter.hosts.spec import HostSpec
 from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.memory.config import MemoryConfig
@@ -25,7 +25,7 @@ from mal_adapter.stores.base import SessionStore
 from mal_adapter.stores.states import SessionStates
 
 if TYPE_CHECKING:
-    from mal_adapter.hooks.wiring import MemoryHooks
+    pass
 
 __all__ = ["AttachedMemory", "attach_memory"]
 
@@ -49,7 +49,7 @@ def attach_memory(
         layer_idx: Index of the decoder layer after which the memory is read, 0 … num_hidden_layers − 1. A loaded
             adapter brings its own.
         adapter: A `MemoryAdapter`, a folder that `save_pretrained` wrote, or a Hub id. A fresh one unless given.
-        config: Sizes of a fresh adapter; `MemoryConfig(hidden_size=...)` of the host unless given.
+        config: Sizes of a fresh adapter; `MemoryConfig()` unless given. Its hidden_size is the host's.
         host: Where detection needs help.
         store: Where the sessions' states lie: a `SessionStore`, a folder, or the URL of a Redis. Unless given, in this
             process: an `InMemoryStore`, which keeps the 1024 sessions used last.
@@ -79,40 +79,38 @@ def attach_memory(
         >>> memory.detach()
     """
     # The hooks need torch._dynamo, which takes as long to import as torch; a host of transformers has brought it along.
-    from mal_adapter.hooks.wiring import MemoryHooks, drop_copied_hooks, has_memory
+    from mal_adapter.hooks.wiring import drop_copied_hooks, has_memory
 
     store = check_store(store)
-    root = unwrap(model)
-    spec = detect_host(root, host)
-    layers = root.get_submodule(spec.layers or "")
-    facts = host_facts(root, spec, len(layers))  # type: ignore[arg-type]
-    if isinstance(adapter, MemoryAdapter):
-        loaded: MemoryAdapter | None = adapter
-    else:
-        loaded = None if adapter is None else MemoryAdapter.from_pretrained(adapter)
-    if loaded is not None:
-        if config is not None and config != loaded.config:
+    resolved = Host.resolve(model, host)
+    if adapter is not None:
+        adapter = adapter if isinstance(adapter, MemoryAdapter) else MemoryAdapter.from_pretrained(adapter)
+        if config not in (None, adapter.config, dataclasses.replace(adapter.config, hidden_size=None)):
             raise ConfigError("pass adapter= or config=, not both: a trained adapter brings its configuration")
-        check_host(loaded, facts)
-    trained = None if loaded is None else loaded.metadata.layer_idx
-    layer_idx = check_layer_idx(layer_idx, trained, len(layers), count_shared_layers(root))  # type: ignore[arg-type]
-    layer = layers[layer_idx]  # type: ignore[index]
-    drop_copied_hooks(root)
+        resolved.check_adapter(adapter.metadata, adapter.config.hidden_size)
+    layer_idx = resolved.choose_layer(layer_idx, None if adapter is None else adapter.metadata.layer_idx)
+    layer = resolved.layers[layer_idx]
+    drop_copied_hooks(resolved.model)
     if has_memory(layer):
-        raise HostError(f"{spec.layers}.{layer_idx} has a memory already; detach() that first, or choose another layer")
+        place = f"{resolved.layers_path}.{layer_idx}"
+        raise HostError(f"{place} has a memory already; detach() that first, or choose another layer")
     warn_if_compiled(model, layer)
-    if loaded is None:
-        config = config or MemoryConfig(hidden_size=spec.hidden_size or 0)
-        if not isinstance(config, MemoryConfig):
-            raise ConfigError(f"config is a {type(config).__name__}, expected a MemoryConfig")
-        if config.hidden_size != spec.hidden_size:
-            raise ConfigError(f"config.hidden_size={config.hidden_size}, but the host is {spec.hidden_size} wide")
-        loaded = MemoryAdapter(config).eval()
-    known = {name: value for name, value in dataclasses.asdict(loaded.metadata).items() if value is not None}
-    loaded.metadata = dataclasses.replace(loaded.metadata, **{**facts, **known, "layer_idx": layer_idx})
+    if adapter is None:
+        adapter = MemoryAdapter(_config_for(resolved, config)).eval()
+    adapter.metadata = resolved.describe(adapter.metadata, layer_idx)
     if (parameter := next(layer.parameters(), None)) is not None and parameter.device.type != "meta":
-        loaded.to(parameter.device)
-    return AttachedMemory(root, MemoryHooks(loaded, spec), layer_idx, store)
+        adapter.to(parameter.device)
+    return AttachedMemory(resolved, adapter, layer_idx, store)
+
+
+def _config_for(host: Host, config: MemoryConfig | None) -> MemoryConfig:
+    """The configuration of a fresh adapter, as wide as the host."""
+    config = MemoryConfig() if config is None else config
+    if not isinstance(config, MemoryConfig):
+        raise ConfigError(f"config is a {type(config).__name__}, expected a MemoryConfig")
+    if config.hidden_size not in (None, host.hidden_size):
+        raise ConfigError(f"config.hidden_size={config.hidden_size}, but the host is {host.hidden_size} wide")
+    return dataclasses.replace(config, hidden_size=host.hidden_size)
 
 
 class AttachedMemory:
@@ -126,14 +124,16 @@ class AttachedMemory:
         states: All sessions' states by id, a mapping.
     """
 
-    def __init__(self, root: nn.Module, hooks: "MemoryHooks", layer_idx: int, store: SessionStore) -> None:
-        self.adapter = hooks.adapter
+    def __init__(self, host: Host, adapter: MemoryAdapter, layer_idx: int, store: SessionStore) -> None:
+        from mal_adapter.hooks.wiring import MemoryHooks
+
+        self.adapter = adapter
         self.layer_idx = layer_idx
-        self.host = hooks.host
-        self.states = SessionStates(store, self.adapter.check_state)
-        self._hooks = hooks
-        self._root: nn.Module | None = root
-        hooks.register(root, layer_idx)
+        self.host = host.spec
+        self.states = SessionStates(store, adapter.check_state)
+        self._root: nn.Module | None = host.model
+        self._hooks = MemoryHooks(adapter, host.spec)
+        self._hooks.register(host, layer_idx)
 
     @contextmanager
     def session(

@@ -240,7 +240,7 @@ def _labels(names: str | None, data: Data) -> "LabelSet":
 
 def _attach(host: Any, layer: int, fields: dict[str, Any]) -> "AttachedMemory":
     from mal_adapter import MemoryConfig, attach_memory
-    from mal_adapter.hosts.detect import detect_host
+    from mal_adapter.hosts.host import detect_host
 
     if not fields:
         return attach_memory(host, layer)

@@ -26,6 +26,7 @@ from mal_adapter.hooks.checkpointing import unwrap, wrap
 from mal_adapter.hooks.forward import Forward
 from mal_adapter.hooks.session import Session
 from mal_adapter.hosts.audio_mask import bind_call, find_audio_mask, find_features, is_cached
+from mal_adapter.hosts.host import Host
 from mal_adapter.hosts.spec import HostSpec
 from mal_adapter.memory.adapter import MemoryAdapter
 
@@ -96,10 +97,10 @@ class MemoryHooks:
             self._open.discard(session)
             session.close()
 
-    def register(self, root: nn.Module, layer_idx: int) -> None:
-        path = self.host.layers or ""
-        self._parent = root.get_submodule(path.rpartition(".")[0])
-        self.layers: nn.ModuleList = root.get_submodule(path)  # type: ignore[assignment]
+    def register(self, host: Host, layer_idx: int) -> None:
+        root = host.model
+        self._parent = root.get_submodule(host.layers_path.rpartition(".")[0])
+        self.layers = host.layers
         self._layer_idx = layer_idx
         self._prompt_module = root.get_submodule(self.host.mask_module or "")
         # Someone may call the inner model alone, so its call begins and ends too; the outermost one counts.

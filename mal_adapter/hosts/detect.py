@@ -1,4 +1,4 @@
-"""What a model tells of itself: its decoder layers, their width, the placeholder, the module that merges audio."""
+"""Find decoder layers, width, placeholder id and the module that merges audio."""
 
 import dataclasses
 import inspect
@@ -11,7 +11,17 @@ from mal_adapter.errors import HostError, IgnoredHookWarning
 from mal_adapter.hosts.registry import REGISTRY
 from mal_adapter.hosts.spec import HostSpec
 
-__all__ = ["FEATURE_ARGUMENTS", "count_shared_layers", "detect_host", "unwrap", "warn_if_compiled"]
+__all__ = [
+    "FEATURE_ARGUMENTS",
+    "complete_from_registry",
+    "count_shared_layers",
+    "find_audio_token_id",
+    "find_hidden_size",
+    "find_layers",
+    "find_mask_module",
+    "unwrap",
+    "warn_if_compiled",
+]
 
 FEATURE_ARGUMENTS = ("input_features", "audio_input_features", "input_values", "audio_values", "audio_input_ids")
 """What the audio argument of `forward` is called in the families of transformers."""
@@ -21,7 +31,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The host inside PEFT, torch.compile, DDP or FSDP wrappers and inside an omni model's `.thinker`.
 
     Raises:
-        HostError: `model` is no module, such as a checkpoint's name or a processor.
+        HostError: `model` is not a module but, for example, a checkpoint's name or a processor.
     """
     given: object = model
     if not isinstance(given, nn.Module):
@@ -40,42 +50,32 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def detect_host(model: nn.Module, spec: HostSpec | None = None) -> HostSpec:
-    """Complete `spec` for an unwrapped `model` by its structure, its config and the registry.
+def complete_from_registry(model: nn.Module, spec: HostSpec | None) -> HostSpec:
+    """The fields of `spec`, and those of the registry for this type of model where `spec` leaves them open."""
+    known = REGISTRY.get(getattr(getattr(model, "config", None), "model_type", None) or "", HostSpec())
+    given = {field.name: getattr(spec, field.name, None) for field in dataclasses.fields(HostSpec)}
+    return HostSpec(**{name: getattr(known, name) if value is None else value for name, value in given.items()})
+
+
+def find_layers(model: nn.Module, path: str | None) -> tuple[str, nn.ModuleList]:
+    """The path of the decoder layers and the layers themselves.
+
+    Args:
+        model: The unwrapped host.
+        path: Where they are; None searches for them.
 
     Raises:
-        HostError: The decoder layers or their width can't be determined; the message lists what was found.
+        HostError: There are none; the message lists the model's module lists.
     """
-    config = getattr(model, "config", None)
-    known = REGISTRY.get(getattr(config, "model_type", None) or "", HostSpec())
-    given = {field.name: getattr(spec, field.name, None) for field in dataclasses.fields(HostSpec)}
-    told = HostSpec(**{name: getattr(known, name) if value is None else value for name, value in given.items()})
-
-    layers = _find_layers(model, config) if told.layers is None else told.layers
+    if path is None:
+        path = _search_layers(model)
     try:
-        module = model.get_submodule(layers)
+        layers = model.get_submodule(path)
     except AttributeError as error:
-        raise HostError(f"HostSpec.layers={layers!r}: {error}; the model has {_module_lists(model)}") from error
-    if not isinstance(module, nn.ModuleList) or len(module) == 0:
-        raise HostError(f"{layers!r} is {type(module).__name__}, not a ModuleList of decoder layers")
-
-    hidden_size = told.hidden_size or _find_hidden_size(model, layers)
-    if hidden_size is None:
-        raise HostError(
-            f"the width of {type(model).__name__}'s decoder layers is not in its config; pass "
-            f"host=HostSpec(layers={layers!r}, hidden_size=...)"
-        )
-    features = told.feature_arguments or FEATURE_ARGUMENTS
-    mask_module = _find_mask_module(model, layers, features) if told.mask_module is None else told.mask_module
-    audio_token_id = _find_audio_token_id(config) if told.audio_token_id is None else told.audio_token_id
-    return dataclasses.replace(
-        told,
-        layers=layers,
-        hidden_size=hidden_size,
-        audio_token_id=audio_token_id,
-        mask_module=mask_module,
-        feature_arguments=features,
-    )
+        raise HostError(f"HostSpec.layers={path!r}: {error}; the model has {_module_lists(model)}") from error
+    if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
+        raise HostError(f"{path!r} is {type(layers).__name__}, not a ModuleList of decoder layers")
+    return path, layers
 
 
 def count_shared_layers(model: nn.Module) -> int:
@@ -107,8 +107,8 @@ def _is_compiled(module: nn.Module) -> bool:
     )
 
 
-def _find_layers(model: nn.Module, config: Any) -> str:
-    count = getattr(_text_config(config), "num_hidden_layers", None)
+def _search_layers(model: nn.Module) -> str:
+    count = getattr(_text_config(getattr(model, "config", None)), "num_hidden_layers", None)
     try:
         embeddings = model.get_input_embeddings()  # type: ignore[operator]
     except (AttributeError, NotImplementedError):
@@ -129,17 +129,24 @@ def _find_layers(model: nn.Module, config: Any) -> str:
     return shortest
 
 
-def _find_hidden_size(model: nn.Module, layers: str) -> int | None:
-    """The width in the model's config, or else in that of the innermost module around the layers."""
+def find_hidden_size(model: nn.Module, layers: str) -> int:
+    """The width in the model's config, or else in that of the innermost module around the layers.
+
+    Raises:
+        HostError: No config has it.
+    """
     parents = [layers.rsplit(".", depth)[0] for depth in range(1, layers.count(".") + 1)]
     for path in ("", *parents):
         config = _text_config(getattr(model.get_submodule(path), "config", None))
         if isinstance(size := getattr(config, "hidden_size", None), int):
             return size
-    return None
+    raise HostError(
+        f"the width of {type(model).__name__}'s decoder layers is not in its config; pass "
+        f"host=HostSpec(layers={layers!r}, hidden_size=...)"
+    )
 
 
-def _find_mask_module(model: nn.Module, layers: str, features: tuple[str, ...]) -> str:
+def find_mask_module(model: nn.Module, layers: str, features: tuple[str, ...]) -> str:
     """The innermost module around the layers whose forward takes ids and features; the model unless there is one."""
     path = layers
     while path:
@@ -150,7 +157,9 @@ def _find_mask_module(model: nn.Module, layers: str, features: tuple[str, ...]) 
     return path
 
 
-def _find_audio_token_id(config: Any) -> int | None:
+def find_audio_token_id(model: nn.Module) -> int | None:
+    """The placeholder id of audio in the model's config; None if there is none."""
+    config = getattr(model, "config", None)
     for owner, name in ((config, "audio_token_id"), (config, "audio_token_index")):
         if isinstance(value := getattr(owner, name, None), int):
             return value

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mal_adapter.errors import AudioMaskError, StateMismatchError
+from mal_adapter.errors import AudioMaskError, ConfigError, StateMismatchError
 from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.memory.gates import Gates
 from mal_adapter.memory.hub_mixin import Pretrained
@@ -48,6 +48,8 @@ class MemoryAdapter(Pretrained):
 
     def __init__(self, config: MemoryConfig) -> None:
         super().__init__(config)
+        if config.hidden_size is None:
+            raise ConfigError("a MemoryAdapter needs config.hidden_size; attach_memory takes it from the host")
         width, heads, d = config.memory_dim, config.num_heads, config.head_dim
         readout = config.readout_dim or width
 

@@ -19,7 +19,7 @@ class MemoryConfig:
     """Shape and starting point of a `MemoryAdapter`; immutable and validated.
 
     Args:
-        hidden_size: Width of the host's decoder layers.
+        hidden_size: Width of the host's decoder layers; `attach_memory` takes it from the host unless given.
         memory_dim: Width of keys, queries and values, all heads together.
         num_heads: Independent memories that share `memory_dim`; each has width `memory_dim // num_heads`.
         depth: Layers of each head's memory: 1 is a matrix, 2 an MLP with SiLU.
@@ -50,7 +50,7 @@ class MemoryConfig:
         mal_adapter.errors.ConfigError: memory_dim=100 is not a multiple of num_heads=3; change one of them
     """
 
-    hidden_size: int
+    hidden_size: int | None = None
     memory_dim: int = 256
     num_heads: int = 4
     depth: int = 2
@@ -67,7 +67,7 @@ class MemoryConfig:
     def __post_init__(self) -> None:
         for field in ("hidden_size", "memory_dim", "num_heads", "depth", "expansion", "chunk_size", "readout_dim"):
             value = getattr(self, field)
-            if field == "readout_dim" and value is None:
+            if field in ("hidden_size", "readout_dim") and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{field}={value!r} is not a positive integer")
@@ -120,7 +120,7 @@ class MemoryConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):
             raise ConfigError(f"unknown memory config fields {unknown}; this version knows {sorted(known)}")
-        if "hidden_size" not in fields:
+        if fields.get("hidden_size") is None:
             raise ConfigError("the memory config has no hidden_size, the width of the host's decoder layers")
         return cls(**fields)
 

@@ -14,7 +14,7 @@ import torch
 
 from mal_adapter.errors import HostError
 from mal_adapter.hosts import HostSpec
-from mal_adapter.hosts.detect import detect_host
+from mal_adapter.hosts.host import detect_host
 from mal_adapter.hosts.registry import REGISTRY
 from mal_adapter.hosts.remote_code import REMOTE
 from mal_adapter.ser.recognizer.scoring import LabelScorer, continuation

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mal_adapter.errors import HostError
-from mal_adapter.hosts.detect import detect_host, unwrap
+from mal_adapter.hosts.detect import unwrap
+from mal_adapter.hosts.host import detect_host
 from tests.hosts.behaviour.common import LAYER, SIDES, attach
 from tests.hosts.builders import AUDIO_TOKEN_ID, WIDTH, TinyHost
 from tests.hosts.probes import trace_layers
