@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from mal_adapter.errors import CorpusError, IncompleteCorpusWarning
 from mal_adapter.ser.corpora.folder import problem_of_clip
@@ -190,66 +191,95 @@ def assemble(
     Warns:
         IncompleteCorpusWarning: clips are missing, counts differ, labels or rows are odd.
     """
-    native = {label_keys(emotion)[0] for emotion in annotated}
-    found: dict[str, Counts] = {}
-    splits: dict[str, tuple[Dialogue, ...]] = {}
-    left_out: dict[str, str] = {}
-    unknown: Counter[str] = Counter()
-    all_notes = list(notes)
     broken = broken or {}
-    for split, unsorted in rows.items():
-        dialogues, repeated = _in_order(unsorted)
-        if repeated:
-            all_notes.append(
-                f"{len(repeated)} rows of {split} are repeated, of which the first is kept: {_shown(repeated)}"
-            )
-        kept = []
-        labelled = 0
-        # Looking at thousands of files takes its time on a network's disk.
-        for dialogue_id, turns in progress_bar(
-            dialogues.items(), desc=f"checking {split}", unit="dialogue", leave=False
-        ):
-            utterances = []
-            for row in turns.values():
-                emotion = labels.lookup(row.emotion) if row.emotion in labels else None
-                labelled += emotion is not None
-                if emotion is None and row.emotion and label_keys(row.emotion)[0] not in native:
-                    unknown[row.emotion] += 1
-                key = f"{split}/{row.clip}"
-                reason = broken.get(key) or problem_of_clip(row.audio)
-                if reason or row.audio is None:
-                    left_out[key] = reason or ""
-                    continue
-                utterances.append(
-                    Utterance(
-                        dialogue_id, row.utterance_id, row.speaker.strip() or "unknown", row.audio,
-                        row.start_s, row.end_s, row.text.strip() or None, emotion,
-                    )
-                )  # fmt: skip
-            if utterances:
-                kept.append(Dialogue(dialogue_id, tuple(utterances)))
-        found[split] = Counts(len(dialogues), sum(map(len, dialogues.values())), labelled)
-        splits[split] = tuple(kept)
-    if not any(splits.values()):
+    parts = {
+        split: _read_split(split, in_any_order, labels, {label_keys(emotion)[0] for emotion in annotated}, broken)
+        for split, in_any_order in rows.items()
+    }
+    if not any(part.dialogues for part in parts.values()):
         raise CorpusError(f"{name}: no utterance has audio; looked for {looked_for}")
-    for split in [split for split, dialogues in splits.items() if not dialogues]:
-        all_notes.append(f"the split {split} has no audio at all; looked for {looked_for}")
-    if shared := _in_several(splits):
-        all_notes.append(f"{len(shared)} dialogue ids are in more than one split: {_shown(shared)}")
-    if unknown:
-        labels_shown = [f"{label!r} ({count})" for label, count in unknown.most_common()]
-        all_notes.append(
-            f"emotions neither in the label set nor known of {name} were taken as unlabelled: {_shown(labels_shown)}"
-        )
+    found = {split: part.counts for split, part in parts.items()}
     found["total"] = Counts(
-        *(sum(getattr(counts, part) for counts in found.values()) for part in ("dialogues", "utterances", "labelled"))
+        *(sum(getattr(counts, kind) for counts in found.values()) for kind in ("dialogues", "utterances", "labelled"))
     )
     if labels != own:
         published = {split: replace(counts, labelled=None) for split, counts in published.items()}
-    report = CorpusReport(found, published, left_out, frozenset(broken), tuple(all_notes))
+    left_out = {key: reason for part in parts.values() for key, reason in part.left_out.items()}
+    all_notes = (*notes, *_notes(name, parts, looked_for))
+    report = CorpusReport(found, published, left_out, frozenset(broken), all_notes)
     if not report.complete:
         warnings.warn(f"{name}: {report.summary()}", IncompleteCorpusWarning, stacklevel=3)
-    return Corpus(name, labels, MappingProxyType(splits), report)
+    return Corpus(name, labels, MappingProxyType({split: part.dialogues for split, part in parts.items()}), report)
+
+
+class _Split(NamedTuple):
+    """One split of a corpus.
+
+    Attributes:
+        dialogues: Those with audio.
+        counts: Of the annotations, before anything is left out.
+        left_out: "split/clip" -> why the utterance is not in its dialogue.
+        repeated: Rows of which an earlier one has the same ids.
+        unknown: Emotions neither in the label set nor known of the corpus -> how many rows have them.
+    """
+
+    dialogues: tuple[Dialogue, ...]
+    counts: Counts
+    left_out: dict[str, str]
+    repeated: list[str]
+    unknown: Counter[str]
+
+
+def _read_split(
+    split: str, rows: Iterable[Row], labels: LabelSet, annotated: set[str], broken: Mapping[str, str]
+) -> _Split:
+    """Sort and label the rows of one split, and leave out those without usable audio."""
+    dialogues, repeated = _in_order(rows)
+    kept: list[Dialogue] = []
+    left_out: dict[str, str] = {}
+    unknown: Counter[str] = Counter()
+    labelled = 0
+    # Looking at thousands of files takes its time on a network's disk.
+    for dialogue_id, turns in progress_bar(dialogues.items(), desc=f"checking {split}", unit="dialogue", leave=False):
+        utterances = []
+        for row in turns.values():
+            emotion = labels.lookup(row.emotion) if row.emotion in labels else None
+            labelled += emotion is not None
+            if emotion is None and row.emotion and label_keys(row.emotion)[0] not in annotated:
+                unknown[row.emotion] += 1
+            key = f"{split}/{row.clip}"
+            reason = broken.get(key) or problem_of_clip(row.audio)
+            if reason or row.audio is None:
+                left_out[key] = reason or ""
+                continue
+            utterances.append(
+                Utterance(
+                    dialogue_id, row.utterance_id, row.speaker.strip() or "unknown", row.audio,
+                    row.start_s, row.end_s, row.text.strip() or None, emotion,
+                )
+            )  # fmt: skip
+        if utterances:
+            kept.append(Dialogue(dialogue_id, tuple(utterances)))
+    counts = Counts(len(dialogues), sum(map(len, dialogues.values())), labelled)
+    return _Split(tuple(kept), counts, left_out, repeated, unknown)
+
+
+def _notes(name: str, parts: Mapping[str, _Split], looked_for: str) -> Iterator[str]:
+    """What is odd about the rows of all splits, in sentences."""
+    for split, part in parts.items():
+        if part.repeated:
+            yield (
+                f"{len(part.repeated)} rows of {split} are repeated, of which the first is kept: "
+                f"{_shown(part.repeated)}"
+            )
+    for split, part in parts.items():
+        if not part.dialogues:
+            yield f"the split {split} has no audio at all; looked for {looked_for}"
+    if shared := _in_several({split: part.dialogues for split, part in parts.items()}):
+        yield f"{len(shared)} dialogue ids are in more than one split: {_shown(shared)}"
+    if unknown := sum((part.unknown for part in parts.values()), Counter()):
+        counted = [f"{label!r} ({count})" for label, count in unknown.most_common()]
+        yield f"emotions neither in the label set nor known of {name} were taken as unlabelled: {_shown(counted)}"
 
 
 def _in_order(rows: Iterable[Row]) -> tuple[dict[str, dict[str, Row]], list[str]]:
