@@ -48,10 +48,10 @@ class Data:
     """Dialogues of one or more splits.
 
     Args:
-        name: of the corpus.
-        split: their names; None where the corpus has one part alone.
-        dialogues: in order.
-        labels: the corpus's own label set; None for a manifest.
+        name: Of the corpus.
+        split: Their names; None where the corpus has one part alone.
+        dialogues: In order.
+        labels: The corpus's own label set; None for a manifest.
     """
 
     name: str
@@ -64,8 +64,8 @@ def read_data(corpus: str, root: Path | None, splits: Sequence[str] | None, usua
     """The dialogues that were asked for: `splits`, else the `usual` ones if the corpus has them, else its only one.
 
     Raises:
-        ConfigError: the corpus has no such split, or several and none was asked for.
-        CorpusError, ManifestError: it can't be read.
+        ConfigError: The corpus has no such split, or several and none was asked for.
+        CorpusError, ManifestError: It can't be read.
     """
     from mal_adapter.errors import ConfigError
     from mal_adapter.ser.corpora import read_corpus

@@ -173,7 +173,7 @@ def _check_order(sounds: Sequence[Path]) -> None:
 def _print_tables(
     recognizer: "EmotionRecognizer", dialogues: "Sequence[Dialogue]", results: "Iterable[Prediction | Failure]"
 ) -> int:
-    """Prints a table per dialogue, a row as soon as it is known. Returns the number of failures."""
+    """Print a table per dialogue, a row as soon as it is known. Returns the number of failures."""
     from mal_adapter.ser.recognizer.results import Failure
 
     turns = [utterance for dialogue in dialogues for utterance in dialogue.utterances]

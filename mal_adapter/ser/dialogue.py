@@ -30,19 +30,19 @@ class Utterance:
     """One turn of one speaker: a sound file, or a stretch of one.
 
     Args:
-        dialogue_id: the dialogue it belongs to; also the id of the memory's session. Ids are kept in composed form
+        dialogue_id: The dialogue it belongs to; also the id of the memory's session. Ids are kept in composed form
             (NFC), and compared exactly but for that.
-        utterance_id: unique within the dialogue.
-        speaker: who speaks; kept without invisible characters and outer spaces, as the emotion is.
-        audio: the sound file; a string is taken as a path. Where there is none of this name, the one whose name
+        utterance_id: Unique within the dialogue.
+        speaker: Who speaks; kept without invisible characters and outer spaces, as the emotion is.
+        audio: The sound file; a string is taken as a path. Where there is none of this name, the one whose name
             differs in accents composed or decomposed, or in letter case alone.
-        start_s: where the utterance begins in the file, in seconds; None is the beginning.
-        end_s: where it ends, in seconds; None is the end of the file.
-        text: what is said, if known.
-        emotion: the true label, if known.
+        start_s: Where the utterance begins in the file, in seconds; None is the beginning.
+        end_s: Where it ends, in seconds; None is the end of the file.
+        text: What is said, if known.
+        emotion: The true label, if known.
 
     Raises:
-        ManifestError: a field has the wrong type or value. The message says what was given and what was expected.
+        ManifestError: A field has the wrong type or value. The message says what was given and what was expected.
 
     Example:
         >>> Utterance("call-42", "0", "A", "0.wav", start_s=1.0, end_s=2.5).emotion is None
@@ -89,11 +89,11 @@ class Dialogue:
     """The utterances of one conversation, in the order in which they were spoken.
 
     Args:
-        dialogue_id: the name of the conversation.
-        utterances: at least one; all of this dialogue, with different ids.
+        dialogue_id: The name of the conversation.
+        utterances: At least one; all of this dialogue, with different ids.
 
     Raises:
-        ManifestError: no utterances, a repeated utterance id, or an utterance of another dialogue.
+        ManifestError: No utterances, a repeated utterance id, or an utterance of another dialogue.
 
     Example:
         >>> turns = tuple(Utterance("call-42", str(n), "AB"[n % 2], f"{n}.wav") for n in range(3))
@@ -166,12 +166,12 @@ _REQUIRED = ("dialogue_id", "utterance_id", "speaker", "audio")
 
 
 def read_manifest(path: str | os.PathLike[str]) -> list[Dialogue]:
-    """Reads a manifest of one JSON object per line.
+    """Read a manifest of one JSON object per line.
 
     A byte order mark, CRLF line ends and blank lines are fine. The sound files are not opened.
 
     Args:
-        path: the manifest, UTF-8.
+        path: The manifest, UTF-8.
 
     Returns:
         The dialogues in the order of their first lines. Relative audio paths are joined to the folder of the manifest;
@@ -179,7 +179,7 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Dialogue]:
         manifest separates folders by backslashes as Windows does, the path is the one on the disk.
 
     Raises:
-        ManifestError: the file can not be read or has no utterances, or a line is not understood. The message begins
+        ManifestError: The file can not be read or has no utterances, or a line is not understood. The message begins
             with the file and the line number.
 
     Example:
@@ -219,17 +219,17 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Dialogue]:
 
 
 def write_manifest(dialogues: Iterable[Dialogue], path: str | os.PathLike[str]) -> None:
-    """Writes dialogues as one JSON object per line; `read_manifest` gives them back.
+    """Write dialogues as one JSON object per line; `read_manifest` gives them back.
 
     The file appears whole or not at all, missing folders are made. Audio below the folder of the manifest is written
     relative to it, so that the folder can be moved; other audio as an absolute path. Fields that are None are left out.
 
     Args:
-        dialogues: at least one, with different ids.
-        path: the file to write; an existing one is replaced.
+        dialogues: At least one, with different ids.
+        path: The file to write; an existing one is replaced.
 
     Raises:
-        ManifestError: no dialogues, or two with the same id.
+        ManifestError: No dialogues, or two with the same id.
 
     Example:
         >>> import tempfile

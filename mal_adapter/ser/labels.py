@@ -30,12 +30,12 @@ class LabelSet:
     characters and spaces at the ends make no difference (`mal_adapter.ser.names.label_keys`).
 
     Args:
-        names: at least two, in the order of every probability vector; kept in composed form (NFC), without invisible
+        names: At least two, in the order of every probability vector; kept in composed form (NFC), without invisible
             characters and outer spaces.
-        aliases: other name -> name. This is also how classes are merged: `{"hap": "happy", "exc": "happy"}`.
+        aliases: Other name -> name. This is also how classes are merged: `{"hap": "happy", "exc": "happy"}`.
 
     Raises:
-        LabelError: fewer than two names, an empty, repeated or unprintable name, or an alias that leads nowhere or
+        LabelError: Fewer than two names, an empty, repeated or unprintable name, or an alias that leads nowhere or
             hides a name.
 
     Example:
@@ -82,7 +82,7 @@ class LabelSet:
         """The name that `label` stands for, compared as people see it.
 
         Raises:
-            LabelError: it is neither a name nor an alias. The message lists both.
+            LabelError: It is neither a name nor an alias. The message lists both.
         """
         name = _found(label, self._known)  # type: ignore[attr-defined]
         if name is None:
@@ -108,7 +108,7 @@ def emotions_that_occur(emotions: Iterable[str | None]) -> tuple[str, ...]:
     """Each emotion once, however it is spelled, in the order of the alphabet; for a label set of one's own data.
 
     Args:
-        emotions: of utterances; None and blank ones are left out.
+        emotions: Of utterances; None and blank ones are left out.
 
     Returns:
         The most frequent spelling of each.
@@ -136,7 +136,7 @@ def _checked(name: str) -> str:
     """The name as it is seen.
 
     Raises:
-        LabelError: it is no text, empty, or has a character that can't be printed.
+        LabelError: It is no text, empty, or has a character that can't be printed.
     """
     given: object = name
     if not isinstance(given, str) or not cleaned(given):

@@ -10,15 +10,15 @@ _FILES = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
 
 
 def load_host(name: str, *, device: str | torch.device | None = None, **kwargs: Any) -> tuple[Any, Any]:
-    """Loads an audio language model and its processor with transformers.
+    """Load an audio language model and its processor with transformers.
 
     The class is the one that the checkpoint's config names; of the Omni models, which also speak, only the thinker.
     The dtype is the checkpoint's unless told. Code in the checkpoint is never run.
 
     Args:
-        name: a folder or a Hub id.
-        device: where to; the first CUDA device where there is one, else the CPU.
-        **kwargs: for the model's `from_pretrained`, such as `dtype="float32"` or `device_map="auto"`, which then
+        name: A folder or a Hub id.
+        device: Where to; the first CUDA device where there is one, else the CPU.
+        **kwargs: For the model's `from_pretrained`, such as `dtype="float32"` or `device_map="auto"`, which then
             decides about the device. What says which files are meant (`revision`, `token`, `cache_dir`, `subfolder`,
             `local_files_only`) holds for its config and processor too.
 
@@ -26,8 +26,8 @@ def load_host(name: str, *, device: str | torch.device | None = None, **kwargs: 
         (model, processor), the model in eval mode.
 
     Raises:
-        OSError: there is no such folder or Hub model.
-        ValueError: transformers does not know the model.
+        OSError: There is no such folder or Hub model.
+        ValueError: Transformers does not know the model.
     """
     import transformers
 

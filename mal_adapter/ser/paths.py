@@ -14,7 +14,7 @@ def paths_alike(path: Path) -> tuple[Path, ...]:
     """The existing paths that people would take for this one.
 
     Args:
-        path: of a file or folder.
+        path: Of a file or folder.
 
     Returns:
         `path` itself if it exists. Else the paths whose names are canonically equal, part by part; where a folder has
@@ -45,7 +45,7 @@ def existing_sound(path: Path) -> Path:
     """The one existing file that people would take for this one; `path` itself where there is none.
 
     Raises:
-        AudioError: there are several. The message names them.
+        AudioError: There are several. The message names them.
     """
     found = paths_alike(path)
     if len(found) > 1:

@@ -14,7 +14,7 @@ def progress_bar(*args: Any, shown: bool = True, **options: Any) -> Any:
     `accelerate launch` starts on a machine only the first has one.
 
     Args:
-        *args, **options: tqdm's.
+        *args, **options: Tqdm's.
         shown: False for none at all.
 
     Example:

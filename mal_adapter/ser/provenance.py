@@ -15,7 +15,7 @@ _PACKAGES = ("mal-adapter", "torch", "transformers", "accelerate", "peft", "nump
 
 
 def digest_of(*splits: Sequence[Dialogue]) -> str:
-    """Identifies dialogues by their ids and labels; not by their sound, whose files may have moved."""
+    """Identify dialogues by their ids and labels; not by their sound, whose files may have moved."""
     ids = [
         [[d.dialogue_id, *([u.utterance_id, u.emotion] for u in d.utterances)] for d in dialogues]
         for dialogues in splits

@@ -29,10 +29,10 @@ def id_problems(
     """What keeps dialogues from being run side by side.
 
     Args:
-        dialogues: should be a list of `Dialogue`.
-        what: which these are, such as "training", for the messages.
-        reads_memory: whether their ids become those of sessions.
-        needed: whether there must be any.
+        dialogues: Should be a list of `Dialogue`.
+        what: Which these are, such as "training", for the messages.
+        reads_memory: Whether their ids become those of sessions.
+        needed: Whether there must be any.
 
     Example:
         >>> turns = (Utterance("call-42", "0", "A", "0.wav"),)
@@ -96,7 +96,7 @@ def missing_sounds(dialogues: Iterable[Dialogue]) -> tuple[list[Path], int]:
 
 
 def warn_of_no_past(dialogues: Sequence[Dialogue], labels: LabelSet, what: str = "", *, stacklevel: int = 3) -> None:
-    """Warns where no judged utterance has another one before it, so that nothing is ever read back from a memory.
+    """Warn where no judged utterance has another one before it, so that nothing is ever read back from a memory.
 
     Utterances at the start of a dialogue read an empty memory. Trained on them alone, a memory never learns to be read;
     judged by them alone, it makes no difference.

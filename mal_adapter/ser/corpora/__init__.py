@@ -42,17 +42,17 @@ READERS: dict[str, Callable[..., Corpus]] = {
 def read_corpus(
     name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, labels: LabelSet | None = None
 ) -> Corpus:
-    """Reads a corpus by its name, or manifests by their path.
+    """Read a corpus by its name, or manifests by their path.
 
     Args:
         name: "meld", "iemocap", "emorynlp" or "m3ed", each with `root`; or without `root` the path of a manifest or of
             a folder of manifests.
-        root: the folder of the corpus.
+        root: The folder of the corpus.
         labels: None is the corpus's own label set, for IEMOCAP that of four classes.
 
     Raises:
-        CorpusError: the name is not known, the corpus needs `root`, or can't be read from it.
-        ManifestError: a manifest is not understood.
+        CorpusError: The name is not known, the corpus needs `root`, or can't be read from it.
+        ManifestError: A manifest is not understood.
 
     Example:
         >>> read_corpus("mled", "MELD.Raw")

@@ -26,9 +26,9 @@ class Counts:
     """Numbers of one split. None where nothing was published.
 
     Args:
-        dialogues: in the annotations.
-        utterances: in the annotations, those without a label and those without audio too.
-        labelled: those of them whose emotion is in the label set.
+        dialogues: In the annotations.
+        utterances: In the annotations, those without a label and those without audio too.
+        labelled: Those of them whose emotion is in the label set.
     """
 
     dialogues: int | None = None
@@ -41,11 +41,11 @@ class CorpusReport:
     """What a reader found, beside what was published. `print(report)` shows it.
 
     Args:
-        found: split -> counts of the annotations, before anything was left out; "total" sums them up.
-        published: split -> counts to be expected.
+        found: Split -> counts of the annotations, before anything was left out; "total" sums them up.
+        published: Split -> counts to be expected.
         left_out: "split/clip" -> why the utterance is not in its dialogue.
-        known: those of `left_out` that are missing or broken in the release itself.
-        notes: everything else that was odd, in sentences.
+        known: Those of `left_out` that are missing or broken in the release itself.
+        notes: Everything else that was odd, in sentences.
     """
 
     found: Mapping[str, Counts]
@@ -95,10 +95,10 @@ class Corpus:
     """The dialogues of a corpus, ready for training.
 
     Args:
-        name: of the corpus.
-        labels: the label set in whose names all emotions are given.
-        splits: split -> dialogues. An emotion of None marks an utterance that is context only.
-        report: what was left out or differs from what was published.
+        name: Of the corpus.
+        labels: The label set in whose names all emotions are given.
+        splits: Split -> dialogues. An emotion of None marks an utterance that is context only.
+        report: What was left out or differs from what was published.
 
     Example:
         >>> turn = Utterance("call-42", "0", "A", "0.wav", emotion="sad")
@@ -125,18 +125,18 @@ class Row:
     """One utterance as the annotations have it.
 
     Args:
-        dialogue_id: unique in the whole corpus.
-        utterance_id: unique in the dialogue.
-        order: where it stands: rows are sorted by it, first by dialogue.
-        speaker: may be empty.
-        text: may be empty.
-        emotion: as annotated; may be empty.
-        clip: the name under which its audio was looked for.
-        audio: the sound file, None if it was not found.
-        start_s, end_s: which part of the file, in seconds; None is all of it.
+        dialogue_id: Unique in the whole corpus.
+        utterance_id: Unique in the dialogue.
+        order: Where it stands: rows are sorted by it, first by dialogue.
+        speaker: May be empty.
+        text: May be empty.
+        emotion: As annotated; may be empty.
+        clip: The name under which its audio was looked for.
+        audio: The sound file, None if it was not found.
+        start_s, end_s: Which part of the file, in seconds; None is all of it.
 
     Raises:
-        TypeError: what should be text is something else.
+        TypeError: What should be text is something else.
     """
 
     dialogue_id: str
@@ -175,21 +175,21 @@ def assemble(
     """Dialogues from rows: sorted, labelled, without those that can not be heard.
 
     Args:
-        name: of the corpus.
-        labels: emotions in it are given in its names; others become None.
-        rows: split -> rows in any order.
-        own: the label set to which the published numbers of labelled utterances refer.
-        annotated: all emotions that the corpus is known to use; any other is noted.
-        published: split or "total" -> counts.
-        looked_for: how clips are named and where they were looked for, for the message if there are none.
+        name: Of the corpus.
+        labels: Emotions in it are given in its names; others become None.
+        rows: Split -> rows in any order.
+        own: The label set to which the published numbers of labelled utterances refer.
+        annotated: All emotions that the corpus is known to use; any other is noted.
+        published: Split or "total" -> counts.
+        looked_for: How clips are named and where they were looked for, for the message if there are none.
         broken: "split/clip" -> why clips of the release can't be used. They are left out wherever they come from.
-        notes: what the reader found odd itself.
+        notes: What the reader found odd itself.
 
     Raises:
-        CorpusError: no utterance has audio.
+        CorpusError: No utterance has audio.
 
     Warns:
-        IncompleteCorpusWarning: clips are missing, counts differ, labels or rows are odd.
+        IncompleteCorpusWarning: Clips are missing, counts differ, labels or rows are odd.
     """
     broken = broken or {}
     parts = {

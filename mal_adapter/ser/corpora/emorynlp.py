@@ -27,25 +27,25 @@ _ID = re.compile(r"s(\d+)_e(\d+)_c(\d+)_u(\d+)")
 
 
 def read_emorynlp(root: str | os.PathLike[str], labels: LabelSet = EMORYNLP) -> Corpus:
-    """Reads EmoryNLP: MELD's CSVs of it, or else the original JSON files, and the clips that were cut for the CSVs.
+    """Read EmoryNLP: MELD's CSVs of it, or else the original JSON files, and the clips that were cut for the CSVs.
 
     Clips are found by name wherever they lie below `root`: `sea{Season}_ep{Episode}_sc{Scene_ID}_utt{Utterance_ID}`, as
     WAV, FLAC, OGG, MP3, M4A or MP4. A scene is a dialogue; ids are those of the JSON files, "s01_e02_c03" for the
     dialogue. With the JSON files, utterances for which no clip was cut are left out and reported.
 
     Args:
-        root: the folder with the annotations and the clips.
-        labels: emotions outside of it become None.
+        root: The folder with the annotations and the clips.
+        labels: Emotions outside of it become None.
 
     Returns:
         The splits train, dev and test, those whose annotations are there.
 
     Raises:
-        CorpusError: no annotations or no clip is there, or their format is another. The message says what was looked
+        CorpusError: No annotations or no clip is there, or their format is another. The message says what was looked
             for.
 
     Warns:
-        IncompleteCorpusWarning: a split or clips are missing, or the counts differ from the published ones.
+        IncompleteCorpusWarning: A split or clips are missing, or the counts differ from the published ones.
 
     Example:
         >>> import tempfile

@@ -40,7 +40,7 @@ def existing_folder(root: str | os.PathLike[str]) -> Path:
     """The path, if it is a folder.
 
     Raises:
-        CorpusError: it is not.
+        CorpusError: It is not.
     """
     path = existing_path(Path(root))
     if not path.is_dir():
@@ -52,7 +52,7 @@ def below(folder: Path, *names: str) -> Path | None:
     """The file or folder `folder/name/name…`, in whatever letter case and Unicode form; None if there is none.
 
     Raises:
-        CorpusError: there are several.
+        CorpusError: There are several.
     """
     found = paths_alike(folder.joinpath(*names))
     return the_one(found) if found else None
@@ -62,7 +62,7 @@ def files_in(folder: Path, suffix: str) -> list[Path]:
     """The files directly in a folder whose suffix is this one in whatever letter case, in natural order.
 
     Raises:
-        CorpusError: two differ in letter case or Unicode form alone.
+        CorpusError: Two differ in letter case or Unicode form alone.
     """
     names: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -75,11 +75,11 @@ def the_one(paths: Sequence[Path], stem: str | None = None) -> Path:
     """The one of several paths whose names look the same, which is no question if they hold the same.
 
     Args:
-        paths: at least one.
-        stem: the name that was looked for, without suffix: the paths that are written exactly so win.
+        paths: At least one.
+        stem: The name that was looked for, without suffix: the paths that are written exactly so win.
 
     Raises:
-        CorpusError: they differ. The message names two.
+        CorpusError: They differ. The message names two.
     """
     first, *others = [path for path in paths if path.stem == stem] or paths
     for other in others:
@@ -107,7 +107,7 @@ class Clips:
         """The clip of this name without suffix, in whatever letter case, Unicode form and format, or None.
 
         Raises:
-            CorpusError: two in one folder differ in letter case or Unicode form alone.
+            CorpusError: Two in one folder differ in letter case or Unicode form alone.
         """
         files = self._files.get((split, folded(stem)))
         if not files:
@@ -122,10 +122,10 @@ class Folder:
     """All files below a folder, listed once. Links are followed; hidden files and macOS's `._` files are not seen.
 
     Args:
-        root: the folder.
+        root: The folder.
 
     Raises:
-        CorpusError: there is no such folder.
+        CorpusError: There is no such folder.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -146,14 +146,14 @@ class Folder:
         """The files of these names, the ones nearest to the root first.
 
         Args:
-            names: key -> name of the file.
-            source: where the files come from, for the message.
+            names: Key -> name of the file.
+            source: Where the files come from, for the message.
 
         Returns:
-            key -> path, for those that are there; at least one.
+            Key -> path, for those that are there; at least one.
 
         Raises:
-            CorpusError: none is there, or two in one folder differ in letter case or Unicode form alone. The message
+            CorpusError: None is there, or two in one folder differ in letter case or Unicode form alone. The message
                 says what was looked for, and where.
         """
         alike: dict[str, list[Path]] = {}
@@ -176,7 +176,7 @@ class Folder:
         """The sound files, by split and name.
 
         Args:
-            by_split: whether names repeat between the splits. A file then counts only for the split that the nearest
+            by_split: Whether names repeat between the splits. A file then counts only for the split that the nearest
                 folder above it names: the clip that is missing from one split must not be taken from another. Without,
                 the split is always "".
         """
@@ -215,7 +215,7 @@ def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
     """The rows of a CSV file, UTF-8 or cp1252, as column -> text; columns that were not asked for are dropped.
 
     Raises:
-        CorpusError: a column is missing, or the file can not be read.
+        CorpusError: A column is missing, or the file can not be read.
     """
     columns = list(columns)
     reader = csv.reader(io.StringIO(_decoded(path), newline=""), strict=False)
@@ -245,7 +245,7 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        CorpusError: it can not be read.
+        CorpusError: It can not be read.
     """
     try:
         return json.loads(_decoded(path))
@@ -257,7 +257,7 @@ def read_lines(path: Path) -> list[str]:
     """The lines of a text file, UTF-8 or cp1252, without the blanks around them.
 
     Raises:
-        CorpusError: it can not be read.
+        CorpusError: It can not be read.
     """
     # Neither splitlines() nor strip() alone: cp1252's ellipsis, \x85, is the end of a line and a space to them.
     return [line.strip(" \t\n") for line in io.StringIO(_decoded(path), newline=None)]

@@ -26,14 +26,14 @@ _TRANSCRIPT = re.compile(r"(Ses\w+)\s*\[[^\]]*\]\s*:?\s*(.*)")
 
 
 def read_iemocap(root: str | os.PathLike[str], labels: LabelSet = IEMOCAP_4) -> Corpus:
-    """Reads IEMOCAP: the labels of EmoEvaluation, the wave files of single sentences, and the transcripts.
+    """Read IEMOCAP: the labels of EmoEvaluation, the wave files of single sentences, and the transcripts.
 
     Clips are found by name below `sentences/wav`, as WAV, FLAC, OGG, MP3, M4A or MP4, in whatever letter case.
     Utterances are in the order in which they begin. All of EmoEvaluation's are kept, those outside of the label set as
     context with an emotion of None.
 
     Args:
-        root: the folder with `Session1` to `Session5`, or the one above it.
+        root: The folder with `Session1` to `Session5`, or the one above it.
         labels: `IEMOCAP_4` (excited counts as happy) or `IEMOCAP_6`.
 
     Returns:
@@ -41,10 +41,10 @@ def read_iemocap(root: str | os.PathLike[str], labels: LabelSet = IEMOCAP_4) -> 
         gender, such as "Ses01F".
 
     Raises:
-        CorpusError: there are no sessions, or no clips. The message says what was looked for.
+        CorpusError: There are no sessions, or no clips. The message says what was looked for.
 
     Warns:
-        IncompleteCorpusWarning: a session or clips are missing, or the counts differ from the published ones.
+        IncompleteCorpusWarning: A session or clips are missing, or the counts differ from the published ones.
 
     Example:
         >>> import tempfile

@@ -15,22 +15,22 @@ __all__ = ["read_manifests"]
 
 
 def read_manifests(path: str | os.PathLike[str], labels: LabelSet | None = None) -> Corpus:
-    """Reads a manifest, or a folder with one per split: `train.jsonl`, `dev.jsonl`, …
+    """Read a manifest, or a folder with one per split: `train.jsonl`, `dev.jsonl`, …
 
     Args:
-        path: a `.jsonl` file, which is the split of its name, or a folder of them.
-        labels: emotions outside of it become None and are noted. None takes the emotions that occur, in the order of
+        path: A `.jsonl` file, which is the split of its name, or a folder of them.
+        labels: Emotions outside of it become None and are noted. None takes the emotions that occur, in the order of
             the alphabet.
 
     Returns:
         The splits by the names of the files, in natural order (fold2 before fold10) but train, dev and test first.
 
     Raises:
-        ManifestError: a manifest is not understood.
-        CorpusError: there is no manifest, no audio, or without `labels` fewer than two emotions occur.
+        ManifestError: A manifest is not understood.
+        CorpusError: There is no manifest, no audio, or without `labels` fewer than two emotions occur.
 
     Warns:
-        IncompleteCorpusWarning: sound files are missing, or emotions outside of `labels` occur.
+        IncompleteCorpusWarning: Sound files are missing, or emotions outside of `labels` occur.
 
     Example:
         >>> import tempfile, soundfile

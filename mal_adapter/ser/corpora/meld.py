@@ -21,7 +21,7 @@ BROKEN = {
 
 
 def read_meld(root: str | os.PathLike[str], labels: LabelSet = MELD) -> Corpus:
-    """Reads MELD: its CSVs and clips, wherever they lie below `root`.
+    """Read MELD: its CSVs and clips, wherever they lie below `root`.
 
     Clips are found by name, `dia{Dialogue_ID}_utt{Utterance_ID}`, as WAV, FLAC, OGG, MP3, M4A or MP4, below a folder
     whose name says the split: the release's `train_splits`, `dev_splits_complete` and `output_repeated_splits_test`,
@@ -29,17 +29,17 @@ def read_meld(root: str | os.PathLike[str], labels: LabelSet = MELD) -> Corpus:
     "train/0" and so on.
 
     Args:
-        root: the folder with the CSVs and the clips.
-        labels: emotions outside of it become None.
+        root: The folder with the CSVs and the clips.
+        labels: Emotions outside of it become None.
 
     Returns:
         The splits train, dev and test, those whose CSV is there.
 
     Raises:
-        CorpusError: no CSV or no clip is there, or a CSV has other columns. The message says what was looked for.
+        CorpusError: No CSV or no clip is there, or a CSV has other columns. The message says what was looked for.
 
     Warns:
-        IncompleteCorpusWarning: a split, clips beyond the two that the release lacks, or rows are missing.
+        IncompleteCorpusWarning: A split, clips beyond the two that the release lacks, or rows are missing.
 
     Example:
         >>> import tempfile

@@ -35,9 +35,9 @@ class SoundInfo(NamedTuple):
     """What the headers of a sound file say, after all of them were checked against the file.
 
     Attributes:
-        duration_s: how long it is.
-        sampling_rate: in Hz.
-        channels: how many.
+        duration_s: How long it is.
+        sampling_rate: In Hz.
+        channels: How many.
     """
 
     duration_s: float
@@ -46,25 +46,25 @@ class SoundInfo(NamedTuple):
 
 
 def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform:
-    """Decodes one utterance to mono float32, resampled, cut to its start and end.
+    """Decode one utterance to mono float32, resampled, cut to its start and end.
 
     Reads WAV, RF64, W64, AIFF, AU, CAF, NIST, FLAC, OGG and MP3 with soundfile and soxr, and whatever else
     transformers' `load_audio` reads where that is installed. Channels are averaged. Of a long file only the part
     between start and end is decoded; a file whose header does not know its length is read to the end.
 
     Args:
-        utterance: only `audio`, `start_s` and `end_s` are used.
-        sampling_rate: of the result, in Hz.
+        utterance: Only `audio`, `start_s` and `end_s` are used.
+        sampling_rate: Of the result, in Hz.
 
     Returns:
         (samples,) float32, finite, at least one sample, not silent.
 
     Raises:
-        AudioError: the file is missing, unreadable, damaged, cut short, longer than its header says, empty, silent or
+        AudioError: The file is missing, unreadable, damaged, cut short, longer than its header says, empty, silent or
             not finite, its channels cancel, or it ends before the utterance does. The message names the file, the
             reason and what to do.
-        AudioFormatError: the file has no format that is read as audio.
-        AudioTooLongError: the utterance is longer than an hour.
+        AudioFormatError: The file has no format that is read as audio.
+        AudioTooLongError: The utterance is longer than an hour.
 
     Example:
         >>> import soundfile, tempfile
@@ -99,17 +99,17 @@ def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform
 
 
 def sound_info(path: Path) -> SoundInfo:
-    """Checks a sound file's headers and size without decoding it.
+    """Check a sound file's headers and size without decoding it.
 
     Args:
-        path: of a format that `load_waveform` reads without `load_audio`.
+        path: Of a format that `load_waveform` reads without `load_audio`.
 
     Returns:
         Its length, rate and channels.
 
     Raises:
-        AudioError: as `load_waveform`, as far as it can be known without decoding.
-        AudioFormatError: the file has none of these formats.
+        AudioError: As `load_waveform`, as far as it can be known without decoding.
+        AudioFormatError: The file has none of these formats.
 
     Example:
         >>> import soundfile, tempfile
@@ -225,7 +225,7 @@ def _load_audio(path: Path, sampling_rate: int, mtime_ns: int, size: int) -> Wav
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Raises an AudioError that names the file instead of a decoder's error."""
+    """Raise an AudioError that names the file instead of a decoder's error."""
     name = "".join(c if c.isprintable() or 0xDC80 <= ord(c) <= 0xDCFF else repr(c)[1:-1] for c in str(path))
     try:
         yield

@@ -25,10 +25,10 @@ class Prepared:
     """A batch of utterances whose sound files have been opened.
 
     Args:
-        inputs: the host's inputs, a row for each utterance that can be heard; empty if there is none.
-        audio_s: index of the utterance -> how long it is, in seconds; in the order of the rows.
-        failures: index of the utterance -> why it can not be heard.
-        audio_mask: where audio is, for a session, if the inputs do not tell.
+        inputs: The host's inputs, a row for each utterance that can be heard; empty if there is none.
+        audio_s: Index of the utterance -> how long it is, in seconds; in the order of the rows.
+        failures: Index of the utterance -> why it can not be heard.
+        audio_mask: Where audio is, for a session, if the inputs do not tell.
     """
 
     inputs: dict[str, Any]
@@ -43,13 +43,13 @@ class HostInputs:
     The processor is tried on a second of noise first, so that what it refuses is known before any work.
 
     Args:
-        model: the host.
-        processor: its processor.
-        prompt: the question.
-        healed_tokens: how many tokens at the end of the prompt belong to the answers.
+        model: The host.
+        processor: Its processor.
+        prompt: The question.
+        healed_tokens: How many tokens at the end of the prompt belong to the answers.
 
     Raises:
-        HostError: the processor makes no inputs of the question and a second of audio.
+        HostError: The processor makes no inputs of the question and a second of audio.
     """
 
     def __init__(self, model: Any, processor: Any, prompt: AudioPrompt, healed_tokens: int) -> None:
@@ -82,7 +82,7 @@ class HostInputs:
             )
 
     def __call__(self, utterances: Sequence[Utterance]) -> Prepared:
-        """Opens the sound files and makes the host's inputs of those that can be heard, on its device."""
+        """Open the sound files and makes the host's inputs of those that can be heard, on its device."""
         failures: dict[int, Failure] = {}
         waveforms: dict[int, Waveform] = {}
         for index, utterance in enumerate(utterances):

@@ -35,17 +35,17 @@ class AudioPrompt:
     The template is rendered once, so a date in it stays that of the day on which the prompt was made.
 
     Args:
-        processor: the host's processor. Its chat template is used where it has one.
-        question: what is asked about the audio.
+        processor: The host's processor. Its chat template is used where it has one.
+        question: What is asked about the audio.
 
     Raises:
-        ConfigError: the question is empty, or has a token that the host takes for audio or for the end of a turn.
-        HostError: the processor takes no audio, its chat template has no place for it or can't be rendered, or its
+        ConfigError: The question is empty, or has a token that the host takes for audio or for the end of a turn.
+        HostError: The processor takes no audio, its chat template has no place for it or can't be rendered, or its
             tokenizer lacks a package.
 
     Attributes:
-        sampling_rate: of the waveforms, in Hz, as the processor's feature extractor expects it.
-        text: the prompt before the audio placeholder is expanded; empty where the processor makes no text (Voxtral).
+        sampling_rate: Of the waveforms, in Hz, as the processor's feature extractor expects it.
+        text: The prompt before the audio placeholder is expanded; empty where the processor makes no text (Voxtral).
     """
 
     def __init__(self, processor: Any, question: str) -> None:
@@ -117,7 +117,7 @@ class AudioPrompt:
         """The host's inputs for one question about each waveform.
 
         Args:
-            waveforms: each (samples,) float32 at `sampling_rate`.
+            waveforms: Each (samples,) float32 at `sampling_rate`.
 
         Returns:
             What the processor returns; `input_ids` and `attention_mask` are (len(waveforms), seq_len), padded on the
@@ -151,7 +151,7 @@ class AudioPrompt:
         return [{"role": "user", "content": [audio, {"type": "text", "text": self._question}]}]
 
     def check_length(self, waveform: Waveform, path: Path) -> None:
-        """Refuses audio of which the host would not hear the end.
+        """Refuse audio of which the host would not hear the end.
 
         Some processors cut at the feature extractor's window (Qwen2-Audio), some split long audio into windows
         (Voxtral, Audio Flamingo 3), and no attribute says which. So beyond a declared limit the processor is tried: if
@@ -159,10 +159,10 @@ class AudioPrompt:
 
         Args:
             waveform: (samples,) float32 at `sampling_rate`.
-            path: for the message.
+            path: For the message.
 
         Raises:
-            AudioTooLongError: with both durations.
+            AudioTooLongError: With both durations.
         """
         limit = max((limit for limit in self._limits if limit < waveform.size), default=None)
         if limit is None or limit in self._heard_beyond:
@@ -194,7 +194,7 @@ def _check_tokens(question: str, processor: Any, around: str) -> None:
     A tokenizer makes its special tokens of the same letters in a question too, and processors expand placeholders.
 
     Args:
-        around: the prompt without the question.
+        around: The prompt without the question.
     """
     names = {*vars(processor), *(f"{kind}_token" for kind in ("audio", "audio_bos", "audio_eos", "image", "video"))}
     marks = {getattr(processor, name, None) for name in names if name.endswith("_token")}
@@ -223,7 +223,7 @@ def _declared_limits(processor: Any, extractor: Any, sampling_rate: int) -> list
 
 
 def _pad_left(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Moves padding on the right to the left; every row keeps its order, so features stay with their tokens."""
+    """Move padding on the right to the left; every row keeps its order, so features stay with their tokens."""
     if "attention_mask" not in inputs:
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     mask = inputs["attention_mask"]
@@ -245,14 +245,14 @@ def choose_task(
     """The labels and the question: as given, else those that the adapter was trained with.
 
     Args:
-        metadata: the adapter's; None is no adapter.
-        labels: the possible answers, where they are not the adapter's. Since its question may name its own labels,
+        metadata: The adapter's; None is no adapter.
+        labels: The possible answers, where they are not the adapter's. Since its question may name its own labels,
             others bring the default question.
-        prompt: the question, where it is not the adapter's.
-        usual: the labels where neither is known.
+        prompt: The question, where it is not the adapter's.
+        usual: The labels where neither is known.
 
     Raises:
-        LabelError: the labels are no label set.
+        LabelError: The labels are no label set.
 
     Example:
         >>> metadata = AdapterMetadata(layer_idx=16).with_task(["happy", "sad"], "How does the speaker feel?")

@@ -42,21 +42,21 @@ class EmotionRecognizer:
     What is mutated: `model` and `memory` are put in eval mode; the memory's states grow with each utterance.
 
     Args:
-        model: an audio language model of transformers, on any device and in any dtype.
-        processor: its processor.
-        memory: from `attach_memory(model, …)`. None is the plain host, for a model without an attached memory.
-        labels: the possible answers; None are those that the memory was trained with, else four common ones.
-        prompt: the question behind the audio; None is the one that the memory was trained with, if it has these
+        model: An audio language model of transformers, on any device and in any dtype.
+        processor: Its processor.
+        memory: From `attach_memory(model, …)`. None is the plain host, for a model without an attached memory.
+        labels: The possible answers; None are those that the memory was trained with, else four common ones.
+        prompt: The question behind the audio; None is the one that the memory was trained with, if it has these
             labels, else it asks for one word of them.
 
     What can be known without a forward is checked here: the processor is tried on a second of noise.
 
     Raises:
-        ConfigError: the prompt is empty, or has a token that the host takes for audio or for the end of a turn.
-        HostError: the processor takes no audio, the model has no weights, the memory is attached to another model, or a
+        ConfigError: The prompt is empty, or has a token that the host takes for audio or for the end of a turn.
+        HostError: The processor takes no audio, the model has no weights, the memory is attached to another model, or a
             label has several tokens and this host can't score them.
-        LabelError: the labels can not be told apart by the host.
-        SessionError: the memory is detached.
+        LabelError: The labels can not be told apart by the host.
+        SessionError: The memory is detached.
 
     Example:
         >>> from mal_adapter import attach_memory
@@ -243,8 +243,8 @@ class EmotionRecognizer:
         What is mutated: as in `recognize`, for every dialogue.
 
         Args:
-            dialogues: with different ids; taken from the iterable as there is room.
-            batch_size: how many dialogues are heard at once.
+            dialogues: With different ids; taken from the iterable as there is room.
+            batch_size: How many dialogues are heard at once.
 
         Yields:
             A result per utterance, in order within each dialogue; the dialogues alternate. `result.utterance` tells
@@ -253,7 +253,7 @@ class EmotionRecognizer:
         Raises:
             ConfigError: `batch_size` is no integer of at least 1, or a dialogue id is given twice; for a list of
                 dialogues before anything is run.
-            SessionError: a dialogue id can't be the id of a session.
+            SessionError: A dialogue id can't be the id of a session.
         """
         check_integer("batch_size", batch_size, 1)
         if isinstance(dialogues, Sequence):
@@ -285,17 +285,17 @@ class EmotionRecognizer:
         What is mutated: each utterance is written to `memory.states[utterance.dialogue_id]`.
 
         Args:
-            utterances: of different dialogues.
-            session_ids: whose memory each utterance reads and is written to, where that is not its own dialogue's.
+            utterances: Of different dialogues.
+            session_ids: Whose memory each utterance reads and is written to, where that is not its own dialogue's.
             write: False reads only.
 
         Returns:
             One result per utterance, in their order.
 
         Raises:
-            ConfigError: two utterances of one session, of which the second could not read what the first writes; or
+            ConfigError: Two utterances of one session, of which the second could not read what the first writes; or
                 not one session id per utterance.
-            HostError: the host's answer is no number; its utterances are written all the same, where they are numbers.
+            HostError: The host's answer is no number; its utterances are written all the same, where they are numbers.
         """
         ids = [utterance.dialogue_id for utterance in utterances] if session_ids is None else list(session_ids)
         if len(ids) != len(utterances):
@@ -321,7 +321,7 @@ class EmotionRecognizer:
         return [results[index] for index in range(len(utterances))]
 
     def prepare(self, utterances: Sequence[Utterance]) -> Prepared:
-        """Opens the sound files and makes the host's inputs of those that can be heard, on its device."""
+        """Open the sound files and makes the host's inputs of those that can be heard, on its device."""
         return self._inputs(utterances)
 
     def with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -334,7 +334,7 @@ class EmotionRecognizer:
         What is mutated: the session's dialogues; the utterances are written.
 
         Args:
-            inputs: from `prepare`, one row per dialogue of the session.
+            inputs: From `prepare`, one row per dialogue of the session.
 
         Returns:
             (batch, labels) float32, not normalised over the labels; differentiable where autograd records.

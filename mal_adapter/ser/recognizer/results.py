@@ -13,11 +13,11 @@ class Prediction:
     """The answer to one utterance.
 
     Args:
-        utterance: what was heard.
-        label: the most probable label.
-        probabilities: label -> probability, in the order of the label set; they sum to 1.
-        audio_s: how long the utterance is, in seconds.
-        elapsed_s: from opening the file to the answer, in seconds; for a batch, of the whole batch.
+        utterance: What was heard.
+        label: The most probable label.
+        probabilities: Label -> probability, in the order of the label set; they sum to 1.
+        audio_s: How long the utterance is, in seconds.
+        elapsed_s: From opening the file to the answer, in seconds; for a batch, of the whole batch.
     """
 
     utterance: Utterance
@@ -32,8 +32,8 @@ class Failure:
     """An utterance that could not be heard. The memory is as if it had not been there.
 
     Args:
-        utterance: what was asked for.
-        error: why not; its message names the file and says what to do.
+        utterance: What was asked for.
+        error: Why not; its message names the file and says what to do.
     """
 
     utterance: Utterance

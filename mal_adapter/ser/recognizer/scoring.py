@@ -29,14 +29,14 @@ class LabelScorer:
     cache of transformers, or with running states where autograd records, runs the prompt again for each label.
 
     Args:
-        tokenizer: the host's tokenizer.
-        labels: the answers, such as a `LabelSet`.
-        prompt_text: what stands before the answer, as text. Labels are tokenized behind it, as in training, so that a
+        tokenizer: The host's tokenizer.
+        labels: The answers, such as a `LabelSet`.
+        prompt_text: What stands before the answer, as text. Labels are tokenized behind it, as in training, so that a
             merge at the boundary is seen; the last `healed_tokens` tokens of the prompt then belong to the labels.
-        end_ids: the tokens that end an answer; any of them counts.
+        end_ids: The tokens that end an answer; any of them counts.
 
     Raises:
-        LabelError: two labels have the same tokens, a label is unknown to the tokenizer, or the end has to be scored
+        LabelError: Two labels have the same tokens, a label is unknown to the tokenizer, or the end has to be scored
             but is not known.
     """
 
@@ -112,19 +112,19 @@ class LabelScorer:
         """Log-probability of each label as the answer. Uses up the cache.
 
         Args:
-            model: the host; called again only where a label has several tokens. Those calls have no audio.
+            model: The host; called again only where a label has several tokens. Those calls have no audio.
             prompt_logits: (batch, vocabulary), at the last position of each prompt.
-            past_key_values: the cache of the forward over the prompts; not looked at unless `needs_cache`.
+            past_key_values: The cache of the forward over the prompts; not looked at unless `needs_cache`.
             attention_mask: (batch, seq_len) of the prompts, padded on the left.
             position_ids: (batch, seq_len) as passed with the prompts; None where the host counts by itself.
-            run_again: called with (tokens,) for each label where the cache can't be used. It runs the prompts again
+            run_again: Called with (tokens,) for each label where the cache can't be used. It runs the prompts again
                 with these tokens behind each, and returns the logits (batch, tokens, vocabulary) at the tokens.
 
         Returns:
             (batch, labels) float32, not normalised over the labels; differentiable where autograd records.
 
         Raises:
-            HostError: a label has several tokens, there is no cache, and `run_again` is None.
+            HostError: A label has several tokens, there is no cache, and `run_again` is None.
         """
         scores = prompt_logits.float().log_softmax(-1)[:, [ids[0] for ids in self.token_ids]]
         if not self._branches:

@@ -23,13 +23,13 @@ class SampleBytes(NamedTuple):
     """Where the samples of a file are.
 
     Attributes:
-        offset: of the first byte.
-        present: how many bytes there are.
-        declared: how many the header declares; `present` if it does not know.
-        beyond: how many bytes follow that are neither samples nor a known kind of metadata.
-        patches: what makes libsndfile read exactly these bytes.
-        end: where the file is to end for libsndfile; None for its real end.
-        frames: how many frames another field of the header declares; None if none does.
+        offset: Of the first byte.
+        present: How many bytes there are.
+        declared: How many the header declares; `present` if it does not know.
+        beyond: How many bytes follow that are neither samples nor a known kind of metadata.
+        patches: What makes libsndfile read exactly these bytes.
+        end: Where the file is to end for libsndfile; None for its real end.
+        frames: How many frames another field of the header declares; None if none does.
     """
 
     offset: int

@@ -22,11 +22,11 @@ class FlacLength(NamedTuple):
     """What the header and the last frame say.
 
     Attributes:
-        declared: samples per channel by the header; 0 for unknown.
-        found: samples per channel up to the end of the last frame.
-        end: where the frames end; tags may follow.
-        total_at: offset of the byte that holds the upper bits of the header's number.
-        first_byte: that byte, with the number's bits cleared.
+        declared: Samples per channel by the header; 0 for unknown.
+        found: Samples per channel up to the end of the last frame.
+        end: Where the frames end; tags may follow.
+        total_at: Offset of the byte that holds the upper bits of the header's number.
+        first_byte: That byte, with the number's bits cleared.
     """
 
     declared: int
@@ -37,20 +37,20 @@ class FlacLength(NamedTuple):
 
     @property
     def patches(self) -> tuple[tuple[int, bytes], ...]:
-        """Clears the header's number, so that libFLAC reads to the end."""
+        """Clear the header's number, so that libFLAC reads to the end."""
         return ((self.total_at, bytes([self.first_byte, 0, 0, 0, 0])),)
 
 
 def measure_flac(file: BinaryIO, start: int, end: int) -> FlacLength:
-    """Finds the last frame.
+    """Find the last frame.
 
     Args:
-        file: opened in binary mode.
-        start: of b"fLaC"; ID3 tags may come before it.
-        end: of the frames; ID3 tags may follow it.
+        file: Opened in binary mode.
+        start: Of b"fLaC"; ID3 tags may come before it.
+        end: Of the frames; ID3 tags may follow it.
 
     Raises:
-        DamagedSoundError: the header or the last frame is incomplete.
+        DamagedSoundError: The header or the last frame is incomplete.
     """
     info = read_at(file, start + 4, 38)
     if len(info) < 38 or info[0] & 0x7F != 0:

@@ -22,15 +22,15 @@ class Layout(NamedTuple):
     """Which bytes libsndfile is to see, and what it is to find there.
 
     Attributes:
-        formats: libsndfile's names of the formats that fit.
-        start: of the bytes to see.
-        end: of the bytes to see; may be beyond the real end.
+        formats: Libsndfile's names of the formats that fit.
+        start: Of the bytes to see.
+        end: Of the bytes to see; may be beyond the real end.
         patches: (offset, bytes that replace those of the file).
-        frames: how many frames of samples there are; None if libsndfile's own count is right.
-        declared_frames: how many the header declares; None if it does not, or has been checked.
-        present: bytes of samples that the file holds; 0 if the format does not know.
-        declared: bytes of samples that the header declares.
-        beyond: bytes after the samples that seem to be samples too.
+        frames: How many frames of samples there are; None if libsndfile's own count is right.
+        declared_frames: How many the header declares; None if it does not, or has been checked.
+        present: Bytes of samples that the file holds; 0 if the format does not know.
+        declared: Bytes of samples that the header declares.
+        beyond: Bytes after the samples that seem to be samples too.
         places: (frame of samples, offset from which a decoder gives the samples from there on), where libsndfile would
             go through the whole file to find it. The first samples are wrong.
     """
@@ -51,12 +51,12 @@ _layouts: dict[tuple[int, ...], Layout] = {}
 
 
 def layout_of(file: BinaryIO) -> Layout | None:
-    """Reads the headers of a file, or remembers them; None for formats that are not known here.
+    """Read the headers of a file, or remembers them; None for formats that are not known here.
 
     The utterances of a long recording each ask for it, and an MP3's length is known only after all of its frames.
 
     Raises:
-        DamagedSoundError: something is missing.
+        DamagedSoundError: Something is missing.
     """
     status = os.fstat(file.fileno())
     key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -27,9 +27,9 @@ class Levels:
     """Measures blocks of sound without their offset.
 
     Args:
-        channels: of the blocks.
-        sampling_rate: in Hz.
-        lossy: whether the file's encoding keeps a constant only roughly.
+        channels: Of the blocks.
+        sampling_rate: In Hz.
+        lossy: Whether the file's encoding keeps a constant only roughly.
     """
 
     def __init__(self, channels: int, sampling_rate: int, lossy: bool) -> None:
@@ -43,10 +43,10 @@ class Levels:
         self._has_sound = False
 
     def add(self, block: npt.NDArray[np.float32]) -> None:
-        """Measures a block, (frames, channels) float32.
+        """Measure a block, (frames, channels) float32.
 
         Raises:
-            DamagedSoundError: it has values that are not finite.
+            DamagedSoundError: It has values that are not finite.
         """
         peak = float(np.abs(block).max(initial=0.0))
         if not np.isfinite(peak):
@@ -62,14 +62,14 @@ class Levels:
         self._rest = block[count * self._window :].copy()
 
     def check(self, at_start: bool, at_end: bool) -> None:
-        """Judges all blocks.
+        """Judge all blocks.
 
         Args:
-            at_start: whether the blocks begin where the file begins.
-            at_end: whether they end where the file ends.
+            at_start: Whether the blocks begin where the file begins.
+            at_end: Whether they end where the file ends.
 
         Raises:
-            DamagedSoundError: they are silent, or the channels cancel.
+            DamagedSoundError: They are silent, or the channels cancel.
         """
         if self._has_sound and self._rest.shape[1] == 1:
             return
@@ -89,7 +89,7 @@ class Levels:
             )
 
     def _measure(self, windows: npt.NDArray[np.float32]) -> None:
-        """Adds the rows of windows, (windows, frames, channels)."""
+        """Add the rows of windows, (windows, frames, channels)."""
         values = windows.astype(np.float64)
         offset = values.mean(axis=1, keepdims=True)
         values -= offset

@@ -31,13 +31,13 @@ class MpegLength(NamedTuple):
     """What the frames say.
 
     Attributes:
-        frames: how many MPEG frames there are, the Xing header apart.
-        samples_per_frame: per channel.
-        sampling_rate: in Hz.
-        declared: how many the Xing header declares; None without one.
-        starts: offset of every `INDEXED`th frame, the Xing header included.
-        skipped: samples of these frames, the Xing header included, that a decoder leaves out at the start.
-        patches: what makes the Xing header say how many frames and bytes there are.
+        frames: How many MPEG frames there are, the Xing header apart.
+        samples_per_frame: Per channel.
+        sampling_rate: In Hz.
+        declared: How many the Xing header declares; None without one.
+        starts: Offset of every `INDEXED`th frame, the Xing header included.
+        skipped: Samples of these frames, the Xing header included, that a decoder leaves out at the start.
+        patches: What makes the Xing header say how many frames and bytes there are.
     """
 
     frames: int
@@ -60,15 +60,15 @@ class _Frame(NamedTuple):
 
 
 def measure_mpeg(file: BinaryIO, start: int, end: int) -> MpegLength:
-    """Counts the frames.
+    """Count the frames.
 
     Args:
-        file: opened in binary mode.
-        start: after the ID3 tags.
-        end: of the file.
+        file: Opened in binary mode.
+        start: After the ID3 tags.
+        end: Of the file.
 
     Raises:
-        DamagedSoundError: there are no frames, the last one is incomplete, or other bytes are between them.
+        DamagedSoundError: There are no frames, the last one is incomplete, or other bytes are between them.
     """
     end = end_without_tags(file, start, end)
     at = _first_frame(file, start, end)
@@ -102,8 +102,8 @@ def start_patches(file: BinaryIO, at: int) -> tuple[tuple[int, bytes], ...]:
     first frames here claim to use all that there is, and to have no sound.
 
     Args:
-        file: opened in binary mode.
-        at: offset of a frame.
+        file: Opened in binary mode.
+        at: Offset of a frame.
 
     Returns:
         (offset, bytes to be there).

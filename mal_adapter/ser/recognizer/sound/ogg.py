@@ -18,15 +18,15 @@ _FIRST, _LAST = 2, 4  # flags of a page
 
 
 def check_ogg(file: BinaryIO, start: int, end: int) -> None:
-    """Goes through all pages.
+    """Go through all pages.
 
     Args:
-        file: opened in binary mode.
-        start: of the first page.
-        end: of the file.
+        file: Opened in binary mode.
+        start: Of the first page.
+        end: Of the file.
 
     Raises:
-        DamagedSoundError: a page is damaged or missing, the last one above all, or there is more than one stream of
+        DamagedSoundError: A page is damaged or missing, the last one above all, or there is more than one stream of
             sound.
     """
     numbers: dict[int, int] = {}

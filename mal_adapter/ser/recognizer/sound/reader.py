@@ -43,11 +43,11 @@ class Sound:
     """The samples of a sound file.
 
     Args:
-        file: opened in binary mode.
-        layout: what it is.
+        file: Opened in binary mode.
+        layout: What it is.
 
     Raises:
-        DamagedSoundError: it can't be decoded, or holds less or more than it declares.
+        DamagedSoundError: It can't be decoded, or holds less or more than it declares.
     """
 
     def __init__(self, file: BinaryIO, layout: Layout) -> None:
@@ -74,7 +74,7 @@ class Sound:
         """The frames `first` to `last`, decoded in blocks; the last block is the shorter one.
 
         Raises:
-            DamagedSoundError: they can not be decoded, or there are more than the file declares.
+            DamagedSoundError: They can not be decoded, or there are more than the file declares.
         """
         position, at_entry = self._seek(max(0, first - round(PREROLL_S.get(self.format, 0.0) * self.sampling_rate)))
         while position < last:
@@ -135,7 +135,7 @@ class Sound:
             )
 
     def _seek(self, frame: int) -> tuple[int, bool]:
-        """Goes to a frame, or to one before it; returns where the decoder is, and whether it began at one of the
+        """Go to a frame, or to one before it; returns where the decoder is, and whether it began at one of the
         places, from which it also gives the padding at the end."""
         entry = bisect_right(self._layout.places, frame, key=itemgetter(0)) - 1
         if entry >= 0:
@@ -168,11 +168,11 @@ class Sound:
 
 @contextmanager
 def open_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
-    """Opens a sound file.
+    """Open a sound file.
 
     Raises:
-        UnknownFormatError: it is of no format that is read here.
-        DamagedSoundError: it can't be opened, holds less or more than it declares, or changed in the meantime.
+        UnknownFormatError: It is of no format that is read here.
+        DamagedSoundError: It can't be opened, holds less or more than it declares, or changed in the meantime.
     """
     file = open_regular_file(path)
     try:

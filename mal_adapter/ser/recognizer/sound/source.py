@@ -17,10 +17,10 @@ class DamagedSoundError(Exception):
 
 
 def open_regular_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a file for reading; refuses folders, pipes and devices, which may never end.
+    """Open a file for reading; refuses folders, pipes and devices, which may never end.
 
     Raises:
-        DamagedSoundError: there is no such file, or it can't be opened, is not a regular file, or is empty.
+        DamagedSoundError: There is no such file, or it can't be opened, is not a regular file, or is empty.
     """
     # Without O_NONBLOCK, opening a pipe waits for a writer.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -60,9 +60,9 @@ class View(io.RawIOBase):
     and `error` keeps the reason.
 
     Args:
-        file: opened in binary mode.
-        start: where the file begins for libsndfile.
-        end: where it ends; may be beyond its real end.
+        file: Opened in binary mode.
+        start: Where the file begins for libsndfile.
+        end: Where it ends; may be beyond its real end.
         patches: (offset in `file`, bytes that replace those of the file), which do not overlap.
     """
 
