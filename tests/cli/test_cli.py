@@ -125,7 +125,7 @@ def test_bad_files_give_a_line_each_and_good_ones_are_answered(run, write_audio,
 def test_own_model_labels_and_question(run, saved, write_audio):  # noqa: F811
     path = write_audio("a.wav")
     result = run("predict", path, "--model", saved / "host", "--json")
-    assert result.stderr == "note: no --adapter, so each utterance is heard alone\n"
+    assert result.stderr == "note: no --adapter, so each utterance is recognised on its own\n"
     answer = json.loads(result.stdout)
     assert answer["memory"] is False
     assert answer["labels"] == ["neutral", "happy", "angry", "sad"]
@@ -250,7 +250,7 @@ def test_colours_and_a_bar_on_a_terminal_alone(run, make_dialogue, tmp_path, mon
     assert shown.exit_code == piped.exit_code == 2
     assert re.search("\x1b\\[3[12]m(sad|neutral|happy) *\x1b\\[0m", shown.stderr)  # green or red
     assert "\x1b[31m\x1b[1merror:\x1b[0m" in shown.stderr
-    assert "hearing: " in shown.stderr
+    assert "recognising: " in shown.stderr
     bare = re.sub("\x1b\\[[0-9]*[mK]", "", shown.stderr)
     assert set(piped.stdout.splitlines()[1:]) <= {line.split("\r")[-1] for line in bare.split("\r\n")}
     monkeypatch.setenv("NO_COLOR", "1")
@@ -261,7 +261,7 @@ def test_colours_and_a_bar_on_a_terminal_alone(run, make_dialogue, tmp_path, mon
     monkeypatch.delenv("FORCE_COLOR")
     split = on_a_terminal(*wish, "--json", stdout_too=False)
     assert len(json.loads(split.stdout)["utterances"]) == 3
-    assert "hearing: " in split.stderr
+    assert "recognising: " in split.stderr
 
 
 def test_wide_letters_keep_the_table_in_line(run, write_audio, tmp_path):  # noqa: F811

@@ -39,8 +39,8 @@ def test_a_label_set_is_a_value():
         (("a", ""), {}, "non-empty string"),
         (("a", "A "), {}, "same label"),
         (("a", "b"), {"x": "c"}, "leads to 'c'; expected one of a, b"),
-        (("a", "b"), {"A": "b"}, "stands for 'a' already"),
-        (("a", "b"), {"x": "a", "X": "b"}, "stands for 'a' already"),
+        (("a", "b"), {"A": "b"}, "is a name of 'a' already"),
+        (("a", "b"), {"x": "a", "X": "b"}, "is a name of 'a' already"),
     ],
 )
 def test_bad_label_sets_say_what_is_wrong(names, aliases, message):

@@ -1,4 +1,4 @@
-"""Readers of corpora: each gives dialogues per split, and a report of what is missing.
+"""Readers of corpora. Each returns dialogues per split, and a report of what is missing.
 
 from mal_adapter.ser.corpora import read_corpus
 corpus = read_corpus("meld", "MELD.Raw")
@@ -45,14 +45,14 @@ def read_corpus(
     """Read a corpus by its name, or manifests by their path.
 
     Args:
-        name: "meld", "iemocap", "emorynlp" or "m3ed", each with `root`; or without `root` the path of a manifest or of
-            a folder of manifests.
+        name: "meld", "iemocap", "emorynlp" or "m3ed", each with `root`; or, without `root`, the path of a manifest or
+            of a folder of manifests.
         root: The folder of the corpus.
-        labels: None is the corpus's own label set, for IEMOCAP that of four classes.
+        labels: The corpus's own label set unless given; for IEMOCAP that of four classes.
 
     Raises:
         CorpusError: The name is not known, the corpus needs `root`, or can't be read from it.
-        ManifestError: A manifest is not understood.
+        ManifestError: A manifest has a wrong line.
 
     Example:
         >>> read_corpus("mled", "MELD.Raw")

@@ -1,4 +1,4 @@
-"""What every reader returns: dialogues per split, and a report of what was left out or differs from the published."""
+"""The result of every reader: dialogues per split, and a report of gaps and of deviations from published counts."""
 
 import warnings
 from collections import Counter
@@ -17,18 +17,18 @@ from mal_adapter.ser.progress import progress_bar
 
 __all__ = ["Corpus", "CorpusReport", "Counts", "Row", "assemble"]
 
-#: How many names a message shows of a longer list.
+#: How many names of a list a message shows.
 SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of one split. None where nothing was published.
+    """Counts of one split. None if no count was published.
 
     Args:
-        dialogues: In the annotations.
-        utterances: In the annotations, those without a label and those without audio too.
-        labelled: Those of them whose emotion is in the label set.
+        dialogues: Dialogues in the annotations.
+        utterances: Utterances in the annotations, including those without a label or without audio.
+        labelled: Utterances whose emotion is in the label set.
     """
 
     dialogues: int | None = None
@@ -38,14 +38,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class CorpusReport:
-    """What a reader found, beside what was published. `print(report)` shows it.
+    """The counts of a reader beside the published ones, and what was left out. `print(report)` shows it.
 
     Args:
-        found: Split -> counts of the annotations, before anything was left out; "total" sums them up.
-        published: Split -> counts to be expected.
+        found: Split -> counts of the annotations, before anything was left out. "total" has the sums.
+        published: Split -> published counts.
         left_out: "split/clip" -> why the utterance is not in its dialogue.
-        known: Those of `left_out` that are missing or broken in the release itself.
-        notes: Everything else that was odd, in sentences.
+        known: Keys of `left_out` that are missing or damaged in the release itself.
+        notes: Other irregularities, in sentences.
     """
 
     found: Mapping[str, Counts]
@@ -56,7 +56,7 @@ class CorpusReport:
 
     @property
     def deviations(self) -> tuple[str, ...]:
-        """Where counts of the annotations differ from the published ones, in sentences."""
+        """Differences between the counts of the annotations and the published ones, in sentences."""
         sentences = []
         for split, expected in self.published.items():
             for name in ("dialogues", "utterances", "labelled"):
@@ -68,11 +68,11 @@ class CorpusReport:
 
     @property
     def complete(self) -> bool:
-        """Whether all counts are the published ones and only clips that the release lacks itself were left out."""
+        """Whether all counts are the published ones, and only clips that the release itself lacks were left out."""
         return not (self.deviations or self.notes or set(self.left_out) - self.known)
 
     def summary(self) -> str:
-        """One line: how much is missing, and the first few names."""
+        """One line: how much is missing, with the first few names."""
         unexpected = [f"{name} ({reason})" for name, reason in self.left_out.items() if name not in self.known]
         parts = [*self.notes, *self.deviations]
         if unexpected:
@@ -95,10 +95,10 @@ class Corpus:
     """The dialogues of a corpus, ready for training.
 
     Args:
-        name: Of the corpus.
-        labels: The label set in whose names all emotions are given.
-        splits: Split -> dialogues. An emotion of None marks an utterance that is context only.
-        report: What was left out or differs from what was published.
+        name: The name of the corpus.
+        labels: The label set. All emotions are among its names.
+        splits: Split -> dialogues. An utterance whose emotion is None is context only.
+        report: What was left out, and how the counts differ from the published ones.
 
     Example:
         >>> turn = Utterance("call-42", "0", "A", "0.wav", emotion="sad")
@@ -122,21 +122,21 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Row:
-    """One utterance as the annotations have it.
+    """One utterance of the annotations.
 
     Args:
         dialogue_id: Unique in the whole corpus.
         utterance_id: Unique in the dialogue.
-        order: Where it stands: rows are sorted by it, first by dialogue.
+        order: The key by which rows are sorted; the dialogue comes first in it.
         speaker: May be empty.
         text: May be empty.
-        emotion: As annotated; may be empty.
-        clip: The name under which its audio was looked for.
-        audio: The sound file, None if it was not found.
-        start_s, end_s: Which part of the file, in seconds; None is all of it.
+        emotion: The annotated one; may be empty.
+        clip: The name of its audio, without suffix.
+        audio: The sound file; None if it was not found.
+        start_s, end_s: The part of the file, in seconds; None for the start or the end of the file.
 
     Raises:
-        TypeError: What should be text is something else.
+        TypeError: A field that should be text is not.
     """
 
     dialogue_id: str
@@ -151,7 +151,7 @@ class Row:
     end_s: float | None = None
 
     def __post_init__(self) -> None:
-        # Annotations in JSON may hold anything; what is wrong has to be told of the file, not of an utterance later.
+        # Annotations in JSON may have any type. An error here names the file; a later one would name an utterance.
         for name in ("dialogue_id", "utterance_id", "speaker", "text", "emotion", "clip"):
             value: object = getattr(self, name)
             if not isinstance(value, str) or "\0" in value or (name.endswith("_id") and not value):
@@ -172,24 +172,24 @@ def assemble(
     broken: Mapping[str, str] | None = None,
     notes: Iterable[str] = (),
 ) -> Corpus:
-    """Dialogues from rows: sorted, labelled, without those that can not be heard.
+    """Make dialogues of rows: sorted, labelled, and without utterances whose audio is missing or unusable.
 
     Args:
-        name: Of the corpus.
-        labels: Emotions in it are given in its names; others become None.
+        name: The name of the corpus.
+        labels: The label set. Emotions become names of it; others become None.
         rows: Split -> rows in any order.
-        own: The label set to which the published numbers of labelled utterances refer.
+        own: The label set of the published numbers of labelled utterances.
         annotated: All emotions that the corpus is known to use; any other is noted.
         published: Split or "total" -> counts.
-        looked_for: How clips are named and where they were looked for, for the message if there are none.
-        broken: "split/clip" -> why clips of the release can't be used. They are left out wherever they come from.
-        notes: What the reader found odd itself.
+        looked_for: How clips are named and where they were looked for; for messages about missing audio.
+        broken: "split/clip" -> why a clip of the release can't be used. These are always left out.
+        notes: Irregularities that the reader found itself.
 
     Raises:
         CorpusError: No utterance has audio.
 
     Warns:
-        IncompleteCorpusWarning: Clips are missing, counts differ, labels or rows are odd.
+        IncompleteCorpusWarning: Clips are missing, counts differ, or labels or rows are irregular.
     """
     broken = broken or {}
     parts = {
@@ -239,7 +239,7 @@ def _read_split(
     left_out: dict[str, str] = {}
     unknown: Counter[str] = Counter()
     labelled = 0
-    # Looking at thousands of files takes its time on a network's disk.
+    # Checking thousands of files takes long on a network disk.
     for dialogue_id, turns in progress_bar(dialogues.items(), desc=f"checking {split}", unit="dialogue", leave=False):
         utterances = []
         for row in turns.values():
@@ -265,7 +265,7 @@ def _read_split(
 
 
 def _notes(name: str, parts: Mapping[str, _Split], looked_for: str) -> Iterator[str]:
-    """What is odd about the rows of all splits, in sentences."""
+    """Irregularities of the rows of all splits, in sentences."""
     for split, part in parts.items():
         if part.repeated:
             yield (
@@ -283,7 +283,7 @@ def _notes(name: str, parts: Mapping[str, _Split], looked_for: str) -> Iterator[
 
 
 def _in_order(rows: Iterable[Row]) -> tuple[dict[str, dict[str, Row]], list[str]]:
-    """Dialogue id -> utterance id -> row, as they were spoken, and which rows repeat an earlier one."""
+    """(Dialogue id -> utterance id -> row, in the order spoken; the rows that repeat an earlier one)."""
     dialogues: dict[str, dict[str, Row]] = {}
     repeated: list[str] = []
     for row in sorted(rows, key=lambda row: row.order):
@@ -295,7 +295,7 @@ def _in_order(rows: Iterable[Row]) -> tuple[dict[str, dict[str, Row]], list[str]
 
 
 def _in_several(splits: Mapping[str, tuple[Dialogue, ...]]) -> list[str]:
-    """The dialogue ids that more than one split has, each with its splits."""
+    """The dialogue ids that are in more than one split, each with its splits."""
     places: dict[str, list[str]] = {}
     for split, dialogues in splits.items():
         for dialogue in dialogues:

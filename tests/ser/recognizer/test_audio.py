@@ -264,5 +264,5 @@ def test_a_host_that_splits_long_audio_itself_has_no_limit_but_its_own(processor
     prompt.check_length(tone(9.0), tmp_path / "long.wav")
     prompt.check_length(tone(9.5), tmp_path / "long.wav")
     assert splitting.calls == 2  # tried once, then known
-    with pytest.raises(AudioTooLongError, match=r"lasts 11\.00 s, but this host hears at most 10\.00 s"):
+    with pytest.raises(AudioTooLongError, match=r"lasts 11\.00 s, but this host processes at most 10\.00 s"):
         prompt.check_length(tone(11.0), tmp_path / "long.wav")
