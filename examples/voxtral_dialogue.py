@@ -30,9 +30,7 @@ parser.add_argument("--layer", type=int, help="of a fresh memory (default: the m
 parser.add_argument("--tiny", action="store_true", help="a random model, and a dialogue of generated voices")
 options = parser.parse_args()
 if options.tiny:
-    print(
-        "a random model knows no emotions: its answers mean nothing, but every step is the real one"
-    )
+    print("a random model knows no emotions: its answers mean nothing, but every step is the real one")
     options.model = save_tiny_voxtral(Path(tempfile.mkdtemp()))
 if not options.tiny and not options.inputs:
     parser.error("give sound files or a manifest, or --tiny")
