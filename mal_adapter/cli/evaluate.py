@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.data import Corpus, Root, Split, note_what_is_left_out, read_data
+from mal_adapter.cli.data import Corpus, Root, Split, note_omissions, read_data
 from mal_adapter.cli.hosts import (
     MODEL_PANEL,
     Device,
@@ -153,7 +153,7 @@ def evaluate(
     if card and recognizer.memory is not None:
         check_folder(str(adapter), recognizer.memory.adapter.config, recognizer.memory.adapter.metadata)
     if state.is_main_process:
-        note_what_is_left_out(data.dialogues, recognizer.labels)
+        note_omissions(data.dialogues, recognizer.labels)
         if len(data.dialogues) < FEWEST_DIALOGUES:
             note(f"no difference between fewer than {FEWEST_DIALOGUES} dialogues can be told from chance")
     try:

@@ -27,22 +27,22 @@ __all__ = ["Dialogue", "Utterance", "read_manifest", "write_manifest"]
 
 @dataclass(frozen=True)
 class Utterance:
-    """One turn of one speaker: a sound file, or a stretch of one.
+    """One turn of one speaker: a sound file, or a part of one.
 
     Args:
-        dialogue_id: the dialogue it belongs to; also the id of the memory's session. Ids are kept in composed form
-            (NFC), and compared exactly but for that.
-        utterance_id: unique within the dialogue.
-        speaker: who speaks; kept without invisible characters and outer spaces, as the emotion is.
-        audio: the sound file; a string is taken as a path. Where there is none of this name, the one whose name
-            differs in accents composed or decomposed, or in letter case alone.
-        start_s: where the utterance begins in the file, in seconds; None is the beginning.
-        end_s: where it ends, in seconds; None is the end of the file.
-        text: what is said, if known.
-        emotion: the true label, if known.
+        dialogue_id: The dialogue of the utterance; also the id of the memory's session. Ids are kept in composed form
+            (NFC), and apart from that compared exactly.
+        utterance_id: Unique within the dialogue.
+        speaker: The speaker's name; like the emotion, kept without invisible characters and outer spaces.
+        audio: The sound file; a string is taken as a path. If there is no file of this name, a file is used whose name
+            differs only in letter case, or in accents that are composed or decomposed.
+        start_s: Start of the utterance in the file, in seconds; None is the start of the file.
+        end_s: End of the utterance in the file, in seconds; None is the end of the file.
+        text: The words, if known.
+        emotion: The true label, if known.
 
     Raises:
-        ManifestError: a field has the wrong type or value. The message says what was given and what was expected.
+        ManifestError: A field has the wrong type or value. The message says what was given and what was expected.
 
     Example:
         >>> Utterance("call-42", "0", "A", "0.wav", start_s=1.0, end_s=2.5).emotion is None
@@ -64,7 +64,7 @@ class Utterance:
     def __post_init__(self) -> None:
         for name in ("dialogue_id", "utterance_id", "speaker"):
             _require_text(name, getattr(self, name))
-        # A string in place of a path is welcome, also from callers that do not check types.
+        # A string is accepted as a path, also from callers that do not check types.
         _require_text("audio", os.fspath(self.audio) if isinstance(self.audio, os.PathLike) else self.audio)
         object.__setattr__(self, "audio", Path(self.audio))
         for name in ("start_s", "end_s"):
@@ -89,11 +89,11 @@ class Dialogue:
     """The utterances of one conversation, in the order in which they were spoken.
 
     Args:
-        dialogue_id: the name of the conversation.
-        utterances: at least one; all of this dialogue, with different ids.
+        dialogue_id: The name of the conversation.
+        utterances: At least one, all of this dialogue and with different ids.
 
     Raises:
-        ManifestError: no utterances, a repeated utterance id, or an utterance of another dialogue.
+        ManifestError: There are no utterances, an utterance id is repeated, or an utterance is of another dialogue.
 
     Example:
         >>> turns = tuple(Utterance("call-42", str(n), "AB"[n % 2], f"{n}.wav") for n in range(3))
@@ -166,21 +166,21 @@ _REQUIRED = ("dialogue_id", "utterance_id", "speaker", "audio")
 
 
 def read_manifest(path: str | os.PathLike[str]) -> list[Dialogue]:
-    """Reads a manifest of one JSON object per line.
+    """Read a manifest of one JSON object per line. The sound files are not opened.
 
-    A byte order mark, CRLF line ends and blank lines are fine. The sound files are not opened.
+    A byte order mark, CRLF line ends and blank lines are accepted.
 
     Args:
-        path: the manifest, UTF-8.
+        path: The manifest, UTF-8.
 
     Returns:
-        The dialogues in the order of their first lines. Relative audio paths are joined to the folder of the manifest;
-        where a file's name on the disk differs in accents composed or decomposed, or in letter case alone, or the
-        manifest separates folders by backslashes as Windows does, the path is the one on the disk.
+        The dialogues in the order of their first lines. Relative audio paths are joined to the folder of the manifest.
+        The path on the disk is used if it differs only in letter case, or in accents that are composed or decomposed,
+        or if the manifest separates folders by backslashes, as Windows does.
 
     Raises:
-        ManifestError: the file can not be read or has no utterances, or a line is not understood. The message begins
-            with the file and the line number.
+        ManifestError: The file can not be read, has no utterances, or has a wrong line. The message starts with the
+            file and the line number.
 
     Example:
         >>> import tempfile
@@ -219,17 +219,17 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Dialogue]:
 
 
 def write_manifest(dialogues: Iterable[Dialogue], path: str | os.PathLike[str]) -> None:
-    """Writes dialogues as one JSON object per line; `read_manifest` gives them back.
+    """Write dialogues as one JSON object per line, for `read_manifest`.
 
-    The file appears whole or not at all, missing folders are made. Audio below the folder of the manifest is written
-    relative to it, so that the folder can be moved; other audio as an absolute path. Fields that are None are left out.
+    The file is written completely or not at all. Missing folders are made. Paths of audio below the manifest's folder
+    are relative, so that the folder can be moved; other paths are absolute. Fields that are None are left out.
 
     Args:
-        dialogues: at least one, with different ids.
-        path: the file to write; an existing one is replaced.
+        dialogues: At least one, with different ids.
+        path: The file; an existing one is replaced.
 
     Raises:
-        ManifestError: no dialogues, or two with the same id.
+        ManifestError: There are no dialogues, or two have the same id.
 
     Example:
         >>> import tempfile
@@ -266,7 +266,9 @@ def _parse_line(line: bytes, folder: Path) -> Utterance:
     except (RecursionError, ValueError) as error:
         if isinstance(error, ManifestError):
             raise
-        raise ManifestError(f"not valid JSON: {error}") from error  # nested or digits beyond what Python reads
+        raise ManifestError(
+            f"not valid JSON: {error}"
+        ) from error  # too deeply nested, or a number with too many digits
     if not isinstance(record, dict):
         raise ManifestError(f"expected a JSON object with the keys {', '.join(_REQUIRED)}, got {_shown(record)}")
     for key in record:
@@ -278,7 +280,7 @@ def _parse_line(line: bytes, folder: Path) -> Utterance:
         if key not in record:
             raise ManifestError(f"the key {key!r} is missing; every line needs {', '.join(_REQUIRED)}")
     utterance = Utterance(**record)
-    # Joining is only of use to a relative path: `folder / absolute` is the absolute path.
+    # Joining changes only relative paths: `folder / absolute` is the absolute path.
     audio = folder / utterance.audio
     found = paths_alike(audio)
     if not found and not record["audio"].startswith("\\"):  # a path below the manifest, written on Windows
@@ -329,6 +331,6 @@ def _seconds(name: str, value: object) -> float | None:
 
 
 def _shown(value: object) -> str:
-    """The offending value as it stood in the JSON, short enough for one line."""
+    """The wrong value as in the JSON, short enough for one line."""
     text = repr(value) if not isinstance(value, (dict, list)) else json.dumps(value, default=repr)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -53,7 +53,7 @@ def with_lora(model: Any, adapter_folder: str | os.PathLike[str]) -> Any:
         adapter_folder: The adapter's folder; without a subfolder `lora`, or for a Hub id, `model` is returned as it is.
 
     Raises:
-        HostError: peft is not installed, or the LoRA does not fit the host or is damaged.
+        HostError: Peft is not installed, or the LoRA does not fit the host or is damaged.
     """
     folder = Path(adapter_folder) / LORA_NAME
     has_peft = hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False)

@@ -170,7 +170,7 @@ def test_a_missing_adapter_and_wrong_labels_are_found_before_the_host_is_loaded(
         EmotionRecognizer.from_pretrained(saved / "adapter", "/no/host", labels=["sad"])
 
 
-def test_a_loaded_model_is_left_without_memory_where_no_recogniser_comes_of_it(saved, model, processor):
+def test_a_failed_load_leaves_no_memory_on_a_loaded_model(saved, model, processor):
     with pytest.raises(ConfigError):
         EmotionRecognizer.from_pretrained(saved / "adapter", (model, processor), prompt=" ")
     attach_memory(model, layer_idx=0).detach()  # refused, if the layer had a memory
@@ -197,7 +197,7 @@ def test_files_of_the_same_name_have_different_ids(tmp_path):
 
 
 @pytest.mark.parametrize("given", [[], [""], [7], [b"a.wav"], "calls.jsonl", ["a.wav", "calls.JSON"]])
-def test_what_is_no_list_of_sound_files_is_refused(given):
+def test_anything_but_sound_files_is_refused(given):
     with pytest.raises(ManifestError):
         Dialogue.from_files(given)
 
