@@ -59,7 +59,7 @@ def attach_memory(
 
     Raises:
         ConfigError: `layer_idx` is missing, out of range or not the one that the adapter was trained at; or `config`
-            does not fit the host; or `store` is none.
+            does not fit the host; or `store` is not a store.
         HostError: The host's layers can't be found, or this layer has a memory already.
         HostMismatchError: The adapter was trained for another kind of host.
         AdapterNotFoundError, AdapterFormatError, HubError: The adapter can't be loaded, as `from_pretrained` says; call
@@ -114,13 +114,13 @@ def _config_for(host: Host, config: MemoryConfig | None) -> MemoryConfig:
 
 
 class AttachedMemory:
-    """A memory at work on one decoder layer of a host. Made by `attach_memory`; as a context manager it detaches at
-    the end.
+    """A memory that is attached to one decoder layer of a host. `attach_memory` makes it; as a context manager it
+    detaches at the end.
 
     Attributes:
         adapter: The learned part, outside the host's module tree.
         layer_idx: The hooked decoder layer.
-        host: What was detected, or told.
+        host: The host's description, as given or detected.
         states: All sessions' states by id, a mapping.
     """
 
@@ -151,14 +151,15 @@ class AttachedMemory:
 
         Args:
             session_id: One id; a sequence of ids, one per prompt of the batch; or None for an anonymous dialogue that
-                ends with the block. An id that is new begins a dialogue.
+                ends with the block. A new id starts a dialogue.
             write: False only reads.
             audio_mask: (batch, seq_len) bool, True at audio tokens, for forwards of that shape; wins over detection.
 
         Raises:
             SessionError: An id is no string, repeated or open elsewhere, a session of this memory is open in this block
                 already, or the memory is detached.
-            AudioMaskError: `audio_mask` is not (batch, seq_len) bool, or is missing where nothing else tells.
+            AudioMaskError: `audio_mask` is not (batch, seq_len) bool, or is missing where nothing else says where
+                audio is.
             SessionConflictError: Another process has continued a dialogue of this block; raised by the forward whose
                 utterance would overwrite it. Open the session again and repeat that utterance.
             StoreError: The store can't be reached when the block begins, or still not when it ends: forwards answer
@@ -172,11 +173,11 @@ class AttachedMemory:
         ids = named or (None,)
         if audio_mask is not None:
             check_audio_mask(audio_mask, len(ids))
-        told = (self.host.audio_token_id, self.host.find_mask, self.host.audio_positions)
-        if audio_mask is None and all(value is None for value in told):
+        sources = (self.host.audio_token_id, self.host.find_mask, self.host.audio_positions)
+        if audio_mask is None and all(value is None for value in sources):
             raise AudioMaskError(
-                "nothing tells this host's audio positions; pass session(..., audio_mask=...), or attach_memory with "
-                "host=HostSpec(audio_token_id=...) or HostSpec(find_mask=...)"
+                "nothing says where this host's audio positions are; pass session(..., audio_mask=...), or "
+                "attach_memory with host=HostSpec(audio_token_id=...) or HostSpec(find_mask=...)"
             )
         with self.states.opened(named) as found:
             session = Session(tuple(ids), self._load(ids, found), self.states, write, audio_mask)
@@ -221,7 +222,7 @@ class AttachedMemory:
         return self._root is not None
 
     def status(self) -> dict[str, Any]:
-        """What a person would ask first: where the memory sits, and what it holds."""
+        """Where the memory is attached, and what it holds."""
         return {
             "attached": self.attached,
             "layer": f"{self.host.layers}.{self.layer_idx}",

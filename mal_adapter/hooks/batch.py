@@ -6,21 +6,34 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from mal_adapter.errors import AudioMaskError, SessionError
-from mal_adapter.hooks.forward import Forward
 
 __all__ = ["audio_rows", "check_audio_mask", "copies_per_prompt", "users_mask"]
 
 
 def users_mask(
-    mask: Bool[Tensor, "prompts prompt_len"], call: Forward, hidden: Float[Tensor, "batch seq_len hidden_size"]
+    mask: Bool[Tensor, "prompts prompt_len"],
+    hidden: Float[Tensor, "batch seq_len hidden_size"],
+    *,
+    repeated: bool,
+    text_only: bool,
 ) -> Bool[Tensor, "batch seq_len"] | None:
-    """The session's own mask for a forward it fits, or that repeats and extends one; None for text and decode steps."""
+    """A session's own mask for a forward that it fits, or that repeats a prompt; None for text and decode steps.
+
+    Args:
+        mask: (prompts, prompt_len) bool, as given to the session.
+        hidden: (batch, seq_len, hidden_size), a multiple of the prompts.
+        repeated: Whether the forward repeats the prompt with tokens behind it.
+        text_only: Whether the host's arguments say that there is no audio.
+
+    Raises:
+        AudioMaskError: The forward has another shape.
+    """
     copies, rest = divmod(hidden.shape[0], mask.shape[0])
     grown = hidden.shape[1] - mask.shape[1]
-    if rest == 0 and (grown == 0 or (grown > 0 and call.repeated)):
+    if rest == 0 and (grown == 0 or (grown > 0 and repeated)):
         mask = F.pad(mask.repeat_interleave(copies, dim=0), (0, grown))
         return mask if mask.any() else None
-    if hidden.shape[1] == 1 or call.text_only:
+    if hidden.shape[1] == 1 or text_only:
         return None
     raise AudioMaskError(
         f"audio_mask is {tuple(mask.shape)}, but the hidden states are {tuple(hidden.shape)}; an utterance of another "
@@ -40,9 +53,21 @@ def audio_rows(
 
 
 def copies_per_prompt(
-    rows: Float[Tensor, "batch tokens hidden_size"], valid: Bool[Tensor, "batch tokens"], call: Forward, prompts: int
+    rows: Float[Tensor, "batch tokens hidden_size"],
+    valid: Bool[Tensor, "batch tokens"],
+    prompts: int,
+    *,
+    features: Shaped[Tensor, "rows ..."] | None,
+    tokens: Shaped[Tensor, "batch seq_len ..."] | None,
 ) -> int:
     """How often generate() repeated each prompt, for beams or return sequences; 1 for a plain batch.
+
+    Args:
+        rows: (batch, audio tokens, hidden_size) hidden states at the audio positions.
+        valid: (batch, audio tokens) bool, False at padding.
+        prompts: How many prompts there should be, one per session id.
+        features: The audio features, if they are known.
+        tokens: The input ids or embeddings, if they should be equal within a prompt's copies.
 
     Raises:
         SessionError: The batch is no such repetition.
@@ -51,11 +76,9 @@ def copies_per_prompt(
     if copies == 1 and rest == 0:
         return 1
     if copies and rest == 0 and _are_copies(valid, copies):
-        features = call.features
         if features is not None and len(features) == len(rows):
-            # With one clip per prompt the features tell exactly; hidden states may not, where an encoder samples.
-            said = None if call.prompt is None or call.repeated else call.prompt.tokens
-            alike = _are_copies(features, copies) and (said is None or _are_copies(said, copies))
+            # With one clip per prompt the features are exact; hidden states may not be, where an encoder samples.
+            alike = _are_copies(features, copies) and (tokens is None or _are_copies(tokens, copies))
         else:
             # Copies go through the same GEMMs at other rows, so they may differ by rounding, and by no more.
             first = rows[::copies].repeat_interleave(copies, dim=0)

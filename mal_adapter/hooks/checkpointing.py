@@ -17,11 +17,11 @@ class LayerHooks(Protocol):
     """The part of a memory's hooks that checkpointing concerns."""
 
     def run_outside(self, layer: nn.Module, run: Callable[[], Any]) -> Any:
-        """What `run` returns with the memory's residual added; hooks inside `run` keep still."""
+        """Return what `run` returns, with the memory's residual added; hooks inside `run` do nothing."""
 
 
 class CheckpointWrapper:
-    """Stands in for a module's checkpointing function, and adds the memory of `layer` to what that returns.
+    """Replace a module's checkpointing function, and add the memory of `layer` to what that returns.
 
     Args:
         checkpoint: The function in place, `checkpoint(function, *args)`.

@@ -54,7 +54,7 @@ class Session:
         self.used = False
         self.closed = False
         self._states = states
-        self._calls: dict[int, Forward] = {}  # by the thread that runs them
+        self._forwards: dict[int, Forward] = {}  # by the thread that runs them
         self._writer: Forward | None = None
         self._prompts: list[LastPrompt] = []  # the last one at the end
         self._task: object = None  # that fed it
@@ -65,7 +65,7 @@ class Session:
     @property
     def forward(self) -> Forward | None:
         """The forward that this thread is running."""
-        return self._calls.get(threading.get_ident())
+        return self._forwards.get(threading.get_ident())
 
     def __getstate__(self) -> NoReturn:
         raise CopyError(
@@ -81,7 +81,9 @@ class Session:
             SessionError: An id is not one of the session's, or is repeated.
         """
         if not ids or len(set(ids)) < len(ids) or not set(ids) <= set(self.ids):
-            raise SessionError(f"a session of {list(self.ids)} can't go on with {list(ids)}; give some of its own ids")
+            raise SessionError(
+                f"a session of {list(self.ids)} can't continue with {list(ids)}; give some of its own ids"
+            )
         rows = torch.tensor([self.ids.index(i) for i in ids])
         self.ids, self.state, self._prompts = tuple(ids), self.state.rows(rows), []
 
@@ -97,14 +99,14 @@ class Session:
             self._rereading.discard(thread)
 
     def begin(self, module: object) -> None:
-        """A forward of `module` starts. The outermost one owns the call; one left over from an interrupt is dropped."""
+        """A forward of `module` starts. The outermost one counts; one that an interrupt left behind is dropped."""
         self.used = True
-        call = self.forward
-        if call is None or module in call.entered:
-            if call is not None and call is self._writer:
+        forward = self.forward
+        if forward is None or module in forward.entered:
+            if forward is not None and forward is self._writer:
                 self._writer = None
-            call = self._calls[threading.get_ident()] = Forward(module, self.state)
-        call.entered.append(module)
+            forward = self._forwards[threading.get_ident()] = Forward(module, self.state)
+        forward.enter(module)
 
     def see_prompt(
         self,
@@ -115,38 +117,37 @@ class Session:
         cache: object | None,
         cached: bool,
     ) -> None:
-        """The running call carries audio. If it is the prompt of a generate() and what was generated since, fed again
-        for want of a KV cache, it reads the state from before that prompt and writes nothing. With audio_positions
-        "every" what was generated since is audio too, whether fed alone or again: the utterance is read and written
-        again, as a whole.
+        """The running forward has audio. If it repeats the prompt of a generate() without KV cache, it reads the state
+        from before that prompt and writes nothing. Where every position takes audio, generated tokens are audio too:
+        the utterance is read and written again, as a whole.
 
         Args:
-            tokens: What is fed, (batch, seq_len) ids or (batch, seq_len, hidden_size) embeddings.
+            tokens: (batch, seq_len) ids or (batch, seq_len, hidden_size) embeddings.
             features: The audio features.
-            mode: The host's.
-            cache: The KV cache of the call, if it has one.
-            cached: Whether the call continues what that cache holds.
+            audio_positions: The host's.
+            cache: The KV cache of the forward, if it has one.
+            cached: Whether the forward continues what that cache holds.
         """
-        call = self.forward
-        if call is None or features is None:
+        forward = self.forward
+        if forward is None or features is None:
             return
-        call.features = features
+        forward.see_features(features)
         if tokens is None:
             return
-        call.prompt = LastPrompt(tokens, features, self.state, tokens.shape[1], _weak(cache))
+        prompt = LastPrompt(tokens, features, self.state, tokens.shape[1], _weak(cache))
         prompts = self._prompts[::-1]
         if audio_positions == "every" and cached:
-            call.continues = call.utterance_so_far = self._continued(prompts, cache)
+            forward.continue_utterance(prompt, self._continued(prompts, cache), cached=True)
         elif audio_positions == "every":
-            call.continues = next((p for p in prompts if _repeats(p, tokens, features, grown=True)), None)
+            earlier = next((p for p in prompts if _repeats(p, tokens, features, grown=True)), None)
+            forward.continue_utterance(prompt, earlier, cached=False)
         else:
             again = threading.get_ident() in self._rereading
             follows = functools.partial(_repeats, grown=False) if again else _decodes
-            call.continues = next((p for p in prompts if follows(p, tokens, features)), None)
-            call.repeated = call.continues is not None
+            forward.repeat(prompt, next((p for p in prompts if follows(p, tokens, features)), None))
 
     def _continued(self, prompts: list[LastPrompt], cache: object | None) -> LastPrompt | None:
-        """The prompt, the latest first, whose utterance a call on this KV cache continues."""
+        """The prompt whose utterance a forward on this KV cache continues; `prompts` are the latest first."""
         if not prompts:
             return None
         for prompt in prompts:
@@ -156,8 +157,8 @@ class Session:
             raise SessionError(_INTERLEAVED.format(list(self.ids)))
         return prompts[0]
 
-    def claim(self, call: Forward) -> None:
-        """The running call is about to read. Settles which state it reads, and that no other call writes meanwhile.
+    def claim(self, forward: Forward) -> None:
+        """The running forward is about to read. Settles which state it reads, and that no other one writes meanwhile.
 
         Raises:
             SessionError: The block has been left, another forward of this session is about to write, or another
@@ -165,25 +166,20 @@ class Session:
         """
         with self._lock:
             if self.closed:
-                raise SessionError(
-                    f"the block of session {list(self.ids)} was left while this forward ran, so its utterance is not "
-                    "written; wait for the forward inside the block"
-                )
-            writes = self.write and not call.repeated
-            if writes:
+                raise SessionError(_LEFT.format(list(self.ids)))
+            earlier = forward.continues
+            if self.write and not forward.repeated:
                 other = self._writer
-                if other is not None and other is not call and other.thread.is_alive():
+                if other is not None and other is not forward and other.thread.is_alive():
                     raise SessionError(
                         f"a forward of session {list(self.ids)} is running in {other.thread.name!r}; one at a time, "
                         "since each utterance reads what the one before it wrote: wait for the first before you start "
                         "the second, or give each dialogue a block of its own"
                     )
-                if call.continues is not None and call.continues is not self._prompts[-1]:
+                if earlier is not None and earlier is not self._prompts[-1]:
                     raise SessionError(_INTERLEAVED.format(list(self.ids)))
-                self._writer = call
-            call.state = self.state if call.continues is None else call.continues.before
-            if call.prompt is not None:
-                call.prompt.before = call.state
+                self._writer = forward
+            forward.read_from(self.state if earlier is None else earlier.before)
 
     def end(self, owner: object, *, succeeded: bool, keep_graph: bool) -> bool:
         """A forward of `owner` ended; commits what it wrote if it succeeded. Returns whether a write was skipped.
@@ -191,44 +187,41 @@ class Session:
         Raises:
             SessionError: The block has been left since the forward began.
         """
-        call = self.forward
-        if call is None or call.owner is not owner:
+        forward = self.forward
+        if forward is None or forward.owner is not owner:
             return False
-        del self._calls[threading.get_ident()]
+        del self._forwards[threading.get_ident()]
         with self._lock:
             try:
-                return succeeded and self._commit(call, keep_graph)
+                return succeeded and self._commit(forward, keep_graph)
             finally:
-                if self._writer is call:
+                if self._writer is forward:
                     self._writer = None
 
-    def _commit(self, call: Forward, keep_graph: bool) -> bool:
-        if self.closed and call.pending is not None:
-            raise SessionError(
-                f"the block of session {list(self.ids)} was left while this forward ran, so its utterance is not "
-                "written; wait for the forward inside the block"
-            )
-        if call.prompt is not None:
-            self._remember(call, call.prompt)
-        if call.pending is None:
+    def _commit(self, forward: Forward, keep_graph: bool) -> bool:
+        if self.closed and forward.pending is not None:
+            raise SessionError(_LEFT.format(list(self.ids)))
+        if forward.prompt is not None:
+            self._remember(forward, forward.prompt)
+        if forward.pending is None:
             return False
-        skipped = bool((call.pending.skipped_writes > self.state.skipped_writes).any())
-        reached = call.pending.map(_not_inference)
+        skipped = bool((forward.pending.skipped_writes > self.state.skipped_writes).any())
+        reached = forward.pending.map(_not_inference)
         detached = reached.detach()
         self.state = reached if keep_graph else detached
         rows = [detached] if len(self.ids) == 1 else detached.split()
         self._states.keep({i: row for i, row in zip(self.ids, rows, strict=True) if i is not None})
         return skipped
 
-    def _remember(self, call: Forward, prompt: LastPrompt) -> None:
-        if call.repeated and call.continues is not None:
+    def _remember(self, forward: Forward, prompt: LastPrompt) -> None:
+        if forward.repeated and forward.continues is not None:
             if threading.get_ident() not in self._rereading:
-                call.continues.length = prompt.length
+                forward.continues.length = prompt.length
             return
         task = _running_task()
         self._shared = self._shared or (bool(self._prompts) and task != self._task)
         self._task = task
-        others = [p for p in self._prompts if p is not call.continues]
+        others = [p for p in self._prompts if p is not forward.continues]
         self._prompts = [*others, prompt][-_REMEMBERED if self._shared else -1 :]
 
     def close(self) -> None:
@@ -237,6 +230,11 @@ class Session:
             self.closed = True
             self._prompts = []
 
+
+_LEFT = (
+    "the block of session {} was left while this forward ran, so its utterance is not written; wait for the forward "
+    "inside the block"
+)
 
 _INTERLEAVED = (
     "session {}: another utterance was written before this one was complete, and what this one wrote since would be "
@@ -298,7 +296,7 @@ def check_session_ids(session_id: str | Sequence[str]) -> list[str]:
     if not ids or None in ids:
         raise SessionError(f"session ids {session_id!r}: expected one id, a sequence of one id per prompt, or None")
     for i in ids:
-        id_bytes(i)  # raises for what is none
+        id_bytes(i)  # raises for another type
     if len(set(ids)) < len(ids):
         raise SessionError(f"session ids {ids} are not distinct; each row needs a dialogue of its own")
     return ids  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""The hooks of one memory: how a forward of the host finds its session, is read to, and is written.
+"""The hooks of one memory: how a forward of the host finds its session, reads its memory and writes to it.
 
 A forward inside a session goes: `begin` on the model; `prompt` on the module that receives ids and audio features,
 where the audio positions are seen; `layer` on the hooked decoder layer, where the memory is read and the write
@@ -43,21 +43,21 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _untraced(function: _Function, *, recursive: bool = True) -> _Function:
-    """Inside of what torch.compile traces, `function` runs as it is, and so does what it calls if `recursive`; traced,
-    it would be compiled again for each session, mode and number of audio tokens."""
+    """Exclude `function`, and its callees if `recursive`, from torch.compile. It would be compiled again for each
+    session, mode and number of audio tokens."""
     untraced: _Function = torch.compiler.disable(function, recursive=recursive)  # type: ignore[no-untyped-call]
     return untraced
 
 
 def _hook(function: _Function) -> _Function:
-    """A hook looks whether a session is open. What it does then is `_untraced` with all that it calls, for half a
-    microsecond; the look itself costs nothing this way."""
+    """A hook first checks whether a block is open. What it does then is `_untraced` with all callees, which costs half
+    a microsecond; the check alone costs nothing this way."""
     return _untraced(function, recursive=False)
 
 
 class MemoryHooks:
-    """The hooks of one memory. Picklable, and without a session's tensors: a copied or unpickled host carries hooks
-    that no session belongs to."""
+    """The hooks of one memory. They can be pickled and hold no tensors of a session: the hooks of a copied or unpickled
+    host belong to no session."""
 
     def __init__(self, adapter: MemoryAdapter, host: HostSpec) -> None:
         self.adapter = adapter
@@ -124,8 +124,8 @@ class MemoryHooks:
         self._handles.append(self._layer.register_forward_hook(self.layer, prepend=True))
 
     def _stay_outermost(self) -> None:
-        """What is put around the layer after attach_memory, such as torch's checkpoint_wrapper, is inside the hooks as
-        if it had been there before."""
+        """Move the hooks outside of what was put around the layer after attach_memory, such as torch's
+        checkpoint_wrapper."""
         if self.layers[self._layer_idx] is not self._layer:
             unwrap(self._layer, self)
             self._handles.pop().remove()
@@ -154,7 +154,7 @@ class MemoryHooks:
     @_untraced
     def _prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         block = current_block(self.key)
-        if block is None:  # one that was left in another context is still in this one
+        if block is None:  # this context still has a block that was left in another one
             self._prompt_outside(module, args, kwargs)
             return
         session = block.session
@@ -174,17 +174,17 @@ class MemoryHooks:
             # Some hosts hand the features to decode steps too, and a generated token may be any id but the placeholder.
             if mask is None or not mask.any():
                 return
-            session.forward.mask = mask
+            session.forward.see_audio(mask)
         else:
             detects = self.host.audio_token_id is not None or self.host.find_mask is not None
-            session.forward.text_only = features is None and ids is not None and detects
+            session.forward.see_text_only(features is None and ids is not None and detects)
         tokens = arguments.get("inputs_embeds") if ids is None else ids
         cached = self.host.audio_positions == "every" and is_cached(arguments)
         cache = arguments.get("past_key_values")
         session.see_prompt(tokens, features, audio_positions=self.host.audio_positions, cache=cache, cached=cached)
 
     def _carries_audio(self, module: nn.Module, arguments: dict[str, Any], sessions: Iterable[Session]) -> bool:
-        """Whether a forward outside of these sessions' blocks has audio that one of them may have been opened for."""
+        """Whether a forward outside of the blocks of these sessions has audio that one of them may be meant for."""
         if _runs_backward():  # a checkpointed region, run again
             return False
         if find_features(self.host, arguments) is not None:
@@ -192,52 +192,49 @@ class MemoryHooks:
             return mask is not None and bool(mask.any())
         if self.host.audio_token_id is not None or self.host.find_mask is not None:
             return False
-        # Nothing but a session's own mask tells where audio is: any prompt may have some, a decode step has none.
+        # Only a session's own mask says where audio is: any prompt may have some, a decode step has none.
         tokens = arguments.get("inputs_embeds") if arguments.get("input_ids") is None else arguments["input_ids"]
         return tokens is not None and tokens.shape[1] > 1 and any(s.audio_mask is not None for s in sessions)
 
     def run_outside(self, layer: nn.Module, run: Callable[[], Any]) -> Any:
-        """What `run` returns, with the memory of `layer` read and written after it instead of inside."""
-        call = None if self.session is None else self.session.forward
-        if call is None:
+        """Return what `run` returns; read and write the memory of `layer` after `run` instead of inside."""
+        forward = None if self.session is None else self.session.forward
+        if forward is None:
             return run()
-        call.in_checkpoint = True
-        try:
+        with forward.checkpointing():
             output = run()
-        finally:
-            call.in_checkpoint = False
         changed = self.layer(layer, (), output)
         return output if changed is None else changed
 
     @_hook
     def layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if self.key in BLOCKS.get() or self._unrecorded:
-            return self._heard_layer(output)
+            return self._layer_output(output)
         return None
 
     @_untraced
-    def _heard_layer(self, output: Any) -> Any:
+    def _layer_output(self, output: Any) -> Any:
         block = current_block(self.key)
         session = None if block is None else block.session
-        call = None if session is None else session.forward
+        forward = None if session is None else session.forward
         if _runs_backward():
             if self._unrecorded:
                 raise HostError(_CHECKPOINTED)
             return None
-        if session is None or (call is None and session.closed) or (call is not None and call.in_checkpoint):
+        if session is None or (forward is None and session.closed) or (forward is not None and forward.in_checkpoint):
             return None
-        if call is None or (session.audio_mask is None and self._prompt_module not in call.entered):
+        if forward is None or (session.audio_mask is None and self._prompt_module not in forward.entered):
             raise AudioMaskError(
-                f"the hooked layer runs, but {type(self._prompt_module).__name__}, whose arguments tell where audio "
+                f"the hooked layer runs, but {type(self._prompt_module).__name__}, whose arguments say where audio "
                 "is, was not called: call model(...) and not model.forward(...), with PEFT 0.21 or newer around it; or "
                 "pass session(audio_mask=...), or work under memory.disabled()"
             )
         first = output[0] if isinstance(output, tuple) else output
         hidden = first if self.host.stream_idx is None else first[self.host.stream_idx]
-        mask = call.mask if session.audio_mask is None else users_mask(session.audio_mask, call, hidden)
+        mask = self._users_mask(session, forward, hidden)
         if mask is None:
             return None
-        if call.records_grad:
+        if forward.records_grad:
             # Autograd that is off inside is a reentrant checkpoint, or a host that never trains: backward will tell.
             self._unrecorded = not torch.is_grad_enabled()
             if _inside_checkpoint() or (self._unrecorded and self.adapter.training):
@@ -251,45 +248,42 @@ class MemoryHooks:
             )
         if self.adapter.norm.weight.device != hidden.device:
             self.adapter.to(hidden.device)
-        session.claim(call)
-        heard = self._hear(session, call, *audio_rows(hidden, mask))
+        session.claim(forward)
+        with_memory = self._read_and_write(session, forward, *audio_rows(hidden, mask))
         # Only audio positions are touched; everything else keeps its bits.
-        changed = hidden.masked_scatter(mask[..., None], heard)
+        changed = hidden.masked_scatter(mask[..., None], with_memory)
         if self.host.stream_idx is not None:
             changed = first.select_scatter(changed, 0, self.host.stream_idx)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    def _hear(self, session: Session, call: Forward, rows: Tensor, valid: Tensor) -> Tensor:
+    def _users_mask(self, session: Session, forward: Forward, hidden: Tensor) -> Tensor | None:
+        if session.audio_mask is None:
+            return forward.mask
+        return users_mask(session.audio_mask, hidden, repeated=forward.repeated, text_only=forward.text_only)
+
+    def _read_and_write(self, session: Session, forward: Forward, rows: Tensor, valid: Tensor) -> Tensor:
         """The hidden states at audio positions with the memory's residual, (audio tokens of all rows, hidden_size).
         Prepares the write."""
-        streaming = self.host.audio_positions == "every"
-        if streaming and len(rows) != len(session.ids):
+        prompts, streaming = len(session.ids), self.host.audio_positions == "every"
+        if streaming and len(rows) != prompts:
             raise SessionError(
-                f"the batch has {len(rows)} rows for {len(session.ids)} session ids. This host hears while it speaks, "
-                "so beams and several return sequences hear different utterances; generate one sequence per prompt"
+                f"the batch has {len(rows)} rows for {prompts} session ids. This host takes audio while it answers, so "
+                "beams and several return sequences get different utterances; generate one sequence per prompt"
             )
-        copies = copies_per_prompt(rows, valid, call, len(session.ids))
-        prompt_of_row = torch.arange(len(session.ids), device=rows.device).repeat_interleave(copies)
+        tokens = None if forward.prompt is None or forward.repeated else forward.prompt.tokens
+        copies = copies_per_prompt(rows, valid, prompts, features=forward.features, tokens=tokens)
+        prompt_of_row = torch.arange(prompts, device=rows.device).repeat_interleave(copies)
         new = rows.shape[1]
-        if (
-            call.utterance_so_far is not None
-            and call.utterance_so_far.rows is not None
-            and call.utterance_so_far.valid is not None
-        ):
-            rows, valid = (
-                torch.cat((call.utterance_so_far.rows, rows), 1),
-                torch.cat((call.utterance_so_far.valid, valid), 1),
-            )
-        if streaming and call.prompt is not None:
-            call.prompt.rows, call.prompt.valid = rows if self.adapter.training else rows.detach(), valid
-        state = call.state.to(rows.device)
-        heard = rows + self.adapter.read(
-            state if copies == 1 else state.rows(prompt_of_row), rows, valid, causal=streaming
-        )
-        if session.write and not call.repeated:
+        rows, valid = forward.whole_utterance(rows, valid)
+        if streaming:
+            forward.may_continue(rows if self.adapter.training else rows.detach(), valid)
+        state = forward.state.to(rows.device)
+        read_from = state if copies == 1 else state.rows(prompt_of_row)
+        understood = rows + self.adapter.read(read_from, rows, valid, causal=streaming)
+        if session.write and not forward.repeated:
             # What is written is the utterance as the memory made it understood, so that the next one builds on it.
-            call.pending = self.adapter.write(state, heard[::copies], valid[::copies], causal=streaming)
-        return heard[:, -new:][valid[:, -new:]]
+            forward.prepare_write(self.adapter.write(state, understood[::copies], valid[::copies], causal=streaming))
+        return understood[:, -new:][valid[:, -new:]]
 
     @_hook
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -49,7 +49,7 @@ def find_audio_mask(host: HostSpec, module: nn.Module, call: Mapping[str, Any]) 
     """Which positions of a call of `module` are audio: (batch, seq_len) bool, or None for a call without audio.
 
     Raises:
-        AudioMaskError: The call carries audio, but nothing tells where.
+        AudioMaskError: The call has audio, but nothing says where.
     """
     if host.find_mask is not None:
         return host.find_mask(call)
@@ -64,7 +64,7 @@ def find_audio_mask(host: HostSpec, module: nn.Module, call: Mapping[str, Any]) 
         )
     ids = call.get("input_ids")
     if ids is not None:
-        return _heard(host, call, ids == host.audio_token_id)
+        return _with_audio(host, call, ids == host.audio_token_id)
     embeds = call.get("inputs_embeds")
     if embeds is None or not host.merges_embeds:
         raise AudioMaskError(
@@ -73,13 +73,13 @@ def find_audio_mask(host: HostSpec, module: nn.Module, call: Mapping[str, Any]) 
         )
     placeholder = torch.tensor([host.audio_token_id], device=embeds.device)
     embedding = module.get_input_embeddings()(placeholder)  # type: ignore[operator]
-    return _heard(host, call, (embeds == embedding.to(embeds)).all(-1))
+    return _with_audio(host, call, (embeds == embedding.to(embeds)).all(-1))
 
 
-def _heard(
+def _with_audio(
     host: HostSpec, call: Mapping[str, Any], placeholders: Bool[Tensor, "batch seq_len"]
 ) -> Bool[Tensor, "batch seq_len"]:
-    """Those placeholders, (batch, seq_len) bool, that audio is behind; a clip is an unbroken run of them."""
+    """The placeholders with audio behind them, (batch, seq_len) bool; a clip is an unbroken run of them."""
     counts = None if host.clip_tokens is None else host.clip_tokens(call)
     if counts is None:
         return placeholders
@@ -88,12 +88,12 @@ def _heard(
     if int(clip[-1, -1]) + 1 != len(counts):
         raise AudioMaskError(f"the prompt has places for {int(clip[-1, -1]) + 1} clips, and there are {len(counts)}")
     positions = torch.arange(placeholders.shape[1], device=placeholders.device)
-    begun = torch.where(starts, positions, 0).cummax(dim=1).values
-    return placeholders & (positions - begun < counts.to(clip.device)[clip.clamp_min(0)])
+    first = torch.where(starts, positions, 0).cummax(dim=1).values
+    return placeholders & (positions - first < counts.to(clip.device)[clip.clamp_min(0)])
 
 
 def _no_padding(call: Mapping[str, Any]) -> Bool[Tensor, "batch seq_len"]:
-    """(batch, seq_len) bool, False at padding, as far as the attention mask tells; generate() drops one of ones."""
+    """(batch, seq_len) bool, False at padding, as far as the attention mask says; generate() drops a mask of ones."""
     tokens = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
     batch, seq_len = tokens.shape[:2]
     attention_mask = call.get("attention_mask")

@@ -1,4 +1,4 @@
-"""The families that detection alone gets wrong or incomplete, one literal each."""
+"""The host families that detection alone gets wrong or leaves incomplete, one literal each."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ __all__ = ["REGISTRY", "register_host"]
 
 
 def gemma3n_clip_tokens(call: Mapping[str, Any]) -> Int[Tensor, " clips"] | None:
-    """Gemma 3n: every clip takes 188 placeholders, 30 s. Audio makes a token of 16 frames, padding stands at the rest.
+    """Gemma 3n: every clip takes 188 placeholders, 30 s. Sixteen frames of audio make a token; the rest is padding.
 
     Example:
         >>> import torch
@@ -44,7 +44,7 @@ REGISTRY: dict[str, HostSpec] = {
 
 
 def register_host(model_type: str, spec: HostSpec) -> None:
-    """Tell how hosts of `config.model_type` look where detection does not find it; a user's own `HostSpec` goes first.
+    """Describe hosts of `config.model_type` where detection fails; a user's own `HostSpec` has priority.
 
     Example:
         >>> register_host("my_remote_code_model", HostSpec(layers="llm.model.layers", audio_token_id=7))

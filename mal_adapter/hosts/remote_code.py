@@ -27,11 +27,10 @@ DESTA_PROMPT_SIZE = 64
 
 
 def ultravox_mask(call: Mapping[str, Any]) -> Bool[Tensor, "batch seq_len"] | None:
-    """Ultravox: clip i stands at `audio_token_len[i]` positions from `audio_token_start_idx[i]` on.
+    """Ultravox: clip i has `audio_token_len[i]` positions from `audio_token_start_idx[i]` on.
 
-    Both are (clips,), and clips are told apart from rows by `audio_batch_size` (rows,) or (rows, 1), the clips of each
-    row; up to version 0.4 there is none, and clip i is row i's. Positions count left padding, and from where the KV
-    cache ends.
+    Both are (clips,). `audio_batch_size`, (rows,) or (rows, 1), is the number of clips of each row; up to version 0.4
+    there is none, and clip i is row i's. Positions count left padding, and from where the KV cache ends.
 
     Raises:
         AudioMaskError: A span leaves the sequence, or there are none: a version of Ultravox inserts the clips into the
@@ -74,7 +73,7 @@ def step_audio_2_mask(call: Mapping[str, Any]) -> Bool[Tensor, "batch seq_len"] 
     """Step-Audio 2: the clips follow the `<audio_start>` ids in reading order, row by row.
 
     `wav_lens` (clips,) are mel frames, and about eight of them make a token. There is no KV cache: each step of
-    generate(), which hears only with `use_cache=False`, feeds all ids and clips again.
+    generate(), which takes audio only with `use_cache=False`, feeds all ids and clips again.
 
     Raises:
         AudioMaskError: A clip leaves the sequence, or there is not one `<audio_start>` per clip.

@@ -43,10 +43,10 @@ def open_store(where: str | os.PathLike[str], ttl_s: float | None = None) -> Ses
     place = os.fsdecode(where).strip() if isinstance(given, str | bytes) else os.fsdecode(where)
     if not place:
         raise ConfigError("the place of the store is empty; give a folder, '.' for this one, or a URL of Redis")
-    scheme, separator, rest = place.partition("://")
+    scheme, separator, _ = place.partition("://")
     if separator:
-        if scheme.lower() in _REDIS_SCHEMES:
-            return RedisStore(f"{scheme.lower()}://{rest}", ttl_s=ttl_s)
+        if scheme in _REDIS_SCHEMES:
+            return RedisStore(place, ttl_s=ttl_s)
         clients = "for a cluster or Sentinels give RedisStore(client); " if "redis" in scheme.lower() else ""
         raise ConfigError(f"no store for {scheme}:// URLs; {clients}give redis://, rediss://, unix:// or a folder")
     scheme, separator, _ = place.partition(":")
@@ -63,7 +63,7 @@ def check_store(store: SessionStore | str | os.PathLike[str] | None) -> SessionS
         return open_store(store)
     if isinstance(store, type):
         raise ConfigError(f"store is the class {store.__name__} itself; give an instance, {store.__name__}(…)")
-    name = f"{type(store).__module__.partition('.')[0]}.{type(store).__name__}"
+    name = f"{type(store).__module__.partition('.')[0]}.{type(store).__name__}".removeprefix("builtins.")
     needed = ("get", "put", "drop", "__iter__")
     if missing := [method for method in needed if not callable(getattr(store, method, None))]:
         raise ConfigError(

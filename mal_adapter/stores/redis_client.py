@@ -72,7 +72,7 @@ def _other_object(client: object) -> str | None:
     from redis.sentinel import Sentinel
 
     kind = type(client)
-    name = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+    name = f"{kind.__module__.partition('.')[0]}.{kind.__name__}".removeprefix("builtins.")
     if isinstance(client, type):
         return f"the class {client.__name__} itself; give a client, {client.__name__}(host, port)"
     if any(base.__module__.startswith("redis.asyncio") for base in kind.__mro__):

@@ -120,7 +120,7 @@ def _advice(error: Exception) -> str:
         return "this is a replica; connect to the primary"
     if isinstance(error, exceptions.ClusterDownError) or _is_clusters(error):
         return "check the cluster's nodes, their addresses and that all slots are covered (redis-cli cluster info)"
-    if isinstance(error, exceptions.AskError) or "cluster mode" in text:
+    if isinstance(error, exceptions.AskError) or text.startswith("MOVED ") or "cluster mode" in text:
         return "this is one node of a cluster; give RedisStore a redis.RedisCluster, which finds the others"
     if "maxmemory" in text:  # of no one type: before Redis 7 a script's error has its own words around it
         return "raise Redis's maxmemory, or give sessions a ttl_s"
