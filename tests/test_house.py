@@ -27,7 +27,7 @@ attach .
 ser.loading ser.progress
 ser.recognizer.scoring
 ser.training.trainable ser.training.checkpoint
-ser.evaluation.scores
+ser.evaluation.scores ser.evaluation.arms ser.evaluation.verdict
 ser.names ser.labels
 ser.training.config
 ser.evaluation.colors ser.evaluation.drawing ser.evaluation.metrics ser.evaluation.plots

@@ -18,6 +18,7 @@ from mal_adapter.cli.hosts import (
 )
 from mal_adapter.cli.output import header, load_libraries, note, print_json, print_line, row, width
 from mal_adapter.cli.usage import json_option, shown
+from mal_adapter.ser.evaluation.arms import ARMS, AUDIT
 
 if TYPE_CHECKING:
     from mal_adapter.ser.evaluation.evaluation import Evaluation
@@ -29,7 +30,7 @@ Against = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FOLDER",
-        help="Another evaluation of the same utterances, to compare with; may be repeated.",
+        help="Another evaluation of the same utterances, for comparison; may be repeated.",
         exists=True,
         file_okay=False,
         rich_help_panel="Output",
@@ -45,7 +46,7 @@ FIELDS = "output, page, and those of report.json: run, arms, against, compared, 
         "mal-adapter evaluate test.jsonl --adapter my-memory --output my-evaluation",
     ),
     (
-        "MELD's test split, against a GRU that was evaluated before",
+        "MELD's test split, compared with an earlier evaluation of a GRU",
         "mal-adapter evaluate meld --root MELD.Raw --adapter my-memory \\\n"
         "--output my-evaluation --against gru-evaluation",
     ),
@@ -71,7 +72,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Folder or Hub id of a trained memory; without, the model is heard alone.",
+            help="Folder or Hub id of a trained memory. Without it, the model is evaluated alone.",
             rich_help_panel=MODEL_PANEL,
         ),
     ] = None,
@@ -83,19 +84,28 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="What to hear: bare, right, reset, swapped, mixed, shuffled, told (a memory per true speaker), "
-            "history (utterances before it in the prompt). Default: all but the last two.",
+            help=f"Which arms to run: {', '.join(f'{name} ({arm.title})' for name, arm in ARMS.items())}. "
+            f"Default: {', '.join(AUDIT)}.",
             rich_help_panel=PANEL,
         ),
     ] = None,
     history: Annotated[
         int,
-        typer.Option(metavar="N", min=1, help="How many utterances the arm history joins.", rich_help_panel=PANEL),
+        typer.Option(
+            metavar="N", min=1, help="How many earlier utterances the arm history joins.", rich_help_panel=PANEL
+        ),
     ] = 3,
     batch_size: Annotated[
         int, typer.Option(metavar="N", min=1, help="Utterances in one forward.", rich_help_panel=PANEL)
     ] = 8,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the random orders.", rich_help_panel=PANEL)] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Chooses the random orders of the arms shuffled and other_dialogues.",
+            rich_help_panel=PANEL,
+        ),
+    ] = 0,
     output: Annotated[
         Path, typer.Option(metavar="FOLDER", help="For the answers and the report.", rich_help_panel="Output")
     ],
@@ -104,16 +114,16 @@ def evaluate(
         bool,
         typer.Option(
             "--card",
-            help="Also write the figures into the adapter's model card; needs a folder.",
+            help="Also write the figures into the model card of the adapter, which must be a folder.",
             rich_help_panel="Output",
         ),
     ] = False,
     as_json: Annotated[bool, json_option(FIELDS)] = False,
 ) -> None:
-    """Measure a memory on dialogues with known emotions, and whether it is the memory that helps.
+    """Measure a memory on dialogues with known emotions, and whether its gain comes from their history.
 
-    Each dialogue is heard with its own memory, without, and with wrong ones. The last line says whether it is this
-    dialogue's past that helps. Stopped? Run it again: what was heard is kept.
+    Each dialogue is evaluated with its own memory, without memory, and with wrong pasts. The verdict says whether the
+    gain is specific to the dialogue's own history. To continue after a stop, run the same command again.
     """
     from mal_adapter.errors import ConfigError, EvaluationError, raise_problems
     from mal_adapter.serialization.adapter_folder import check_folder
@@ -148,16 +158,16 @@ def evaluate(
         usual_labels=data.labels,
         dialogues=data.dialogues,
     )
-    usual = evaluation.AUDIT if recognizer.reads_memory else ("host_only",)
+    usual = AUDIT if recognizer.reads_memory else ("host_only",)
     raise_problems(rival_problems(data.dialogues, recognizer.labels, chosen or usual, rivals))
     if card and recognizer.memory is not None:
         check_folder(str(adapter), recognizer.memory.adapter.config, recognizer.memory.adapter.metadata)
     if state.is_main_process:
         note_omissions(data.dialogues, recognizer.labels)
         if len(data.dialogues) < FEWEST_DIALOGUES:
-            note(f"no difference between fewer than {FEWEST_DIALOGUES} dialogues can be told from chance")
+            note(f"with fewer than {FEWEST_DIALOGUES} dialogues, no difference can be significant")
     try:
-        heard = evaluation.evaluate(
+        evaluated = evaluation.evaluate(
             recognizer,
             data.dialogues,
             output=output,
@@ -167,10 +177,10 @@ def evaluate(
             seed=seed,
         )
     except KeyboardInterrupt:
-        note("the same command goes on; what was heard is kept")
+        note("run the same command again to continue; the answers so far are kept")
         raise
     if state.is_main_process:
-        figures = _report(output, [heard], rivals, as_json=as_json)
+        figures = _report(output, [evaluated], rivals, as_json=as_json)
         if card and recognizer.memory is not None:
             _write_card(recognizer.memory.adapter, Path(str(adapter)), figures, data.name, data.split)
 
@@ -178,7 +188,7 @@ def evaluate(
 @shown(
     "Train and measure",
     (
-        "A cross-validation over sessions, each evaluated by its own memory",
+        "A cross-validation over sessions, one evaluation and one memory for each",
         "mal-adapter report eval-1 eval-2 eval-3 eval-4 eval-5 --output eval",
     ),
 )
@@ -187,7 +197,7 @@ def report(
         list[Path],
         typer.Argument(
             metavar="FOLDER",
-            help="Evaluations of different dialogues, such as all folds.",
+            help="Evaluations of different dialogues, such as the folds.",
             exists=True,
             file_okay=False,
         ),
@@ -200,7 +210,7 @@ def report(
 ) -> None:
     """Report several evaluations as one, such as the folds of a cross-validation.
 
-    Nothing is heard again: the report is made of the answers that `mal-adapter evaluate` has kept.
+    The model does not run: the report is made from the answers that `mal-adapter evaluate` has kept.
     """
     load_libraries()
     from mal_adapter.errors import EvaluationError
@@ -217,7 +227,7 @@ def report(
 def _report(
     folder: Path, evaluations: "list[Evaluation]", against: "list[Evaluation]", *, as_json: bool
 ) -> dict[str, Any]:
-    """Writes the report and prints its table."""
+    """Write the report and print its table."""
     from mal_adapter.errors import EvaluationError
     from mal_adapter.ser.progress import working
 
@@ -229,7 +239,7 @@ def _report(
     except ImportError as error:
         raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
     if figures["left_out"]:
-        note(f"{len(figures['left_out'])} utterances could not be heard")
+        note(f"{len(figures['left_out'])} utterances could not be processed")
     page = folder / "report.html"
     if as_json:
         print_json({"output": str(folder), "page": str(page), **figures})

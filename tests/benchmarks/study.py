@@ -250,7 +250,7 @@ def voices_of(recognizer: EmotionRecognizer, dialogues: Sequence[Dialogue], acti
 
 def table(results: list[dict[str, Any]], setting: str) -> Iterator[str]:
     """Markdown rows: mean and spread of the accuracies over seeds, the best first."""
-    yield "| | parameters | seeds | accuracy | turns 5–10 | reset | swapped | mixed | shuffled |"
+    yield "| | parameters | seeds | accuracy | turns 5–10 | reset | swapped | other dialogues | shuffled |"
     yield "|---|---|---|---|---|---|---|---|---|"
     rows = []
     for name in dict.fromkeys(r["variant"] for r in results if r["setting"] == setting):

@@ -1,13 +1,13 @@
-"""The state audit: the same utterances heard with the right memory, with wrong ones, and with what a sceptic asks for.
+"""The state audit: recognise the same utterances in every arm, with their own past and with others.
 
-A memory is real only if the right state beats each state that comes from another past.
+A gain comes from the dialogue's own history only if its own state beats each state of another past.
 """
 
 from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -24,25 +24,11 @@ from mal_adapter.ser.recognizer.results import Failure, Prediction
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
 
-__all__ = ["ARMS", "WRONG_PASTS", "Answer", "Heard", "audit"]
-
-#: Arm -> what is heard in it.
-ARMS: Mapping[str, str] = {
-    "host_only": "the host alone; what is written is never read",
-    "own": "each dialogue with its own memory",
-    "reset": "each utterance with an empty memory",
-    "swapped": "each utterance reads what another dialogue has written by that turn",
-    "other_dialogues": "the utterances before it are other dialogues', so nothing tells of its speakers",
-    "shuffled": "the utterances of each dialogue in random order",
-    "oracle_speakers": "oracle: a memory for each true speaker, instead of one for the dialogue",
-    "history": "the host alone, with the utterances before it joined to the audio in the prompt",
-}
-#: The arms whose memory must be worth less than the right one.
-WRONG_PASTS = ("reset", "swapped", "other_dialogues")
+__all__ = ["Answer", "Answers", "audit"]
 
 Key: TypeAlias = tuple[str, str]  # dialogue id, utterance id
 Answer: TypeAlias = Prediction | Failure
-Heard: TypeAlias = dict[str, dict[Key, Answer]]
+Answers: TypeAlias = dict[str, dict[Key, Answer]]
 """Arm -> utterance -> answer."""
 
 _PAUSE_S = 0.2  # between the utterances of a joined history
@@ -57,67 +43,76 @@ def audit(
     history: int,
     seed: int,
     on_answers: Callable[[int], object] = lambda count: None,
-) -> tuple[Heard, dict[Key, float]]:
-    """Hears a group of dialogues once per arm.
+) -> tuple[Answers, dict[Key, float]]:
+    """Recognise a group of dialogues once per arm.
 
-    What is mutated: the recogniser's memory holds none of the sessions afterwards.
+    What is mutated: the recogniser's memory; it holds none of the sessions afterwards.
 
     Args:
-        recognizer: with a memory, unless the arms are "host_only" and "history" alone.
-        dialogues: the group; memories are swapped, and utterances mixed, among these.
-        arms: of `ARMS`.
-        batch_size: utterances in one forward.
-        history: how many utterances before it the arm "history" joins; fewer where the host can't take them all.
-        seed: of the random orders.
-        on_answers: called with the number of answers that have come, for a progress bar.
+        recognizer: Needs a memory, except for the arms "host_only" and "history".
+        dialogues: The group. The arms "swapped" and "other_dialogues" take the other past from the same group.
+        arms: Some of `ARMS`.
+        batch_size: Utterances in one forward.
+        history: How many earlier utterances the arm "history" joins; fewer where the host does not accept so much
+            audio.
+        seed: Chooses the random orders of "shuffled" and "other_dialogues".
+        on_answers: Called with the number of new answers, for a progress bar.
 
     Returns:
-        The answers, and for each utterance the norm of the surprise that it left in the right memory, S in Titans.
+        The answers, and for each utterance the norm of the surprise (S in Titans) that it left in its dialogue's own
+        memory.
     """
-    heard: Heard = {}
+    found: Answers = {}
     surprise: dict[Key, float] = {}
     turns = [list(dialogue.utterances) for dialogue in dialogues]
     for arm in arms:
         if arm == "swapped":
-            continue  # heard beside the right one, whose states it reads
+            continue  # runs beside "own", whose states it reads
         if arm == "own":
-            heard |= _own(recognizer, turns, batch_size, surprise, on_answers, swapped="swapped" in arms)
+            found |= _own(recognizer, turns, batch_size, surprise, on_answers, swapped="swapped" in arms)
         elif arm == "reset":
-            heard[arm] = _side_by_side(recognizer, [[u] for us in turns for u in us], batch_size, on_answers)
+            found[arm] = _side_by_side(recognizer, [[u] for us in turns for u in us], batch_size, on_answers)
         elif arm == "host_only":
-            heard[arm] = _side_by_side(recognizer.without_memory(), turns, batch_size, on_answers)
+            found[arm] = _side_by_side(recognizer.without_memory(), turns, batch_size, on_answers)
         elif arm == "history":
-            heard[arm] = {}
+            found[arm] = {}
             for key, answer in _with_history(recognizer.without_memory(), turns, history):
-                heard[arm][key] = answer
+                found[arm][key] = answer
                 on_answers(1)
         else:
-            heard[arm] = _side_by_side(recognizer, _LAYOUTS[arm](turns, seed), batch_size, on_answers)
-    return heard, surprise
+            found[arm] = _side_by_side(recognizer, _LAYOUTS[arm](turns, seed), batch_size, on_answers)
+    return found, surprise
 
 
 def _other_dialogues(turns: list[list[Utterance]], seed: int) -> list[list[Utterance]]:
-    """Sessions in which each utterance is of another dialogue, as far as there are as many dialogues as turns; and has
-    as many before it as in its own, as far as other dialogues are as long."""
+    """Deal the utterances of each turn to sessions, so that few sessions have two utterances of one dialogue.
+
+    With at least as many dialogues as turns, none has. Each utterance follows about as many others as in its own
+    dialogue, as far as other dialogues are as long. `seed` chooses among all sessions that are equally good.
+    """
+    rng = np.random.default_rng(seed)
     sessions: list[list[Utterance]] = [[] for _ in turns]
     own = np.zeros((len(turns), len(turns)))  # utterances of each dialogue (row) in each session
     for turn in range(max(map(len, turns))):
-        spoken = [number for number, us in enumerate(turns) if turn < len(us)]
+        present = [number for number, us in enumerate(turns) if turn < len(us)]
         longest_first = -np.array([len(session) for session in sessions])
-        costs = own[spoken] * (1 + turn * len(turns)) + longest_first  # all lengths together weigh less than one of own
-        for number, session in zip(spoken, linear_sum_assignment(costs)[1], strict=True):
+        costs = (
+            own[present] * (1 + turn * len(turns)) + longest_first
+        )  # all lengths together weigh less than one of own
+        costs += rng.random(costs.shape) / (2 * len(turns))  # all together less than one utterance of length
+        for number, session in zip(present, linear_sum_assignment(costs)[1], strict=True):
             sessions[session].append(turns[number][turn])
             own[number, session] += 1
     return sessions
 
 
 def _shuffled(turns: list[list[Utterance]], seed: int) -> list[list[Utterance]]:
-    # One generator per dialogue, named by it: in whatever group it is heard, its order is the same.
+    # One generator per dialogue, seeded with its id, so that its order does not depend on the group.
     return [random.Random(f"{seed} {us[0].dialogue_id}").sample(us, len(us)) for us in turns]
 
 
 def _oracle_speakers(turns: list[list[Utterance]], seed: int) -> list[list[Utterance]]:
-    """A session per dialogue and speaker."""
+    """One session per dialogue and speaker."""
     sessions: dict[tuple[int, str], list[Utterance]] = {}
     for number, us in enumerate(turns):
         for utterance in us:
@@ -140,9 +135,9 @@ def _own(
     on_answers: Callable[[int], object],
     *,
     swapped: bool,
-) -> Heard:
-    """The arm "own" and, with `swapped`, that one: each turn reads the next dialogue's memory before that goes on."""
-    heard: Heard = {arm: {} for arm in ("own", *(("swapped",) if swapped else ()))}
+) -> Answers:
+    """The arm "own" and, if `swapped`, that one: it reads the next dialogue's memory before that writes the turn."""
+    found: Answers = {arm: {} for arm in ("own", *(("swapped",) if swapped else ()))}
     ids = [f"audit/{number}" for number in range(len(turns))]
     states = _memory_of(recognizer).states
     states.forget(ids)
@@ -151,18 +146,18 @@ def _own(
         for rows in parts if swapped else ():
             others = [ids[(n + 1) % len(ids)] for n in rows]
             answers = recognizer.answer([turns[n][turn] for n in rows], session_ids=others, write=False)
-            heard["swapped"].update((_key(answer.utterance), answer) for answer in answers)
+            found["swapped"].update((_key(answer.utterance), answer) for answer in answers)
             on_answers(len(answers))
         for rows in parts:
             answers = recognizer.answer([turns[n][turn] for n in rows], session_ids=[ids[n] for n in rows])
-            heard["own"].update((_key(answer.utterance), answer) for answer in answers)
+            found["own"].update((_key(answer.utterance), answer) for answer in answers)
             on_answers(len(answers))
             for n, answer in zip(rows, answers, strict=True):
                 if isinstance(answer, Prediction):
                     momentum = states[ids[n]].momentum
                     surprise[_key(answer.utterance)] = sum(float(s.square().sum()) for s in momentum) ** 0.5
     states.forget(ids)
-    return heard
+    return found
 
 
 def _side_by_side(
@@ -171,24 +166,24 @@ def _side_by_side(
     batch_size: int,
     on_answers: Callable[[int], object],
 ) -> dict[Key, Answer]:
-    """The utterances of each session in their order, each session with a memory of its own."""
-    heard: dict[Key, Answer] = {}
+    """Recognise the utterances of each session in order, each session with a memory of its own."""
+    found: dict[Key, Answer] = {}
     for first in range(0, len(sessions), batch_size):
         part = {f"audit/{first + n}": list(us) for n, us in enumerate(sessions[first : first + batch_size])}
         _forget(recognizer, part)
         for turn in range(max(map(len, part.values()))):
             ids = [session_id for session_id, us in part.items() if turn < len(us)]
             answers = recognizer.answer([part[session_id][turn] for session_id in ids], session_ids=ids)
-            heard.update((_key(answer.utterance), answer) for answer in answers)
+            found.update((_key(answer.utterance), answer) for answer in answers)
             on_answers(len(answers))
         _forget(recognizer, part)
-    return heard
+    return found
 
 
 def _with_history(
     recognizer: EmotionRecognizer, turns: list[list[Utterance]], history: int
 ) -> Iterator[tuple[Key, Answer]]:
-    """Each utterance with up to `history` utterances before it in front of it, as many as the host takes."""
+    """Recognise each utterance with up to `history` earlier ones joined in front, as many as the host accepts."""
     with tempfile.TemporaryDirectory(prefix="mal_adapter-history-") as folder:
         joined = Path(folder, "joined.wav")
         for us in turns:
@@ -208,7 +203,7 @@ def _with_history(
 
 
 def _join(utterances: Sequence[Utterance], path: Path, sampling_rate: int) -> bool:
-    """Writes the audio of those utterances that can be heard, the last one last; False if none but that can."""
+    """Join the audio of the utterances in order, without those that can't be read; False if only the last one can."""
     pause = np.zeros(round(_PAUSE_S * sampling_rate), dtype=np.float32)
     pieces = []
     for utterance in utterances:

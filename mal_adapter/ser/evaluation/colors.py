@@ -1,6 +1,6 @@
-"""One colour per emotion, the same in every picture, that colour-blind readers can tell apart.
+"""One colour per emotion, the same in every picture and distinct for colour-blind readers.
 
-From the palettes of Okabe and Ito (2008) and Tol (2021), which were made for that.
+The colours are from the palettes for colour-blind readers of Okabe and Ito (2008) and Tol (2021).
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ __all__ = ["emotion_colors", "ink_on"]
 _GREY, _ORANGE, _VERMILLION, _BLUE = "#b0b0b0", "#e69f00", "#d55e00", "#0072b2"
 _SKY, _PINK, _GREEN, _YELLOW, _WINE = "#56b4e9", "#cc79a7", "#009e73", "#f0e442", "#882255"
 
-#: The beginnings of the names that corpora use.
+#: The first three letters of the names that corpora use.
 _KNOWN = {
     "neu": _GREY, "hap": _ORANGE, "joy": _ORANGE, "ang": _VERMILLION, "mad": _VERMILLION, "sad": _BLUE, "sur": _SKY,
     "fea": _WINE, "fru": _WINE, "sca": _WINE, "dis": _GREEN, "exc": _YELLOW, "pea": _GREEN, "pow": _YELLOW,
@@ -21,13 +21,13 @@ _SPARE = (_SKY, _GREEN, _YELLOW, _WINE, _PINK, _ORANGE, _BLUE, _VERMILLION, _GRE
 
 
 def emotion_colors(labels: Iterable[str]) -> dict[str, str]:
-    """A colour for each label: the usual emotions always have the same one, others what is left.
+    """Choose a colour for each label. The usual emotions always have the same colour; others take the remaining ones.
 
     Args:
-        labels: the names of a label set, in its order. Beyond twelve, colours repeat.
+        labels: The names of a label set, in its order. With more than twelve labels, colours repeat.
 
     Returns:
-        label -> "#rrggbb", in the order given.
+        Label -> "#rrggbb", in the given order.
 
     Example:
         >>> emotion_colors(["neutral", "sadness", "bored"])
@@ -47,16 +47,19 @@ def emotion_colors(labels: Iterable[str]) -> dict[str, str]:
 
 
 def ink_on(color: str) -> str:
-    """Black or white, whichever is read more easily on `color`.
+    """Choose black or white text for a background, whichever has more contrast.
 
     Args:
-        color: "#rrggbb".
+        color: The background, "#rrggbb".
+
+    Returns:
+        "#000000" or "#ffffff".
 
     Example:
         >>> ink_on("#0072b2"), ink_on("#f0e442")
         ('#ffffff', '#000000')
     """
-    return "#000000" if _luminance(color) > 0.179 else "#ffffff"  # where WCAG's contrast with both is the same
+    return "#000000" if _luminance(color) > 0.179 else "#ffffff"  # at 0.179, WCAG's contrast with both is equal
 
 
 def _luminance(color: str) -> float:

@@ -1,4 +1,4 @@
-"""What all pictures have in common: a hue means an emotion; without and with memory are a light and a dark grey."""
+"""The common style of all pictures: a hue is an emotion; light grey is without memory, dark grey is with memory."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
+from mal_adapter.ser.evaluation.arms import ARMS
 from mal_adapter.ser.evaluation.colors import emotion_colors, ink_on
 
 __all__ = ["GREYS", "LETTERS_FIT", "WITH", "WITHOUT", "draw_answers", "in_percent", "legend_above", "percent"]
 
 WITHOUT, WITH = "#98a2ad", "#2b3a4a"
-GREYS = {"without memory": WITHOUT, "with memory": WITH}
+GREYS = {ARMS["host_only"].title: WITHOUT, ARMS["own"].title: WITH}
 _UNKNOWN = "#f2f2f2"
-#: So many letters have room side by side along the x axis of a picture 9.6 inches wide.
+#: The number of letters that fit side by side along the x axis of a picture 9.6 inches wide.
 LETTERS_FIT = 90
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """A share in words, as in "64 %"."""
+    """A share as text, such as "64 %"."""
     return f"{100 * share:.{digits}f} %"
 
 
 def in_percent() -> PercentFormatter:
-    """Writes the ticks of an axis of shares as `percent` does."""
+    """A formatter for the ticks of an axis of shares, in the style of `percent`."""
     return PercentFormatter(1, symbol=" %")
 
 
 def legend_above(axes: Axes, handles: Sequence[Patch] = (), ncols: int = 12) -> None:
-    """A legend above the axes, where no data can be, in rows of up to `ncols`; of what was drawn, or of `handles`."""
+    """Draw a legend above the axes, where it covers no data: of `handles`, or of everything drawn that has a label."""
     axes.legend(
         handles=handles or axes.get_legend_handles_labels()[0],
         loc="lower right",
@@ -43,14 +44,16 @@ def legend_above(axes: Axes, handles: Sequence[Patch] = (), ncols: int = 12) -> 
 def draw_answers(
     axes: Axes, truths: Sequence[str | None], systems: Mapping[str, Sequence[Mapping[str, float]]]
 ) -> None:
-    """Draws a dialogue as coloured cells: a row for the truth and one for each system, a column per turn at 0, 1, ….
+    """Draw a dialogue as coloured cells: a row for the truth and one per system, a column per turn at 0, 1, ….
 
-    An answer that is wrong is crossed. Where a dialogue is too long for words in its cells, a legend names the colours.
+    A cross marks a wrong answer. If a dialogue is too long for words in its cells, a legend names the colours.
+
+    What is mutated: `axes`.
 
     Args:
-        axes: drawn into; its y axis names the rows.
-        truths: the true emotion of each turn, where known.
-        systems: name -> for each turn, label -> probability.
+        axes: Its y axis names the rows.
+        truths: The true emotion of each turn; None where it is unknown.
+        systems: Name -> one dict per turn, label -> probability.
     """
     colors = emotion_colors(next(iter(systems.values()))[0])
     wordy = len(truths) * max(map(len, [*colors, "✗ 100 %"])) <= LETTERS_FIT

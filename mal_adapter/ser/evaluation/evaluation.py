@@ -1,4 +1,4 @@
-"""Hear labelled dialogues with a memory, without it and with wrong ones, on any number of processes, and keep it all.
+"""Evaluate a recogniser on labelled dialogues, arm by arm, on any number of processes; all answers are kept on disk.
 
 evaluation = evaluate(recognizer, corpus.splits["test"], output="evaluation")
 write_report("evaluation", [evaluation])        # from mal_adapter.ser.evaluation.report
@@ -20,7 +20,8 @@ from accelerate import PartialState
 from mal_adapter.errors import ConfigError, EvaluationError, MalAdapterError, raise_problems
 from mal_adapter.memory.config import check_integer
 from mal_adapter.ser.dialogue import Dialogue
-from mal_adapter.ser.evaluation.audit import ARMS, WRONG_PASTS, Answer, audit
+from mal_adapter.ser.evaluation.arms import ARMS, AUDIT
+from mal_adapter.ser.evaluation.audit import Answer, audit
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.names import composed_all
 from mal_adapter.ser.progress import progress_bar
@@ -32,26 +33,23 @@ from mal_adapter.serialization.atomic import folder_problem, write_atomically
 from mal_adapter.serialization.strict_json import parse_json
 from mal_adapter.serialization.tensors import in_unicode
 
-__all__ = ["AUDIT", "Evaluation", "evaluate", "read_evaluation"]
+__all__ = ["Evaluation", "evaluate", "read_evaluation"]
 
 FORMAT_VERSION = 1
 RUN_NAME, ANSWERS_NAME, PARTS_NAME = "evaluation.json", "answers.jsonl", "parts"
 
-#: The arms heard unless others are asked for. What needs another prompt or the true speakers is asked for by name.
-AUDIT = ("host_only", "own", *WRONG_PASTS, "shuffled")
-
-#: The most dialogues among which memories are swapped and utterances mixed; one process hears them together.
+#: The most dialogues of a group. One process runs a group, and the arms take other pasts from the same group.
 _GROUP = 16
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was heard.
+    """The answers of an evaluation.
 
     Args:
-        name: to tell it from others; its folder's name.
-        run: what was evaluated and how, as in `evaluation.json`.
-        answers: as in `answers.jsonl`: a dict per utterance with `dialogue_id`, `utterance_id`, `turn` (from 1),
+        name: The name of its folder; the report names the evaluation so.
+        run: What was evaluated and how, as in `evaluation.json`.
+        answers: As in `answers.jsonl`: a dict per utterance with `dialogue_id`, `utterance_id`, `turn` (from 1),
             `speaker`, `truth` (a label or None), and either `error` or `arms` (arm -> label -> probability) and
             `surprise` (None without memory).
     """
@@ -76,35 +74,36 @@ def evaluate(
     batch_size: int = 8,
     seed: int = 0,
 ) -> Evaluation:
-    """Hears dialogues once per arm of the audit and keeps all answers in `output`.
+    """Recognise dialogues once per arm and keep all answers in `output`.
 
-    An evaluation that was stopped goes on when it is called again; one that is complete is read. Under `accelerate
-    launch` each process hears a part of the dialogues.
+    Call it again to continue an evaluation that was stopped; a complete one is read from `output`. Under `accelerate
+    launch` each process runs a part of the dialogues.
 
-    What is mutated: `output`; the memory's sessions of the same names are forgotten.
+    What is mutated: the folder `output`. The memory forgets its sessions with ids such as "audit/0".
 
     Args:
-        recognizer: with a memory, or without one for the arms "host_only" and "history".
-        dialogues: with different ids; utterances without a label of the recogniser's are heard and not judged.
-        output: a folder for `evaluation.json` and `answers.jsonl`.
-        arms: of `ARMS`; `AUDIT` unless given, and "host_only" alone without a memory.
-        history: how many utterances the arm "history" joins in front of each.
-        batch_size: utterances in one forward.
-        seed: of the random orders.
+        recognizer: Needs a memory, except for the arms "host_only" and "history".
+        dialogues: With different ids. Utterances whose emotion is not one of the recogniser's labels are part of the
+            history and are not scored.
+        output: A folder for `evaluation.json` and `answers.jsonl`.
+        arms: Some of `mal_adapter.ser.evaluation.arms.ARMS`. Default: `AUDIT`; without a memory, "host_only" alone.
+        history: How many utterances the arm "history" joins in front of each.
+        batch_size: Utterances in one forward.
+        seed: Chooses the random orders of the arms "shuffled" and "other_dialogues".
 
     Returns:
         All answers, on every process.
 
-    What can be known before the host runs is checked first, and all of it is in one error. Where no labelled utterance
-    has another one before it, an `UninformativeDataWarning` says that no memory can make a difference.
+    Arguments and data are checked before the host runs, and one error lists all problems. If no labelled utterance
+    has another utterance before it, no memory can make a difference; an `UninformativeDataWarning` says so.
 
     Raises:
-        ConfigError: an arm is not known, or needs a memory, more dialogues or speakers; a dialogue id is repeated; or a
-            number is no integer or too small.
-        LabelError: not one utterance has one of the labels.
-        AudioError: the sound files of all labelled utterances are missing.
-        SessionError: the memory is detached, or the caller's block has a session open.
-        EvaluationError: `output` can't be written to, or holds an evaluation of something else.
+        ConfigError: An arm is unknown, or needs a memory, more dialogues or more speakers; a dialogue id is repeated;
+            or a number is not an integer or too small.
+        LabelError: No utterance has one of the labels.
+        AudioError: The sound files of all labelled utterances are missing.
+        SessionError: The memory is detached, or the caller has a session open.
+        EvaluationError: `output` can't be written to, or holds another evaluation.
     """
     dialogues = list(dialogues)
     chosen = (arms,) if isinstance(arms, str) else None if arms is None else tuple(arms)
@@ -114,15 +113,13 @@ def evaluate(
     problems = _problems(recognizer, dialogues, chosen, {"batch_size": batch_size, "history": history, "seed": seed})
     if problem := folder_problem(folder):
         problems.append(EvaluationError(problem))
-    if not problems and not (folder / ANSWERS_NAME).exists():  # else all is done, and read
+    if not problems and not (folder / ANSWERS_NAME).exists():  # otherwise the answers are read, and no sound is needed
         problems = sound_problems(dialogues, recognizer.labels)
     raise_problems(problems)
     if set(chosen) != {"host_only"}:
         warn_of_no_past(dialogues, recognizer.labels)
     if recognizer.memory is not None:
-        with recognizer.memory.session(
-            write=False
-        ):  # raises where none can be opened, before the arm host_only has run
+        with recognizer.memory.session(write=False):  # raises SessionError before any arm has run
             pass
     run = _identity(recognizer, dialogues, chosen, history, seed)
     state = PartialState()
@@ -141,7 +138,7 @@ def evaluate(
             shown=state.is_main_process,
         ) as bar:
             for number in missing:
-                lines = _hear(recognizer, groups[number], chosen, batch_size, history, seed, bar.update)
+                lines = _answer_lines(recognizer, groups[number], chosen, batch_size, history, seed, bar.update)
                 write_atomically(parts[number], lines.encode(errors="replace"))  # a path need not be Unicode
         state.wait_for_everyone()
         if state.is_main_process:
@@ -153,10 +150,10 @@ def evaluate(
 
 
 def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
-    """Reads what `evaluate` has left in a folder.
+    """Read an evaluation from the folder that `evaluate` wrote.
 
     Raises:
-        EvaluationError: there is none, it is not complete, or not understood.
+        EvaluationError: The folder holds no complete evaluation, or it can't be read.
     """
     folder = Path(folder)
     try:
@@ -174,14 +171,14 @@ def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
 def _problems(
     recognizer: EmotionRecognizer, dialogues: list[Dialogue], arms: Sequence[str], settings: Mapping[str, object]
 ) -> list[MalAdapterError]:
-    """What is wrong with the arguments, all of it."""
+    """All problems of the arguments."""
     problems = _arm_problems(recognizer, dialogues, arms)
     for name, value in settings.items():
         try:
             check_integer(name, value, 0 if name == "seed" else 1)
         except ConfigError as error:
             problems.append(error)
-    # Each arm names its sessions by itself, so that a dialogue's id need not be one of a session.
+    # Each arm chooses its own session ids, so that a dialogue id need not be a valid session id.
     if ids := id_problems(dialogues, reads_memory=False, needed=True):
         return problems + ids
     return problems + label_problems(dialogues, recognizer.labels)
@@ -196,18 +193,24 @@ def _arm_problems(
     if not recognizer.reads_memory and (needed := sorted(set(arms) - {"host_only", "history"})):
         problems.append(ConfigError(f"the arms {', '.join(needed)} need a memory, and this recogniser has none"))
     if "swapped" in arms and "own" not in arms:
-        problems.append(ConfigError("the arm 'swapped' reads what 'own' writes; ask for both"))
+        problems.append(
+            ConfigError(
+                "the arm 'swapped' reads the memories that 'own' writes; give both arms, or leave out 'swapped'"
+            )
+        )
     if len(dialogues) == 1 and {"swapped", "other_dialogues"} & set(arms):
         problems.append(
-            ConfigError("memories are swapped between dialogues; give at least two, or leave out swapped and mixed")
+            ConfigError(
+                "the arms 'swapped' and 'other_dialogues' need at least two dialogues, got 1; add dialogues, or leave "
+                "out these arms"
+            )
         )
     speakers = [{getattr(u, "speaker", None) for u in getattr(d, "utterances", ())} for d in dialogues]
     if "oracle_speakers" in arms and max(map(len, speakers), default=0) == 1:
         problems.append(
             ConfigError(
-                "the arm 'oracle_speakers' gives each true speaker a memory, and no dialogue has two speakers, so "
-                "that it would "
-                "repeat 'own'; name the speakers, or leave out told"
+                "the arm 'oracle_speakers' has one memory per true speaker, but no dialogue has two speakers, so it "
+                "would repeat 'own'; name the speakers, or leave out this arm"
             )
         )
     return problems
@@ -236,7 +239,7 @@ def _identity(
 
 
 def _begin(folder: Path, run: dict[str, Any]) -> None:
-    """Claims the folder, or finds that it is this evaluation's."""
+    """Create the folder for this evaluation, or check that it already belongs to it."""
     path = folder / RUN_NAME
     if path.exists():
         try:
@@ -244,7 +247,7 @@ def _begin(folder: Path, run: dict[str, Any]) -> None:
         except (OSError, ValueError) as error:
             raise EvaluationError(f"{path} can't be read: {error}; evaluate into another folder") from error
         differs = [name for name in run if not isinstance(there, dict) or there.get(name) != run[name]]
-        if differs and differs != ["versions"]:  # those stay: answers that are there were made by them
+        if differs and differs != ["versions"]:  # the old versions stay: they made the answers that are there
             raise EvaluationError(f"{folder} holds another evaluation ({', '.join(differs)}); use another folder")
     elif folder.exists() and any(folder.iterdir()):
         raise EvaluationError(f"{folder} is not empty and holds no evaluation; use another folder")
@@ -254,12 +257,12 @@ def _begin(folder: Path, run: dict[str, Any]) -> None:
 
 
 def _groups(dialogues: list[Dialogue]) -> list[list[Dialogue]]:
-    """As few as there can be, and all of about one size: among a few dialogues there is little to swap and mix."""
+    """As few groups as possible, of about one size: a small group would offer few other dialogues."""
     count = math.ceil(len(dialogues) / _GROUP)
     return [dialogues[len(dialogues) * n // count : len(dialogues) * (n + 1) // count] for n in range(count)]
 
 
-def _hear(
+def _answer_lines(
     recognizer: EmotionRecognizer,
     group: list[Dialogue],
     arms: Sequence[str],
@@ -268,8 +271,8 @@ def _hear(
     seed: int,
     on_answers: Callable[[int], object],
 ) -> str:
-    """The lines of `answers.jsonl` for these dialogues."""
-    heard, surprise = audit(
+    """Run the arms on these dialogues; returns their lines of `answers.jsonl`."""
+    found, surprise = audit(
         recognizer, group, arms, batch_size=batch_size, history=history, seed=seed, on_answers=on_answers
     )
     lines = []
@@ -284,7 +287,7 @@ def _hear(
                 "turn": turn,
                 "speaker": utterance.speaker,
                 "truth": recognizer.labels.lookup(emotion) if known and emotion is not None else None,
-                **_told({arm: answers[key] for arm, answers in heard.items()}),
+                **_arms_or_error({arm: answers[key] for arm, answers in found.items()}),
             }
             if "arms" in line:
                 line["surprise"] = surprise.get(key)
@@ -292,7 +295,7 @@ def _hear(
     return "".join(lines)
 
 
-def _told(answers: dict[str, Answer]) -> dict[str, Any]:
+def _arms_or_error(answers: dict[str, Answer]) -> dict[str, Any]:
     probabilities = {}
     for arm, answer in answers.items():
         if not isinstance(answer, Prediction):

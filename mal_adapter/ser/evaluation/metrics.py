@@ -1,7 +1,7 @@
-"""How well emotions were recognised: the field's scores, with intervals and tests that respect dialogues.
+"""The usual scores of emotion recognition, with intervals and tests that resample whole dialogues.
 
-Utterances of one dialogue depend on each other, the more so where a memory links them. So what is resampled are whole
-dialogues: intervals over single utterances would be too narrow.
+Utterances of one dialogue depend on each other, and a memory makes them depend more. Intervals over single utterances
+would be too narrow.
 """
 
 from collections.abc import Hashable, Sequence
@@ -19,9 +19,9 @@ __all__ = ["compare", "score"]
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
 
-#: Resampled in parts, so that the weights of 10 000 dialogues take megabytes, not gigabytes.
+#: Resamples per step, so that the weights of 10 000 dialogues take megabytes instead of gigabytes.
 CHUNK = 100
-#: Sums in another order differ by this much; a difference that is the same must count as such.
+#: Sums in another order differ by up to this much; differences that are equal apart from it count as equal.
 ROUNDING = 1e-12
 
 
@@ -35,23 +35,26 @@ def score(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Scores:
-    """Scores of answers against the truth.
+    """Score answers against the truth.
 
-    Intervals are percentiles of a bootstrap over dialogues. In a resample, a class that does not occur is left out as
-    in the score itself; so with classes of a handful of utterances the intervals of UA and macro F1 lean upwards.
+    Intervals are percentiles of a bootstrap over dialogues. A class that does not occur in a resample is left out, as
+    in the score itself. With classes of a handful of utterances, the intervals of UA and macro F1 are biased upwards.
 
     Args:
-        truth: the emotion of each utterance, as a name or alias. None is context: it is left out.
-        answers: the recognised emotions, as long as `truth`.
-        dialogue_ids: to which dialogue each utterance belongs.
-        labels: the classes.
-        turns: the position of each utterance in its dialogue, for `by_turn`.
-        resamples: how often dialogues are drawn; 0 leaves out the intervals.
-        seed: of the draws.
+        truth: The emotion of each utterance, as a name or alias. Utterances with None are left out.
+        answers: The recognised emotions, as many as in `truth`.
+        dialogue_ids: The dialogue of each utterance.
+        labels: The classes.
+        turns: The position of each utterance in its dialogue, for `by_turn`.
+        resamples: Number of bootstrap draws; 0 leaves out the intervals.
+        seed: Of the draws.
+
+    Returns:
+        The scores of all utterances, of each class and of each turn.
 
     Raises:
-        MetricsError: lengths differ, no utterance has a label, or scikit-learn is not installed.
-        LabelError: an emotion or answer is not in the label set.
+        MetricsError: Lengths differ, no utterance has a label, or scikit-learn is not installed.
+        LabelError: An emotion or answer is not in the label set.
 
     Example:
         >>> labels = LabelSet(("neutral", "happy", "sad"))
@@ -80,7 +83,7 @@ def score(
         utterances=len(y_true),
         dialogues=int(dialogues.max()) + 1,
         wa=float(metrics.accuracy_score(y_true, y_pred)),
-        # balanced_accuracy_score without its warning of classes that are answered but do not occur
+        # balanced_accuracy_score without its warning about classes that are answered but do not occur
         ua=float(recall[support > 0].mean()),
         weighted_f1=float(metrics.f1_score(y_true, y_pred, average="weighted", zero_division=0)),
         macro_f1=float(metrics.f1_score(y_true, y_pred, average="macro", zero_division=0)),
@@ -107,24 +110,27 @@ def compare(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Comparison:
-    """Whether two systems differ on the same utterances: approximate randomisation over dialogues.
+    """Test whether two systems differ on the same utterances, by approximate randomisation over dialogues.
 
-    If the systems were the same, it would not matter which of them gave the answers to a dialogue. So they are
-    exchanged at random, dialogue by dialogue, and p is the share of exchanges, the observed one included, with a
-    difference at least as large (Noreen, 1989; Yeh, COLING 2000).
+    If the systems did not differ, either of them could have given the answers to a dialogue. So the test exchanges the
+    answers of the systems at random, dialogue by dialogue. p is the share of exchanges, the observed one included,
+    with a difference at least as large (Noreen, 1989; Yeh, COLING 2000).
 
     Args:
-        truth: the emotion of each utterance. None is left out.
-        first, second: the answers of the systems, as long as `truth`.
-        dialogue_ids: to which dialogue each utterance belongs.
-        labels: the classes.
-        metric: one of `METRICS`.
-        resamples: how often answers are exchanged; the smallest p is 1 / (resamples + 1).
-        seed: of the exchanges.
+        truth: The emotion of each utterance. Utterances with None are left out.
+        first, second: The answers of the systems, as many as in `truth`.
+        dialogue_ids: The dialogue of each utterance.
+        labels: The classes.
+        metric: One of `METRICS`.
+        resamples: Number of random exchanges; the smallest p is 1 / (resamples + 1).
+        seed: Of the exchanges.
+
+    Returns:
+        Both scores, their difference and p.
 
     Raises:
-        MetricsError: lengths differ, no utterance has a label, or the metric is not known.
-        LabelError: an emotion or answer is not in the label set.
+        MetricsError: Lengths differ, no utterance has a label, or the metric is unknown.
+        LabelError: An emotion or answer is not in the label set.
 
     Example:
         >>> labels = LabelSet(("neutral", "happy"))
@@ -168,7 +174,7 @@ def _checked(
     dialogue_ids: Sequence[Hashable],
     labels: LabelSet,
 ) -> tuple[Ints, list[Ints], Ints, list[int]]:
-    """Class numbers of the truth and of each system, dialogues as 0, 1, …, and the places of what was kept."""
+    """Class numbers of the truth and of each system, dialogues as 0, 1, …, and the indices of labelled utterances."""
     lengths = [len(truth), *map(len, systems), len(dialogue_ids)]
     if len(set(lengths)) > 1:
         raise MetricsError(
@@ -200,7 +206,7 @@ def _by_turn(
 
 
 def _tables(y_true: Ints, y_pred: Ints, dialogues: Ints, classes: int) -> Floats:
-    """The confusion matrix of every dialogue: (dialogues, classes * classes). All scores follow from their sum."""
+    """The confusion matrix of each dialogue: (dialogues, classes * classes). All scores follow from their sum."""
     cells = classes * classes
     flat = (dialogues * classes + y_true) * classes + y_pred
     return np.bincount(flat, minlength=(int(dialogues.max()) + 1) * cells).reshape(-1, cells).astype(np.float64)

@@ -1,4 +1,4 @@
-"""The plots of a report, each as an SVG text to put into a page."""
+"""The plots of a report, each as SVG text for an HTML page."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from mal_adapter.ser.evaluation.arms import ARMS
 from mal_adapter.ser.evaluation.colors import ink_on
 from mal_adapter.ser.evaluation.drawing import (
     GREYS,
@@ -29,31 +30,29 @@ from mal_adapter.ser.evaluation.drawing import (
 __all__ = ["plots_of"]
 
 _AGAINST = "#66788a"
-_NAMES = {"host_only": "without memory", "own": "with memory"}
-#: What the arms of an evaluation hear, in a few words.
-_HEARS = {
-    "host_only": "no memory", "own": "its own past", "reset": "an emptied memory", "swapped": "another dialogue's past",
-    "other_dialogues": "other speakers' past", "shuffled": "its own, out of order",
-    "oracle_speakers": "told the past labels",
-    "history": "past in the prompt",
-}  # fmt: skip
-#: Text stays text, in the page's font; and a dollar in a speaker's name begins no formula.
+#: The two arms that most plots compare, and their titles.
+_COMPARED = {arm: ARMS[arm].title for arm in ("host_only", "own")}
+#: Text stays text, in the page's font. A dollar sign in a speaker's name does not start a formula.
 _STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "text.parse_math": False}
 _TURNED: dict[str, Any] = {"rotation": 50, "ha": "right", "rotation_mode": "anchor"}
-#: Turns that fewer dialogues reach say little; they are not drawn.
+#: A turn that fewer dialogues reach is not drawn, since its accuracy is mostly chance.
 _FEWEST = 5
+#: Later turns are not drawn.
 _LONGEST = 40
 
 
 def plots_of(figures: Mapping[str, Any], answers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """(title, SVG, words below it) of what the arms allow.
+    """Draw every plot for which the evaluation has the arms.
 
     Args:
-        figures: from `figures_of`.
-        answers: of the evaluation they come from.
+        figures: From `mal_adapter.ser.evaluation.report.figures_of`.
+        answers: The answers of the same evaluation.
+
+    Returns:
+        (title, SVG text, caption) of each plot.
     """
     arms = figures["arms"]
-    both = [arm for arm in ("host_only", "own") if arm in arms]
+    both = [arm for arm in _COMPARED if arm in arms]
     shown = both or list(arms)[:1]
     with rc_context(_STYLE):
         plots = [_gain_by_turn(figures)] if len(both) == 2 else []
@@ -68,7 +67,7 @@ def _gain_by_turn(figures: Mapping[str, Any]) -> tuple[str, str, str]:
     rows = rows or figures["gain_by_turn"][:_LONGEST]
     turns = [row["turn"] for row in rows]
     figure, (above, below) = _figure(2, height=5.0, sharex=True)
-    for arm, name in _NAMES.items():
+    for arm, name in _COMPARED.items():
         by_turn = {row["turn"]: row["wa"] for row in figures["arms"][arm]["by_turn"]}
         above.plot(turns, [by_turn[turn] for turn in turns], marker="o", markersize=4, color=GREYS[name], label=name)
     above.set(ylabel="accuracy", ylim=(0, 1.02))
@@ -95,7 +94,7 @@ def _systems(figures: Mapping[str, Any]) -> tuple[str, str, str]:
     bounds = np.array([systems[name]["intervals"]["wa"] for name in names]).T
     colors = [WITH if name == "own" else _AGAINST if name in figures["against"] else WITHOUT for name in names]
     errors = np.clip(np.stack([values - bounds[0], bounds[1] - values]), 0, None)
-    titles = [f"{name} ({_HEARS[name]})" if name in figures["arms"] else name for name in names]
+    titles = [f"{name} ({ARMS[name].title})" if name in figures["arms"] else name for name in names]
     seen_on_any = {"elinewidth": 1.2, "path_effects": [withStroke(linewidth=3.4, foreground="white")]}
     axes.barh(titles, values, color=colors, height=0.62, xerr=errors, error_kw=seen_on_any)
     for place, value in enumerate(values):
@@ -104,8 +103,8 @@ def _systems(figures: Mapping[str, Any]) -> tuple[str, str, str]:
     axes.set(xlabel="accuracy", xlim=(0, 1))
     axes.xaxis.set_major_formatter(in_percent())
     axes.tick_params(axis="y", length=0)
-    words = "Thin lines: 95 % bootstrap intervals over dialogues."
-    return "The right memory, wrong ones, and others", _svg(figure), words
+    words = "Thin lines are 95 % bootstrap intervals over dialogues."
+    return "Accuracy by arm", _svg(figure), words
 
 
 def _confusion(figures: Mapping[str, Any], arms: Sequence[str]) -> tuple[str, str, str]:
@@ -117,18 +116,18 @@ def _confusion(figures: Mapping[str, Any], arms: Sequence[str]) -> tuple[str, st
     for place, arm in zip(axes, arms, strict=True):
         counts = np.array(figures["arms"][arm]["confusion"], dtype=float)
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        greys = Normalize(0, 1.3)  # leaves out the black end
+        greys = Normalize(0, 1.3)  # without the black end of the colour map
         place.pcolormesh(edges, edges, shares, cmap="Greys", norm=greys, edgecolors="white", linewidth=2)
         for (row, column), share in np.ndenumerate(shares):
             ink = ink_on(to_hex(colormaps["Greys"](greys(share))))
             place.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=9, color=ink)
         place.set_xticks(range(len(labels)), labels, **(_TURNED if len(labels) > 4 else {}))
         place.set_yticks(range(len(labels)), labels)
-        place.set(title=_NAMES.get(arm, arm), xlabel="answer", aspect="equal", ylim=(len(labels) - 0.5, -0.5))
+        place.set(title=ARMS[arm].title, xlabel="answer", aspect="equal", ylim=(len(labels) - 0.5, -0.5))
         place.spines[:].set_visible(False)
         place.tick_params(length=0)
     axes[0].set_ylabel("truth")
-    return "Confusion", _svg(figure), "Percent of each true emotion; a row sums to 100."
+    return "Confusion", _svg(figure), "Each cell is a percentage of its true emotion; a row sums to 100."
 
 
 def _reliability(figures: Mapping[str, Any], arms: Sequence[str]) -> tuple[str, str, str]:
@@ -139,16 +138,17 @@ def _reliability(figures: Mapping[str, Any], arms: Sequence[str]) -> tuple[str, 
         bins = reliability["bins"]
         confidence, accuracy, counts = ([one[key] for one in bins] for key in ("confidence", "accuracy", "count"))
         color = WITH if arm == "own" else WITHOUT
-        label = f"{_NAMES.get(arm, arm)}, error {percent(reliability['expected_calibration_error'], 1)}"
+        label = f"{ARMS[arm].title}, error {percent(reliability['expected_calibration_error'], 1)}"
         axes.plot(confidence, accuracy, color=color, linewidth=1, alpha=0.6)
         sizes = 8 + 240 * np.array(counts) / sum(counts)
         axes.scatter(confidence, accuracy, s=sizes, color=color, label=label, clip_on=False, zorder=3)
-    axes.set(xlabel="probability of the answer", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel="probability of the answer", ylabel="share of correct answers", xlim=(0, 1), ylim=(0, 1))
     axes.xaxis.set_major_formatter(in_percent())
     axes.yaxis.set_major_formatter(in_percent())
     legend_above(axes, ncols=1)
     words = (
-        "On the line, as many answers are right as their probability says. A dot's area tells how many answers it is."
+        "On the line, the share of correct answers equals their probability. The area of a dot is proportional to its "
+        "number of answers. The error is the expected calibration error."
     )
     return "Reliability", _svg(figure), words
 
@@ -156,7 +156,7 @@ def _reliability(figures: Mapping[str, Any], arms: Sequence[str]) -> tuple[str, 
 def _timeline(dialogue: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
     figure, (cells, above, below) = _figure(3, height=6.6, sharex=True, ratios=(1.0, 1.2, 0.9))
     places = np.arange(len(dialogue))
-    systems = {name: [row["arms"][arm] for row in dialogue] for arm, name in _NAMES.items()}
+    systems = {name: [row["arms"][arm] for row in dialogue] for arm, name in _COMPARED.items()}
     draw_answers(cells, [row["truth"] for row in dialogue], systems)
     for (name, answers), shift in zip(systems.items(), (-0.2, 0.2), strict=True):
         heights = [p[row["truth"]] if row["truth"] else 0.0 for row, p in zip(dialogue, answers, strict=True)]
@@ -166,20 +166,21 @@ def _timeline(dialogue: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
     legend_above(above)
     below.plot(places, [row["surprise"] for row in dialogue], color=WITH, marker="o", markersize=4)
     figure.align_ylabels([above, below])
-    below.set(xlabel="who speaks", ylabel="surprise", ylim=(0, None))
+    below.set(xlabel="speaker", ylabel="surprise", ylim=(0, None))
     names = [row["speaker"] for row in dialogue]
     speakers = [name if len(name) <= 16 else f"{name[:15]}…" for name in names]
     crowded = len(dialogue) * max(map(len, speakers)) > LETTERS_FIT
     below.set_xticks(places, speakers, **(_TURNED if crowded else {}))
     words = (
-        f"Dialogue {dialogue[0]['dialogue_id']}, of typical gain: the answers, the probability given to the truth, and "
-        "the surprise: the norm of S, the gradients that the memory carries on after an utterance."
+        f"Dialogue {dialogue[0]['dialogue_id']}, whose gain is close to the mean. Above: the answers, and the "
+        "probability of the true emotion. Below: the surprise, which is the norm of the memory's momentum S after each "
+        "utterance."
     )
     return "A dialogue's timeline", _svg(figure), words
 
 
 def _typical(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The dialogue whose gain in the truth's probability is closest to the mean, among the longer half."""
+    """The dialogue, among the longer half, whose gain in the probability of the truth is closest to the mean."""
     dialogues: dict[str, list[Mapping[str, Any]]] = {}
     for row in answers:
         if "arms" in row:

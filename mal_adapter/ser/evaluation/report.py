@@ -1,4 +1,4 @@
-"""What evaluations come to: figures as JSON, and one HTML file that needs nothing beside it."""
+"""The report of an evaluation: its figures as JSON, and one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ import numpy as np
 
 from mal_adapter.errors import EvaluationError, MalAdapterError, MetricsError, raise_problems
 from mal_adapter.ser.dialogue import Dialogue
-from mal_adapter.ser.evaluation.audit import ARMS, WRONG_PASTS
+from mal_adapter.ser.evaluation.arms import ARMS, WRONG_PASTS
 from mal_adapter.ser.evaluation.evaluation import Evaluation
 from mal_adapter.ser.evaluation.metrics import compare, score
 from mal_adapter.ser.evaluation.scores import METRICS
+from mal_adapter.ser.evaluation.verdict import verdict_of
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.serialization.atomic import folder_problem, write_atomically
 
@@ -39,25 +40,25 @@ _BINS = 10  # of the reliability plot
 _NEEDED = {"scikit-learn": "sklearn", "matplotlib": "matplotlib", "jinja2": "jinja2"}
 _ABSENT = object()
 FEWEST_DIALOGUES = 6
-"""The fewest dialogues that can be significant at 5 %: the p of an exchange of n is 2 / 2 ** n at least."""
+"""With fewer dialogues, no difference is significant at 5 %: with n dialogues, p is at least 2 / 2 ** n."""
 
 
 def write_report(
     folder: str | os.PathLike[str], evaluations: Sequence[Evaluation], against: Sequence[Evaluation] = ()
 ) -> dict[str, Any]:
-    """Writes `report.json` and `report.html` into a folder.
+    """Write `report.json` and `report.html` into a folder.
 
     Args:
-        folder: made if need be.
-        evaluations: of different dialogues, such as the folds of a cross-validation; they are taken as one.
-        against: other systems on the same utterances, each by its memory where it has one.
+        folder: Created if it does not exist.
+        evaluations: Of different dialogues, such as the folds of a cross-validation. They are reported as one.
+        against: Other systems on the same utterances. The arm "own" of each is compared, or else its first arm.
 
     Returns:
-        What `report.json` says, see `figures_of`.
+        The content of `report.json`, see `figures_of`.
 
     Raises:
-        EvaluationError: the evaluations do not fit together, `folder` can't be written to, or a package is missing.
-        MetricsError: not one utterance has a label and was understood.
+        EvaluationError: The evaluations do not fit together, `folder` can't be written to, or a package is missing.
+        MetricsError: No labelled utterance has an answer.
     """
     raise_problems(report_problems(folder))
     from mal_adapter.ser.evaluation.plots import plots_of
@@ -73,7 +74,7 @@ def write_report(
 
 
 def report_problems(folder: str | os.PathLike[str]) -> list[MalAdapterError]:
-    """What would keep a report from being written into a folder, known before there are any answers."""
+    """Why a report can't be written into a folder, as far as it is known before the evaluation."""
     problems: list[MalAdapterError] = []
     if missing := [name for name, package in _NEEDED.items() if find_spec(package) is None]:
         problems.append(EvaluationError(f"reports need {', '.join(missing)}: pip install 'mal-adapter[train]'"))
@@ -85,7 +86,7 @@ def report_problems(folder: str | os.PathLike[str]) -> list[MalAdapterError]:
 def rival_problems(
     dialogues: Sequence[Dialogue], labels: LabelSet, arms: Sequence[str], against: Sequence[Evaluation]
 ) -> list[MalAdapterError]:
-    """Why other evaluations can't be compared with one of these dialogues, which has not been made yet."""
+    """Why other evaluations can't be compared with a future evaluation of these dialogues."""
     problems: list[MalAdapterError] = []
     judged = [u for d in dialogues for u in d.utterances if u.emotion is not None and u.emotion in labels]
     names = list(arms)
@@ -114,10 +115,10 @@ def _other_utterances(other: Evaluation, key: tuple[str, str], truth: str, their
 
 
 def pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Evaluations of different dialogues as one.
+    """Join evaluations of different dialogues into one.
 
     Raises:
-        EvaluationError: labels or arms differ, or a dialogue is in two of them.
+        EvaluationError: There is none; their labels, arms, hosts or prompts differ; or a dialogue is in two of them.
     """
     if not evaluations:
         raise EvaluationError("there is no evaluation to report")
@@ -141,37 +142,41 @@ def pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 
 def figures_of(evaluation: Evaluation, against: Sequence[Evaluation] = ()) -> dict[str, Any]:
-    """All figures of a report, as plain JSON values.
+    """Compute all figures of a report, as plain JSON values.
 
     Returns:
-        `run`; `arms` (arm -> what `Scores.to_dict` says, and `reliability`); `against` (name -> the same); `compared`
-        (a list of `first`, `second` and, per metric, difference and p); `audit` (wrong past -> share of the gain that
-        is lost with it); `verdict`, a sentence; `gain_by_turn`; `left_out`, the utterances that could not be heard.
+        `run`; `arms` (arm -> `Scores.to_dict` and `reliability`); `against` (name -> the same); `compared` (a list of
+        `first`, `second` and, per metric, difference and p); `audit` (wrong past -> share of the gain that is lost with
+        it); `verdict`, in words; `gain_by_turn`; and `left_out` (utterance -> why it could not be processed).
+
+    Raises:
+        EvaluationError: Two systems have the same name, or `against` is of other utterances.
+        MetricsError: No labelled utterance has an answer.
     """
     labels = evaluation.labels
     judged = [answer for answer in evaluation.answers if "arms" in answer and answer["truth"] is not None]
     if not judged and (left_out := next((a for a in evaluation.answers if "error" in a and a["truth"]), None)):
-        raise MetricsError(f"not one labelled utterance was understood, the first one since {left_out['error']}")
+        raise MetricsError(f"no labelled utterance could be processed; the first error is: {left_out['error']}")
     arms = [arm for arm in ARMS if arm in evaluation.run["arms"]]
     main = "own" if "own" in arms else arms[0]
-    heard = {arm: [answer["arms"][arm] for answer in judged] for arm in arms}
+    probabilities = {arm: [answer["arms"][arm] for answer in judged] for arm in arms}
     for other in against:
-        if other.name in heard:
+        if other.name in probabilities:
             raise EvaluationError(f"two systems have the name {other.name!r}; rename their folders")
-        heard[other.name] = _heard_by(other, judged)
+        probabilities[other.name] = _probabilities_of(other, judged)
 
     truth, ids = [answer["truth"] for answer in judged], [answer["dialogue_id"] for answer in judged]
     turns = [answer["turn"] for answer in judged]
-    answers = {name: [_best(row) for row in rows] for name, rows in heard.items()}
+    answers = {name: [_best(row) for row in rows] for name, rows in probabilities.items()}
     figures: dict[str, Any] = {"run": evaluation.run, "arms": {}, "against": {}, "compared": []}
-    for name, rows in heard.items():
+    for name, rows in probabilities.items():
         scores = score(truth, answers[name], ids, labels, turns=turns).to_dict()
         figures["arms" if name in arms else "against"][name] = scores | {"reliability": _reliability(rows, truth)}
         if name != main:
             tests = {m: compare(truth, answers[name], answers[main], ids, labels, metric=m).to_dict() for m in METRICS}
             figures["compared"].append({"first": name, "second": main, **tests})
     figures["audit"] = _audit(figures["arms"])
-    figures["verdict"] = _verdict(figures)
+    figures["verdict"] = verdict_of(figures)
     figures["gain_by_turn"] = _gain_by_turn(judged) if {"host_only", "own"} <= set(arms) else []
     figures["left_out"] = {
         f"{answer['dialogue_id']}/{answer['utterance_id']}": answer["error"]
@@ -182,7 +187,7 @@ def figures_of(evaluation: Evaluation, against: Sequence[Evaluation] = ()) -> di
 
 
 def card_entry(figures: Mapping[str, Any], name: str, split: str | None) -> dict[str, Any]:
-    """The figures as an entry of `AdapterMetadata.evaluation`."""
+    """The scores with and without memory, as an entry of `AdapterMetadata.evaluation`."""
     shown = {"wa": "accuracy", "ua": "unweighted_accuracy", "weighted_f1": "weighted_f1"}
     entry: dict[str, Any] = {"dataset_name": name, "dataset_type": name.lower().replace(" ", "-")}
     entry |= {} if split is None else {"dataset_split": split}
@@ -196,8 +201,8 @@ def _best(probabilities: Mapping[str, float]) -> str:
     return max(probabilities, key=probabilities.__getitem__)
 
 
-def _heard_by(other: Evaluation, judged: Rows) -> list[dict[str, float]]:
-    """The probabilities that another system gives to the same utterances."""
+def _probabilities_of(other: Evaluation, judged: Rows) -> list[dict[str, float]]:
+    """The probabilities that another system gives for the same utterances."""
     arm = "own" if "own" in other.run["arms"] else other.run["arms"][0]
     found = {(a["dialogue_id"], a["utterance_id"]): a for a in other.answers if "arms" in a}
     rows = [found.get((answer["dialogue_id"], answer["utterance_id"])) for answer in judged]
@@ -209,21 +214,25 @@ def _heard_by(other: Evaluation, judged: Rows) -> list[dict[str, float]]:
 
 
 def _reliability(probabilities: Sequence[Mapping[str, float]], truth: Sequence[str]) -> dict[str, Any]:
-    """Per bin of confidence: how many answers, how sure and how often right; and the expected calibration error."""
-    sure = np.array([max(row.values()) for row in probabilities])
-    right = np.array([_best(row) == emotion for row, emotion in zip(probabilities, truth, strict=True)])
-    places = np.minimum((sure * _BINS).astype(int), _BINS - 1)
+    """Count, mean confidence and accuracy of each bin of confidence, and the expected calibration error."""
+    confidence = np.array([max(row.values()) for row in probabilities])
+    correct = np.array([_best(row) == emotion for row, emotion in zip(probabilities, truth, strict=True)])
+    places = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     bins = [
-        {"count": int(here.sum()), "confidence": float(sure[here].mean()), "accuracy": float(right[here].mean())}
+        {
+            "count": int(here.sum()),
+            "confidence": float(confidence[here].mean()),
+            "accuracy": float(correct[here].mean()),
+        }
         for here in (places == place for place in range(_BINS))
         if here.any()
     ]
-    error = sum(b["count"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(sure)
+    error = sum(b["count"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / len(confidence)
     return {"bins": bins, "expected_calibration_error": error}
 
 
 def _audit(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    """Wrong past -> share of the gain in accuracy that is lost with it; None where nothing was gained."""
+    """Wrong past -> share of the gain in accuracy that is lost with it; None if there is no gain."""
     if not {"host_only", "own"} <= arms.keys():
         return {}
     gain = arms["own"]["wa"] - arms["host_only"]["wa"]
@@ -231,29 +240,12 @@ def _audit(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     return {arm: loss / gain if gain > 0 else None for arm, loss in lost.items()}
 
 
-def _verdict(figures: Mapping[str, Any]) -> str:
-    arms, compared = figures["arms"], {entry["first"]: entry["wa"] for entry in figures["compared"]}
-    if "own" not in arms or "host_only" not in arms:
-        return ""
-    gain, p_value = compared["host_only"]["difference"], compared["host_only"]["p_value"]
-    told = f"{gain * 100:+.1f} points of accuracy against the bare host, p = {p_value:.4f}"
-    if gain <= 0 or p_value > 0.05:
-        return f"No gain is shown: {told}."
-    beaten = [arm for arm in figures["audit"] if compared[arm]["difference"] > 0 and compared[arm]["p_value"] <= 0.05]
-    missing = [arm for arm in figures["audit"] if arm not in beaten]
-    if missing:
-        return f"A gain ({told}), but not shown to come from the dialogue's past: {', '.join(missing)} may do as well."
-    if not beaten:
-        return f"A gain: {told}. Where it comes from was not asked."
-    return f"The memory is real: {told}, and the right past beats every wrong one ({', '.join(beaten)})."
-
-
 def _gain_by_turn(judged: Rows) -> list[dict[str, Any]]:
-    """Difference in accuracy at each turn, with a 95 % normal interval; a dialogue counts once in each."""
+    """Difference in accuracy at each turn, with a 95 % normal interval; each dialogue has one utterance per turn."""
     gains: dict[int, list[int]] = {}
     for answer in judged:
-        right, bare = (_best(answer["arms"][arm]) == answer["truth"] for arm in ("own", "host_only"))
-        gains.setdefault(answer["turn"], []).append(int(right) - int(bare))
+        own, host_only = (_best(answer["arms"][arm]) == answer["truth"] for arm in ("own", "host_only"))
+        gains.setdefault(answer["turn"], []).append(int(own) - int(host_only))
     rows = []
     for turn, values in sorted(gains.items()):
         half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
@@ -278,7 +270,7 @@ def _page(figures: Mapping[str, Any], plots: Sequence[tuple[str, str, str]]) -> 
     return template.render(
         figures=figures,
         run=run,
-        meanings=ARMS,
+        described=ARMS,
         compared={entry["first"]: entry for entry in figures["compared"]},
         plots=[(title, Markup(image), words) for title, image, words in plots],
     )

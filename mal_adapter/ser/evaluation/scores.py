@@ -7,12 +7,12 @@ from typing import Any
 __all__ = ["METRICS", "ClassScores", "Comparison", "Scores", "TurnScores"]
 
 METRICS = ("wa", "ua", "weighted_f1", "macro_f1")
-"""The scores of the whole, by the names of their fields."""
+"""The scores over all utterances, by the names of their fields in `Scores`."""
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Scores of one class. Precision, recall and F1 are 0 where they are not defined, as in scikit-learn."""
+    """Scores of one class. Undefined precision, recall and F1 are 0, as in scikit-learn."""
 
     label: str
     precision: float
@@ -36,18 +36,18 @@ class Scores:
     """Scores of one system.
 
     Args:
-        labels: the classes, in the order of `per_class` and of the rows and columns of `confusion`.
-        utterances: how many were scored.
-        dialogues: to how many dialogues they belong.
-        wa: weighted accuracy, which is the plain accuracy.
-        ua: unweighted accuracy: the mean recall over the classes that occur in the truth (scikit-learn's
+        labels: The classes, in the order of `per_class` and of the rows and columns of `confusion`.
+        utterances: Number of scored utterances.
+        dialogues: Number of dialogues that they belong to.
+        wa: Weighted accuracy, which is the plain accuracy.
+        ua: Unweighted accuracy: the mean recall over the classes that occur in the truth (scikit-learn's
             `balanced_accuracy_score`).
         weighted_f1: F1 of the classes, weighted by support.
-        macro_f1: the mean F1 over the classes that occur in the truth or in the answers (scikit-learn's default).
-        per_class: one for each class, also for those that do not occur.
-        confusion: rows are the truth, columns the answers.
-        intervals: metric -> (low, high), 95 % percentile bootstrap over dialogues. Empty without resamples.
-        by_turn: one for each position. Empty without turns.
+        macro_f1: The mean F1 over the classes that occur in the truth or in the answers (scikit-learn's default).
+        per_class: One entry per class, also for classes that do not occur.
+        confusion: Rows are the truth, columns the answers.
+        intervals: Metric -> (low, high), 95 % percentile bootstrap over dialogues. Empty without resamples.
+        by_turn: One entry per position in the dialogue. Empty without turns.
     """
 
     labels: tuple[str, ...]
@@ -63,7 +63,7 @@ class Scores:
     by_turn: tuple[TurnScores, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON can hold it: dicts, lists, numbers, strings."""
+        """The scores as plain JSON values: dicts, lists, numbers and strings."""
         plain = asdict(self)
         plain["labels"] = list(self.labels)
         plain["per_class"], plain["by_turn"] = list(plain["per_class"]), list(plain["by_turn"])
@@ -94,14 +94,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two systems on the same utterances.
+    """Two systems, compared on the same utterances.
 
     Args:
-        metric: which score.
-        first, second: the score of each system.
+        metric: The name of the score.
+        first, second: The score of each system.
         difference: second - first.
-        p_value: of the difference if the systems were the same, two-sided.
-        dialogues: how many could be exchanged.
+        p_value: Two-sided; the probability of a difference at least as large if the systems did not differ.
+        dialogues: Number of dialogues whose answers could be exchanged.
     """
 
     metric: str
@@ -112,7 +112,7 @@ class Comparison:
     dialogues: int
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON can hold it."""
+        """The comparison as plain JSON values."""
         return asdict(self)
 
     def __str__(self) -> str:

@@ -1,6 +1,7 @@
 """Evaluation: each arm hears what it says, and stopping, sharding and bad files change nothing."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -18,7 +19,8 @@ from mal_adapter.errors import ConfigError, EvaluationError
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.evaluation import AUDIT, evaluate, read_evaluation
 from mal_adapter.ser.evaluation import evaluation as module
-from mal_adapter.ser.evaluation.audit import ARMS, _join, _other_dialogues
+from mal_adapter.ser.evaluation.arms import ARMS
+from mal_adapter.ser.evaluation.audit import _join, _other_dialogues
 from mal_adapter.ser.recognizer import EmotionRecognizer
 from mal_adapter.ser.recognizer.audio import load_waveform
 from tests.commands import mal_adapter
@@ -38,7 +40,7 @@ def recognizer():
 
 
 @pytest.fixture(scope="module")
-def heard(recognizer, dialogues, tmp_path_factory):
+def answered(recognizer, dialogues, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "all"
     return evaluate(recognizer, dialogues, output=folder, arms=list(ARMS), batch_size=2)
 
@@ -65,60 +67,93 @@ def expected(recognizer, sessions):
     return answers
 
 
-def test_each_arm_hears_what_it_says(recognizer, dialogues, heard):
+def test_each_arm_hears_what_it_says(recognizer, dialogues, answered):
     turns = [list(dialogue.utterances) for dialogue in dialogues]
-    close(of_arm(heard, "own"), expected(recognizer, turns))
-    close(of_arm(heard, "host_only"), expected(recognizer.without_memory(), turns))
-    close(of_arm(heard, "reset"), expected(recognizer, [[u] for us in turns for u in us]))
+    close(of_arm(answered, "own"), expected(recognizer, turns))
+    close(of_arm(answered, "host_only"), expected(recognizer.without_memory(), turns))
+    close(of_arm(answered, "reset"), expected(recognizer, [[u] for us in turns for u in us]))
     speakers = [[u for u in us if u.speaker == name] for us in turns for name in "AB"]
-    close(of_arm(heard, "oracle_speakers"), expected(recognizer, speakers))
-    close(of_arm(heard, "other_dialogues"), expected(recognizer, _other_dialogues(turns, 0)))
+    close(of_arm(answered, "oracle_speakers"), expected(recognizer, speakers))
+    close(of_arm(answered, "other_dialogues"), expected(recognizer, _other_dialogues(turns, 0)))
     swapped = {}
     for us, others in zip(turns, [*turns[1:], turns[0]], strict=True):
         for n, utterance in enumerate(us):
             past = expected(recognizer, [[*others[:n], utterance]])
             swapped[utterance.dialogue_id, utterance.utterance_id] = past[utterance.dialogue_id, utterance.utterance_id]
-    close(of_arm(heard, "swapped"), swapped)
+    close(of_arm(answered, "swapped"), swapped)
     assert len(recognizer.memory.states) == 0
 
 
-def test_shuffled_dialogues_have_the_same_utterances_in_another_order(recognizer, dialogues, heard):
-    shuffled, right = of_arm(heard, "shuffled"), of_arm(heard, "own")
+def test_shuffled_dialogues_have_the_same_utterances_in_another_order(recognizer, dialogues, answered):
+    shuffled, right = of_arm(answered, "shuffled"), of_arm(answered, "own")
     assert shuffled.keys() == right.keys()
     assert any(shuffled[key] != pytest.approx(right[key], abs=1e-3) for key in right)
 
 
-def test_mixed_sessions_have_each_dialogue_once_if_there_are_enough_of_them(tmp_path):
-    turns = [[Utterance(f"d{d}", str(n), "A", tmp_path) for n in range(5)] for d in range(5)]
-    mixed = _other_dialogues(turns, 0)
-    for session in mixed:
+def utterances_of(lengths, folder):
+    """Dialogues of so many utterances each, whose sound is never read."""
+    return [[Utterance(f"d{d}", str(n), "A", folder) for n in range(length)] for d, length in enumerate(lengths)]
+
+
+def histories(sessions):
+    """Utterance -> the utterances before it in its session."""
+    return {utterance: tuple(session[:n]) for session in sessions for n, utterance in enumerate(session)}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sessions_of_other_dialogues_have_each_dialogue_once_if_there_are_enough(tmp_path, seed):
+    turns = utterances_of([5] * 5, tmp_path)
+    sessions = _other_dialogues(turns, seed)
+    for session in sessions:
         assert [utterance.utterance_id for utterance in session] == ["0", "1", "2", "3", "4"]
         assert len({utterance.dialogue_id for utterance in session}) == 5
-    assert {u for session in mixed for u in session} == {u for us in turns for u in us}
+    assert {u for session in sessions for u in session} == {u for us in turns for u in us}
 
 
-def test_mixed_sessions_of_unlike_dialogues_have_each_once_too(tmp_path):
-    lengths = np.random.default_rng(0).integers(1, 10, 16)
-    turns = [[Utterance(f"d{d}", str(n), "A", tmp_path) for n in range(length)] for d, length in enumerate(lengths)]
-    mixed = [session for session in _other_dialogues(turns, 0) if session]
-    for session in mixed:
+@pytest.mark.parametrize("seed", range(5))
+def test_sessions_of_other_dialogues_have_each_once_where_lengths_differ(tmp_path, seed):
+    turns = utterances_of(np.random.default_rng(0).integers(1, 10, 16), tmp_path)
+    sessions = [session for session in _other_dialogues(turns, seed) if session]
+    for session in sessions:
         assert len({utterance.dialogue_id for utterance in session}) == len(session)
-    assert {u for session in mixed for u in session} == {u for us in turns for u in us}
-    assert sum(n for session in mixed for n in range(len(session))) > 0.9 * sum(
-        n for us in turns for n in range(len(us))
+    assert {u for session in sessions for u in session} == {u for us in turns for u in us}
+    earlier = sum(n for session in sessions for n in range(len(session)))
+    assert earlier > 0.9 * sum(n for us in turns for n in range(len(us)))
+
+
+def test_the_seed_chooses_the_sessions_of_other_dialogues(tmp_path):
+    turns = utterances_of([6] * 8, tmp_path)
+    dealt = [histories(_other_dialogues(turns, seed)) for seed in range(5)]
+    assert dealt[0] == histories(_other_dialogues(turns, 0))
+    for first, second in itertools.combinations(dealt, 2):
+        differing = sum(first[utterance] != second[utterance] for us in turns for utterance in us[1:])
+        assert differing > 0.5 * 8 * 5  # two draws among seven other dialogues rarely agree
+
+
+def test_another_seed_gives_other_answers_of_other_dialogues_only(recognizer, dialogues, answered, tmp_path):
+    arms = ["own", "swapped", "other_dialogues"]
+    others = [evaluate(recognizer, dialogues, output=tmp_path / str(n), arms=arms, seed=n) for n in range(1, 4)]
+    for evaluation in others:
+        for arm in ("own", "swapped"):
+            close(of_arm(evaluation, arm), of_arm(answered, arm))
+    before = of_arm(answered, "other_dialogues")
+    assert any(
+        of_arm(evaluation, "other_dialogues")[key] != pytest.approx(before[key], abs=1e-3)
+        for evaluation in others
+        for key in before
     )
 
 
-def test_history_is_joined_in_order_as_far_as_the_host_hears(recognizer, dialogues, heard, tmp_path):
+def test_history_is_joined_in_order_as_far_as_the_host_hears(recognizer, dialogues, answered, tmp_path):
     us = dialogues[0].utterances
     assert _join(us[:3], tmp_path / "joined.wav", 16_000)
     joined = load_waveform(Utterance("d", "0", "A", tmp_path / "joined.wav"))
     pieces = [load_waveform(u) for u in us[:3]]
     assert joined.size == sum(piece.size for piece in pieces) + 2 * 3200
     assert (joined[-pieces[2].size :] == pieces[2]).all()
-    history = of_arm(heard, "history")
+    history = of_arm(answered, "history")
     close({key: history[key] for key in [(us[0].dialogue_id, us[0].utterance_id)]}, {
-        (us[0].dialogue_id, us[0].utterance_id): of_arm(heard, "host_only")[us[0].dialogue_id, us[0].utterance_id]
+        (us[0].dialogue_id, us[0].utterance_id): of_arm(answered, "host_only")[us[0].dialogue_id, us[0].utterance_id]
     })  # fmt: skip
     whole = Utterance("d", "0", "A", tmp_path / "joined.wav")
     (answer,) = recognizer.without_memory().answer([whole])
@@ -132,7 +167,7 @@ def test_history_beyond_what_the_host_hears_is_shortened(recognizer, dialogues, 
     assert one.answers[3]["arms"] == two.answers[3]["arms"]
 
 
-def test_an_evaluation_that_was_stopped_goes_on(recognizer, dialogues, heard, tmp_path, monkeypatch):
+def test_an_evaluation_that_was_stopped_goes_on(recognizer, dialogues, answered, tmp_path, monkeypatch):
     more = [
         dataclasses.replace(
             d,
@@ -189,7 +224,7 @@ def test_a_complete_evaluation_keeps_the_versions_it_was_made_by(recognizer, dia
     )
 
 
-def test_a_folder_of_something_else_is_refused(recognizer, dialogues, heard, tmp_path):
+def test_a_folder_of_something_else_is_refused(recognizer, dialogues, answered, tmp_path):
     evaluate(recognizer, dialogues, output=tmp_path / "one", arms=["host_only"])
     with pytest.raises(EvaluationError, match="arms"):
         evaluate(recognizer, dialogues, output=tmp_path / "one", arms=["own"])
@@ -205,7 +240,7 @@ def test_a_folder_of_something_else_is_refused(recognizer, dialogues, heard, tmp
         read_evaluation(tmp_path / "one")
 
 
-def test_what_can_not_be_heard_is_left_out_of_all_arms(recognizer, dialogues, heard, tmp_path):
+def test_what_can_not_be_heard_is_left_out_of_all_arms(recognizer, dialogues, answered, tmp_path):
     gone = dataclasses.replace(dialogues[0].utterances[1], audio=tmp_path / os.fsdecode(b"gone\xe9.wav"))
     first = Dialogue(dialogues[0].dialogue_id, (dialogues[0].utterances[0], gone, *dialogues[0].utterances[2:]))
     evaluation = evaluate(recognizer, [first, *dialogues[1:]], output=tmp_path / "out", arms=list(ARMS))
@@ -237,11 +272,11 @@ def test_arms_that_can_not_be_heard_are_refused(recognizer, dialogues, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_memory_the_host_alone_is_heard(recognizer, dialogues, heard, tmp_path):
+def test_without_a_memory_the_host_alone_is_heard(recognizer, dialogues, answered, tmp_path):
     plain = EmotionRecognizer(recognizer.model, recognizer.processor, None, EMOTIONS, PROMPT)
     with recognizer.memory.disabled():
         evaluation = evaluate(plain, dialogues, output=tmp_path / "bare")
-    close(of_arm(evaluation, "host_only"), of_arm(heard, "host_only"))
+    close(of_arm(evaluation, "host_only"), of_arm(answered, "host_only"))
     assert evaluation.run["fingerprint"] is None
     with pytest.raises(ConfigError, match="need a memory"):
         evaluate(plain, dialogues, output=tmp_path / "right", arms=AUDIT)

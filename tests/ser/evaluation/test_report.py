@@ -9,49 +9,13 @@ import subprocess
 import pytest
 
 from mal_adapter.errors import EvaluationError, MetricsError
-from mal_adapter.ser.evaluation import Evaluation
-from mal_adapter.ser.evaluation.audit import ARMS
 from mal_adapter.ser.evaluation.report import card_entry, figures_of, pooled, write_report
-
-LABELS = ["neutral", "sad"]
-RUN = {
-    "format_version": 1, "host": "org/host", "model_type": "qwen2_audio", "memory": {"depth": 2}, "layer_idx": 1,
-    "fingerprint": "0123", "labels": LABELS, "prompt": "How do they feel?", "arms": list(ARMS), "history": 3, "seed": 0,
-    "dialogues": "ab", "versions": {"torch": "2.13.0"},
-}  # fmt: skip
-#: Per arm, which of the four turns of each dialogue are right.
-RIGHT = {
-    "host_only": "1010",
-    "own": "1111",
-    "reset": "1010",
-    "swapped": "1000",
-    "other_dialogues": "1010",
-    "shuffled": "1110",
-}
-RIGHT |= {"oracle_speakers": "1111", "history": "0000"}
-
-
-def made(name="calls", dialogues=12, first=0, **changes):
-    rows = []
-    for number in range(first, first + dialogues):
-        for turn in range(4):
-            truth = LABELS[(number + turn) % 2]
-            arms = {}
-            for arm, hits in RIGHT.items():
-                sure = 0.6 + 0.05 * turn
-                p = sure if hits[turn] == "1" else 1 - sure
-                arms[arm] = {label: p if label == truth else 1 - p for label in LABELS}
-            rows.append(
-                {
-                    "dialogue_id": f"d{number}", "utterance_id": str(turn), "turn": turn + 1, "speaker": "AB"[turn % 2],
-                    "truth": truth, "arms": arms, "surprise": 1.0 / (turn + 1),
-                }
-            )  # fmt: skip
-    return Evaluation(name, {**RUN, **changes}, rows)
+from mal_adapter.ser.evaluation.verdict import Finding, finding_of
+from tests.ser.evaluation.made_evaluations import RIGHT, made_evaluation
 
 
 def test_figures_are_those_of_the_answers():
-    figures = figures_of(made())
+    figures = figures_of(made_evaluation())
     assert {arm: scores["wa"] for arm, scores in figures["arms"].items()} == {
         arm: hits.count("1") / 4 for arm, hits in RIGHT.items()
     }
@@ -60,7 +24,7 @@ def test_figures_are_those_of_the_answers():
     compared = {entry["first"]: entry["wa"] for entry in figures["compared"]}
     assert compared["host_only"]["difference"] == 0.5
     assert compared["oracle_speakers"]["p_value"] == 1.0
-    assert figures["verdict"].startswith("The memory is real: +50.0 points")
+    assert finding_of(figures) is Finding.SPECIFIC_GAIN
     reliability = figures["arms"]["own"]["reliability"]
     assert sum(b["count"] for b in reliability["bins"]) == 48
     # sure by 0.6 … 0.75 and always right
@@ -69,51 +33,78 @@ def test_figures_are_those_of_the_answers():
     assert (entry["metrics"]["accuracy"], entry["host_metrics"]["accuracy"]) == (1.0, 0.5)
 
 
-def test_the_verdict_does_not_say_more_than_was_shown():
-    swapped = made()
-    for row in swapped.answers:
-        row["arms"]["swapped"] = row["arms"]["own"]
-    assert "not shown to come from the dialogue's past: swapped" in figures_of(swapped)["verdict"]
-    assert figures_of(made(dialogues=2))["verdict"].startswith("No gain is shown")
-    nothing = made()
-    for row in nothing.answers:
-        row["arms"]["own"] = row["arms"]["host_only"]
-    figures = figures_of(nothing)
-    assert figures["verdict"].startswith("No gain is shown: +0.0 points")
-    assert figures["audit"] == {"reset": None, "swapped": None, "other_dialogues": None}
+def with_copied_arm(source, target):
+    """An evaluation in which `target` gives the answers of `source`."""
+    evaluation = made_evaluation()
+    for row in evaluation.answers:
+        row["arms"][target] = row["arms"][source]
+    return evaluation
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "finding", "named"),
+    [
+        (made_evaluation(), Finding.SPECIFIC_GAIN, ["+50.0", "reset, swapped and other_dialogues"]),
+        (with_copied_arm("own", "swapped"), Finding.UNSPECIFIC_GAIN, ["+50.0", "accuracy of swapped is not"]),
+        (made_evaluation(arms=["host_only", "own", "shuffled"]), Finding.UNTESTED_GAIN, ["+50.0"]),
+        (made_evaluation(arms=["host_only", "own", "reset"]), Finding.SPECIFIC_GAIN, ["+50.0", "accuracy of reset is"]),
+        (made_evaluation(dialogues=2), Finding.NO_GAIN, ["+50.0"]),  # too few for 5 %
+        (with_copied_arm("host_only", "own"), Finding.NO_GAIN, ["+0.0", "p = 1.0000"]),
+        (with_copied_arm("history", "own"), Finding.NO_GAIN, ["-50.0"]),  # significantly worse
+    ],
+)
+def test_the_verdict_does_not_say_more_than_was_shown(evaluation, finding, named):
+    figures = figures_of(evaluation)
+    assert finding_of(figures) is finding
+    assert finding_of(json.loads(json.dumps(figures))) is finding
+    assert figures["verdict"].startswith(finding.value)
+    assert [words for words in named if words not in figures["verdict"]] == []
+
+
+def test_the_audit_gives_the_share_of_the_gain_that_is_lost():
+    assert figures_of(made_evaluation())["audit"] == {"reset": 1.0, "swapped": 1.5, "other_dialogues": 1.0}
+    without_gain = figures_of(with_copied_arm("host_only", "own"))
+    assert without_gain["audit"] == {"reset": None, "swapped": None, "other_dialogues": None}
+
+
+@pytest.mark.parametrize("arms", [["own"], ["host_only"], ["own", "reset"], ["host_only", "history"]])
+def test_without_the_host_alone_or_the_own_past_there_is_no_verdict(arms):
+    figures = figures_of(made_evaluation(arms=arms))
+    assert finding_of(figures) is None
+    assert figures["verdict"] == ""
 
 
 def test_folds_are_one_evaluation():
-    whole = pooled([made("one", 3), made("two", 5, first=3, fingerprint="4567")])
+    whole = pooled([made_evaluation("one", 3), made_evaluation("two", 5, first=3, fingerprint="4567")])
     assert figures_of(whole)["arms"]["own"]["dialogues"] == 8
     assert whole.run["fingerprint"] == ["0123", "4567"]
     with pytest.raises(EvaluationError, match="'d2' is in one and in two"):
-        pooled([made("one", 3), made("two", 5, first=2)])
+        pooled([made_evaluation("one", 3), made_evaluation("two", 5, first=2)])
     with pytest.raises(EvaluationError, match="labels"):
-        pooled([made("one", 3), made("two", 5, first=3, labels=["neutral", "angry"])])
+        pooled([made_evaluation("one", 3), made_evaluation("two", 5, first=3, labels=["neutral", "angry"])])
     with pytest.raises(EvaluationError, match="no evaluation"):
         pooled([])
 
 
 def test_other_systems_are_compared_on_the_same_utterances():
-    gru = made("gru")
+    gru = made_evaluation("gru")
     for row in gru.answers:
         row["arms"] = {"own": row["arms"]["shuffled"]}
     gru.run["arms"] = ["own"]
-    figures = figures_of(made(), [gru])
+    figures = figures_of(made_evaluation(), [gru])
     assert figures["against"]["gru"]["wa"] == 0.75
     assert {entry["first"]: entry["wa"]["difference"] for entry in figures["compared"]}["gru"] == 0.25
     with pytest.raises(EvaluationError, match="d11/0 is not in it"):
-        figures_of(made(), [made("fewer", 11)])
+        figures_of(made_evaluation(), [made_evaluation("fewer", 11)])
     gru.answers[0]["truth"] = "sad"
     with pytest.raises(EvaluationError, match="d0/0 is sad in it and neutral here"):
-        figures_of(made(), [gru])
+        figures_of(made_evaluation(), [gru])
     with pytest.raises(EvaluationError, match="name 'own'"):
-        figures_of(made(), [made("own")])
+        figures_of(made_evaluation(), [made_evaluation("own")])
 
 
 def test_nothing_to_judge_is_told(tmp_path):
-    none = made()
+    none = made_evaluation()
     for row in none.answers:
         row["truth"] = None
     with pytest.raises(MetricsError):
@@ -142,7 +133,7 @@ def in_browser(page, *options):
 
 
 def test_a_browser_shows_every_plot_and_has_no_complaint(tmp_path):
-    hostile = made(host="org/<script>alert(1)</script>")
+    hostile = made_evaluation(host="org/<script>alert(1)</script>")
     hostile.answers[0] = {**hostile.answers[0], "speaker": r"$\no$<script>alert(1)</script>"}
     hostile.answers.append(
         {
@@ -154,7 +145,7 @@ def test_a_browser_shows_every_plot_and_has_no_complaint(tmp_path):
             "error": "<img src=gone.png>",
         }
     )
-    write_report(tmp_path, [hostile], [made("<b>gru</b>")])
+    write_report(tmp_path, [hostile], [made_evaluation("<b>gru</b>")])
     page = (tmp_path / "report.html").read_text()
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)  # nothing beside the file
     assert "@import" not in page
@@ -162,12 +153,12 @@ def test_a_browser_shows_every_plot_and_has_no_complaint(tmp_path):
     assert "CONSOLE" not in shown.stderr, shown.stderr
     titles = re.findall(r'role="img" aria-label="([^"]+)"[^>]*><svg', shown.stdout)
     assert titles == [
-        "Gain by turn", "The right memory, wrong ones, and others", "Confusion", "Reliability", "A dialogue's timeline"
+        "Gain by turn", "Accuracy by arm", "Confusion", "Reliability", "A dialogue's timeline"
     ]  # fmt: skip
     assert "<script" not in shown.stdout
     text = html.unescape(re.sub(r"<[^>]+>", " ", shown.stdout))
     for words in (
-        "The memory is real",
+        Finding.SPECIFIC_GAIN.value,
         "with memory",
         "gain in accuracy",
         "surprise",
@@ -181,7 +172,7 @@ def test_a_browser_shows_every_plot_and_has_no_complaint(tmp_path):
 
 
 def test_a_report_of_one_arm_is_a_report(tmp_path):
-    bare = made(arms=["host_only"], memory=None, fingerprint=None, layer_idx=None)
+    bare = made_evaluation(arms=["host_only"], memory=None, fingerprint=None, layer_idx=None)
     for row in bare.answers:
         row["arms"], row["surprise"] = {"host_only": row["arms"]["host_only"]}, None
     figures = write_report(tmp_path, [bare])
