@@ -51,7 +51,7 @@ def test_audio_reaches_later_positions_and_not_earlier_ones(host: TinyHost):
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_a_padded_batch_equals_its_rows(host: TinyHost, padding_side: str):
     if "batches" in host.cannot:
-        pytest.skip("the bare host can't")
+        pytest.skip("the host can't")
     model = host.build()
     prompts = [host.prompt([7], seed=1), host.prompt([3, 5], seed=2), host.prompt([2], seed=3)]
     inputs, _ = host.collate(model, prompts, padding_side)
@@ -67,7 +67,7 @@ def test_a_padded_batch_equals_its_rows(host: TinyHost, padding_side: str):
 @torch.no_grad()
 def test_beams_get_all_clips_of_a_prompt_only_if_the_host_keeps_them_together(host: TinyHost):
     if "several_clips" in host.cannot:
-        pytest.skip("the bare host can't")
+        pytest.skip("the host can't")
     model = host.build()
     inputs, _ = host.make_inputs(model, [[4, 4]])
     with trace_layers(host.layers(model)) as calls:

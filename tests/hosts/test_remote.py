@@ -1,6 +1,6 @@
 """A memory on hosts of remote code, each with its forward and with its own way of generating.
 
-Where audio lands is seen on the bare host: other audio changes what goes into its first layer at those positions.
+The host without memory shows where audio is: other audio changes what goes into its first layer at those positions.
 """
 
 import contextlib

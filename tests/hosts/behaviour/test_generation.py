@@ -94,7 +94,7 @@ def test_one_prompt_with_beams_in_a_single_or_anonymous_session(host: TinyHost, 
 def test_beams_over_several_clips_in_a_prompt_are_refused(host: TinyHost, model: PreTrainedModel):
     """transformers repeats each feature row in place: a beam would get the first clip twice and the second never."""
     if "several_clips" in host.cannot:
-        pytest.skip("the bare host can't")
+        pytest.skip("the host can't")
     prompt = host.prompt([4, 4])
     inputs, _ = host.collate(model, [prompt])
     memory = attach(model)
@@ -137,7 +137,7 @@ def test_trap_04_without_a_cache_the_utterance_is_written_once(host: TinyHost, m
 def test_trap_03_a_static_cache_gives_the_same_memory_as_a_dynamic_one(host: TinyHost, model: PreTrainedModel):
     """Its masks have the cache's full length, so they are not those of the prompt."""
     if "static_cache" in host.cannot:
-        pytest.skip("the bare host can't")
+        pytest.skip("the host can't")
     first, second = host.prompt([6], seed=1), host.prompt([4], seed=2)
     memory = attach(model)
     for name, options in (("dynamic", {}), ("static", {"cache_implementation": "static"})):
@@ -240,7 +240,7 @@ def capture_own_output(host: TinyHost, model: PreTrainedModel, memory: AttachedM
 def test_generate_continues_a_conversation_on_its_cache(host: TinyHost, model: PreTrainedModel):
     """The second generate gets all ids, the first one's cache and only the new clip's features, as chats are served."""
     if "clips_on_a_cache" in host.cannot:
-        pytest.skip("the bare host can't")
+        pytest.skip("the host can't")
     first, suffix = host.prompt([6], seed=1), host.prompt([5], seed=2)
     inputs, _ = host.collate(model, [first])
     memory = attach(model)

@@ -63,7 +63,7 @@ def test_the_residual_is_the_adapters_read_and_the_write_gets_the_input_of_the_n
 @torch.no_grad()
 def test_trap_08_output_hidden_states_shows_the_residual(host: TinyHost, model: PreTrainedModel):
     if "hidden_states" in host.cannot:
-        pytest.skip("the bare host can't")
+        pytest.skip("the host can't")
     inputs, audio_mask = host.make_inputs(model, [[4], [7]])
     bare = model(**inputs, output_hidden_states=True).hidden_states
     memory = attach(model)

@@ -118,9 +118,9 @@ def test_the_gradient_through_two_utterances_equals_the_finite_difference(host: 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_changes_neither_state_nor_gradients(host: TinyHost, trained, use_reentrant: bool):
     if "checkpointing" in host.cannot:
-        pytest.skip("the bare host has no gradient checkpointing")
+        pytest.skip("the host has no gradient checkpointing")
     if use_reentrant and "input_grads" in host.cannot:
-        pytest.skip("the bare host can't give its embeddings a gradient")
+        pytest.skip("the host can't give its embeddings a gradient")
     model, memory, turns = trained
 
     def run():

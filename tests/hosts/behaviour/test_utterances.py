@@ -119,7 +119,7 @@ def test_placeholder_ids_without_features_are_not_audio(host: TinyHost, model: P
 @torch.no_grad()
 def test_a_batch_of_sessions_equals_the_singles(host: TinyHost, model: PreTrainedModel, padding_side: str):
     if "batches" in host.cannot:
-        pytest.skip("the bare host can't")
+        pytest.skip("the host can't")
     turns = [
         [host.prompt(clips, seed=10 * turn + row) for row, clips in enumerate(batch)]
         for turn, batch in enumerate([[[4], [8], [2, 5]], [[9], [3], [6]], [[2], [2], [7]]])
@@ -142,7 +142,7 @@ def test_a_batch_of_sessions_equals_the_singles(host: TinyHost, model: PreTraine
 def test_rows_belong_to_sessions_in_the_order_of_the_ids(host: TinyHost, model: PreTrainedModel):
     """Sessions keep their own past when their rows and the other sessions change from batch to batch."""
     if "batches" in host.cannot:
-        pytest.skip("the bare host can't")
+        pytest.skip("the host can't")
     prompts = {name: [host.prompt([5], seed=ord(name) * 10 + turn) for turn in range(3)] for name in "abc"}
     memory = attach(model)
     for name in "abc":
