@@ -35,9 +35,11 @@ ser.paths ser.dialogue ser.provenance
 ser.recognizer.results
 ser.training.summary
 ser.suitability
-ser.sound ser.sound.source ser.sound.chunks ser.sound.flac ser.sound.levels ser.sound.ogg ser.sound.tags
-ser.sound.mpeg ser.sound.layout ser.sound.reader
-ser.recognizer.audio ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.recognizer ser.recognizer
+ser.recognizer.sound ser.recognizer.sound.source ser.recognizer.sound.chunks ser.recognizer.sound.flac
+ser.recognizer.sound.levels ser.recognizer.sound.ogg ser.recognizer.sound.tags ser.recognizer.sound.mpeg
+ser.recognizer.sound.layout ser.recognizer.sound.reader
+ser.recognizer.audio ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.pretrained ser.recognizer.recognizer
+ser.recognizer
 ser.corpora.folder ser.corpora.corpus ser.corpora.manifests ser.corpora.emorynlp ser.corpora.iemocap
 ser.corpora.m3ed ser.corpora.meld ser.corpora
 ser.training.batch_scorer ser.training.cached_host ser.training.batches ser.training.loss ser.training.step

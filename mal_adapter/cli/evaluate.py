@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.data import note_what_is_left_out, read_data
+from mal_adapter.cli.data import note_omissions, read_data
 from mal_adapter.cli.hosts import load_recognizer, start_process
 from mal_adapter.cli.options import (
     MODEL_PANEL,
@@ -164,7 +164,7 @@ def evaluate(
     if card and recognizer.memory is not None:
         recognizer.memory.adapter.check_folder(str(adapter), recognizer.memory.adapter.metadata)
     if state.is_main_process:
-        note_what_is_left_out(data.dialogues, recognizer.labels)
+        note_omissions(data.dialogues, recognizer.labels)
         if len(data.dialogues) < FEWEST_DIALOGUES:
             note(f"with fewer than {FEWEST_DIALOGUES} dialogues, no difference can be significant")
     try:

@@ -1,14 +1,13 @@
 """Load a recogniser by the names of a model and an adapter, for the commands that run one."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from mal_adapter.cli.options import Dtype
 from mal_adapter.cli.usage import as_typed
-from mal_adapter.extras import explain_missing, require
+from mal_adapter.extras import require
 
 if TYPE_CHECKING:
     import torch
@@ -56,25 +55,12 @@ def load_model(name: str, device: "torch.device | None", dtype: Dtype, *, spread
     Raises:
         HostError: The model can't be loaded.
     """
-    from mal_adapter.errors import HostError
-    from mal_adapter.ser.loading import load_host
     from mal_adapter.ser.progress import working
+    from mal_adapter.ser.recognizer.pretrained import load_named_host
 
     options = {"device_map": "auto"} if spread else {}
-    try:
-        with working(f"loading {name}"):
-            return load_host(name, device=device, dtype=dtype.value, **options)
-    except (OSError, ValueError) as error:
-        raise HostError(f"the model {name} can't be loaded: {_reason(name, error)}") from error
-
-
-def _reason(name: str, error: Exception) -> str:
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        return "the folder does not exist, and this is not a Hub id such as Qwen/Qwen2-Audio-7B-Instruct"
-    offline = "; HF_HUB_OFFLINE is set, so the Hub was not asked" if HF_HUB_OFFLINE and not Path(name).exists() else ""
-    return f"{str(error).strip().splitlines()[0]}{offline}"
+    with working(f"loading {name}"):
+        return load_named_host(name, device=device, dtype=dtype.value, **options)
 
 
 def load_recognizer(
@@ -106,7 +92,7 @@ def load_recognizer(
         HostError: The model is unknown or can't be loaded.
         LabelError: The labels are not a valid label set, or `dialogues` have none of them.
     """
-    from mal_adapter import MemoryAdapter, attach_memory
+    from mal_adapter import MemoryAdapter
     from mal_adapter.errors import HostError, raise_problems
     from mal_adapter.ser.labels import DEMO
     from mal_adapter.ser.recognizer.prompt import choose_task
@@ -126,11 +112,9 @@ def load_recognizer(
     if dialogues is not None:
         raise_problems(label_problems(dialogues, label_set))
     model, processor = load_model(model_name, device, dtype, spread=spread)
-    attached = None
-    if adapter is not None and memory:
-        model = _with_lora(model, Path(str(adapter_name)))
-        attached = attach_memory(model, adapter=adapter)
-    return EmotionRecognizer(model, processor, attached, label_set, question)
+    if adapter_name is None or not memory:
+        return EmotionRecognizer(model, processor, None, label_set, question)
+    return EmotionRecognizer.from_pretrained(adapter_name, (model, processor), labels=label_set, prompt=question)
 
 
 def start_process(device_name: str | None) -> "tuple[Any, torch.device | None]":
@@ -151,13 +135,3 @@ def start_process(device_name: str | None) -> "tuple[Any, torch.device | None]":
     if device_name is not None and state.num_processes > 1:
         raise typer.BadParameter("accelerate launch gives each process its own device", param_hint="--device")
     return state, None if device_name == "auto" else device or state.device
-
-
-def _with_lora(model: Any, adapter_folder: Path) -> Any:
-    """The model with the LoRA in a folder of `mal-adapter train --lora-rank`."""
-    folder = adapter_folder / "lora"
-    if not (folder / "adapter_config.json").is_file():
-        return model
-    with explain_missing(f"the LoRA in {folder}", extra="train"):
-        from peft import PeftModel
-    return PeftModel.from_pretrained(model, str(folder))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.data import Data, note_what_is_left_out, read_data
+from mal_adapter.cli.data import Data, note_omissions, read_data
 from mal_adapter.cli.hosts import load_model, start_process
 from mal_adapter.cli.options import (
     CORPUS_PANEL,
@@ -171,7 +171,7 @@ def train(
     problems = [*label_problems(dialogues, label_set, "training"), *sound_problems(dialogues, label_set, "training")]
     raise_problems(problems + ([problem] if (problem := output_problem(output, resume)) is not None else []))
     if state.is_main_process:
-        note_what_is_left_out([*dialogues, *dev_dialogues], label_set)
+        note_omissions([*dialogues, *dev_dialogues], label_set)
     host, processor = load_model(model, place, dtype, spread=device == "auto")
     torch.manual_seed(settings.seed)
     memory = _attach(host, layer, memory_fields)

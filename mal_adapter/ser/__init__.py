@@ -1,6 +1,6 @@
-"""Conversational speech emotion recognition on a host with a memory.
+"""Conversational speech emotion recognition on a host with a memory: recognition, training, evaluation, corpora.
 
-from mal_adapter.ser import EmotionRecognizer, load_host, read_manifest
+from mal_adapter.ser import EmotionRecognizer, evaluate, read_manifest, train_memory, write_report
 """
 
 from typing import TYPE_CHECKING

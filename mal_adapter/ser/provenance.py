@@ -1,4 +1,4 @@
-"""Which dialogues and which library versions a figure comes from."""
+"""The dialogues and the library versions that a figure was measured with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PACKAGES = ("mal-adapter", "torch", "transformers", "accelerate", "peft", "nump
 
 
 def digest_of(*splits: Sequence[Dialogue]) -> str:
-    """Identifies dialogues by their ids and labels; not by their sound, whose files may have moved."""
+    """A digest of the dialogues' ids and labels; not of their sound, whose files may have moved."""
     ids = [
         [[d.dialogue_id, *([u.utterance_id, u.emotion] for u in d.utterances)] for d in dialogues]
         for dialogues in splits
@@ -24,5 +24,5 @@ def digest_of(*splits: Sequence[Dialogue]) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """The versions of what figures may depend on."""
+    """The versions of the packages on which figures may depend."""
     return {package: installed_version(package) for package in _PACKAGES}

@@ -89,7 +89,7 @@ def pooled_keys(adapter: MemoryAdapter, _: Voices) -> None:
 
 @torch.no_grad()
 def stable_keys(adapter: MemoryAdapter, voices_of: Voices) -> None:
-    """Keys start as the directions in which utterances of one dialogue are alike, found without labels."""
+    """Keys start as the directions in which the utterances of a dialogue are similar, found without labels."""
     width = adapter.config.memory_dim
     hidden = voices_of()
     voices = functional.layer_norm(hidden, hidden.shape[-1:]).mean(2)
@@ -200,7 +200,7 @@ def by_turn(evaluation: Evaluation) -> dict[str, list[float]]:
 
 
 def dialogues_of(setting: str, cache: Path) -> tuple[list[Dialogue], list[Dialogue]]:
-    """Those to train on and those to measure on; their sound files are written unless they are there."""
+    """The training and the test dialogues; their sound files are written unless they exist."""
     parts = []
     for number, split in enumerate(("train", "test" if setting == "final" else "dev")):
         manifest = cache / split / "manifest.jsonl"
@@ -235,7 +235,7 @@ def deal_by_mood(dialogues: Sequence[Dialogue], seed: int) -> list[Dialogue]:
 
 
 def voices_of(recognizer: EmotionRecognizer, dialogues: Sequence[Dialogue], activations: Path) -> Tensor:
-    """What leaves the memory's layer at the audio positions, (dialogues, turns, audio tokens, hidden_size)."""
+    """The output of the memory's layer at the audio positions, (dialogues, turns, audio tokens, hidden_size)."""
     assert recognizer.memory is not None
     cached = CachedHost(recognizer, recognizer.memory, activations)
     rows = []

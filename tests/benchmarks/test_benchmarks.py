@@ -1,4 +1,4 @@
-"""The benchmark command runs; what it measures is not tested."""
+"""The benchmark command runs; its measurements are not tested."""
 
 import json
 import subprocess

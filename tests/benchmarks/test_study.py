@@ -1,4 +1,4 @@
-"""docs/what_makes_it_work.md says what the runs gave."""
+"""docs/what_makes_it_work.md has the results of the runs."""
 
 import json
 from pathlib import Path

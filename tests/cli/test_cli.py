@@ -121,10 +121,10 @@ def test_bad_files_give_a_line_each_and_good_ones_are_answered(run, write_audio,
     assert run("predict").exit_code == 2
 
 
-def test_own_model_labels_and_question(run, saved, write_audio):
+def test_your_own_model_labels_and_question(run, saved, write_audio):
     path = write_audio("a.wav")
     result = run("predict", path, "--model", saved / "host", "--json")
-    assert result.stderr == "note: no --adapter, so each utterance is heard alone\n"
+    assert result.stderr == "note: no --adapter, so each utterance is recognised on its own\n"
     answer = json.loads(result.stdout)
     assert answer["memory"] is False
     assert answer["labels"] == ["neutral", "happy", "angry", "sad"]
@@ -185,7 +185,7 @@ def test_the_device_and_the_dtype_of_the_weights(run, write_audio):
         (["missing.jsonl"], 2, "ManifestError", "missing.jsonl: the manifest can not be read"),
     ],
 )
-def test_our_errors_are_one_line_without_a_traceback(arguments, exit_code, kind, message, run, write_audio):
+def test_typed_errors_are_one_line_without_a_traceback(arguments, exit_code, kind, message, run, write_audio):
     sounds = [] if kind == "ManifestError" else [write_audio("a.wav")]
     plain, as_json = (run("predict", *sounds, *arguments, *more) for more in ([], ["--json"]))
     assert plain.stderr.startswith(f"error: {message}")
@@ -196,7 +196,7 @@ def test_our_errors_are_one_line_without_a_traceback(arguments, exit_code, kind,
     assert error == {"type": kind, "message": plain.stderr.removeprefix("error: ").rstrip()}
 
 
-def test_what_nobody_foresaw_is_one_line_and_debug_shows_where(run, tmp_path):
+def test_an_unexpected_error_is_one_line_and_debug_shows_the_traceback(run, tmp_path):
     (tmp_path / "sessions").mkdir()
     FolderStore(tmp_path / "sessions").put("a", state_of(1))
     wish = ["states", "export", "a", tmp_path / "absent" / "a.safetensors", "--store", tmp_path / "sessions"]
@@ -212,7 +212,7 @@ def test_what_nobody_foresaw_is_one_line_and_debug_shows_where(run, tmp_path):
     assert json.loads(shown.stdout)["error"]["type"] == "FileNotFoundError"
 
 
-def test_a_full_device_is_told_what_helps():
+def test_a_full_device_is_an_error_with_advice():
     with (
         pytest.raises(SystemExit) as stop,
         redirect_stderr(io.StringIO()) as stderr,
@@ -224,7 +224,7 @@ def test_a_full_device_is_told_what_helps():
     assert stderr.getvalue().count("\n") == 1
 
 
-def test_wrong_usage_is_an_object_too_where_json_is_asked_for(run):
+def test_wrong_usage_with_json_prints_an_object(run):
     for wish, words in ((["predict"], "FILE"), (["predict", "a.wav", "--modle", "x"], "--modle")):
         done = run(*wish, "--json")
         assert done.exit_code == 2
@@ -236,7 +236,7 @@ def test_wrong_usage_is_an_object_too_where_json_is_asked_for(run):
     assert run("pedict").exit_code == 2
 
 
-def test_colours_and_a_bar_on_a_terminal_alone(run, make_dialogue, tmp_path, monkeypatch):
+def test_colours_and_a_bar_appear_only_on_a_terminal(run, make_dialogue, tmp_path, monkeypatch):
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
@@ -249,7 +249,7 @@ def test_colours_and_a_bar_on_a_terminal_alone(run, make_dialogue, tmp_path, mon
     assert shown.exit_code == piped.exit_code == 2
     assert re.search("\x1b\\[3[12]m(sad|neutral|happy) *\x1b\\[0m", shown.stderr)  # green or red
     assert "\x1b[31m\x1b[1merror:\x1b[0m" in shown.stderr
-    assert "hearing: " in shown.stderr
+    assert "recognising: " in shown.stderr
     bare = re.sub("\x1b\\[[0-9]*[mK]", "", shown.stderr)
     assert set(piped.stdout.splitlines()[1:]) <= {line.split("\r")[-1] for line in bare.split("\r\n")}
     monkeypatch.setenv("NO_COLOR", "1")
@@ -260,10 +260,10 @@ def test_colours_and_a_bar_on_a_terminal_alone(run, make_dialogue, tmp_path, mon
     monkeypatch.delenv("FORCE_COLOR")
     split = on_a_terminal(*wish, "--json", stdout_too=False)
     assert len(json.loads(split.stdout)["utterances"]) == 3
-    assert "hearing: " in split.stderr
+    assert "recognising: " in split.stderr
 
 
-def test_wide_letters_keep_the_table_in_line(run, write_audio, tmp_path):
+def test_wide_letters_keep_the_columns_aligned(run, write_audio, tmp_path):
     turns = (Utterance("d", "一", "悲伤", write_audio("a.wav")), Utterance("d", "b", "B", write_audio("b.wav")))
     write_manifest([Dialogue("d", turns)], tmp_path / "calls.jsonl")
     lines = run("predict", tmp_path / "calls.jsonl").stdout.splitlines()[2:]

@@ -236,7 +236,7 @@ BAD = {
     "empty": (b"", 415, "these 0 bytes are not a sound file; send the file itself"),
     "cut": (sound(1.0)[:20_000], 422, "the file is cut short"),
     "silent": (sound(1.0, amplitude=0.0), 422, "the audio is silent"),
-    "long": (sound(20.0), 422, "the audio lasts 20.00 s"),
+    "long": (sound(20.0), 422, "the audio lasts 20.00 s, but this host processes at most"),
     "hours-in-a-few-bytes": (sound(4 * 3600, 0.0, "FLAC", 1000), 422, "14400.00 s of audio; up to 30 s"),
     "large": (bytes(2**20 + 1), 413, "the body has more than 1048576 bytes"),
 }

@@ -1,4 +1,4 @@
-"""A processor for tiny hosts: a token per letter. It makes a recogniser; inputs come from the host's own literal."""
+"""A processor for tiny hosts, with a token per letter, to make a recogniser; the host makes the inputs."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ class _Letters:
 
 
 class ByLetter:
-    """What the recogniser asks a processor for, when it is made."""
+    """The attributes of a processor that a recogniser needs when it is made."""
 
     audio_token = "<audio>"
     tokenizer = _Letters()

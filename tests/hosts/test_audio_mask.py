@@ -1,4 +1,4 @@
-"""Padding as the attention mask of a call tells it, where audio stands at every position."""
+"""Padding as the attention mask of a call gives it, for hosts with audio at every position."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from mal_adapter.errors import AudioMaskError
 from mal_adapter.hosts import find_audio_mask
 
 EVERYWHERE = HostSpec(audio_positions="every", feature_arguments=("input_features",))
-PADDED = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])  # on the left, as generate() wants it
+PADDED = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])  # on the left, as generate() needs it
 
 
 def call(seq_len: int, **arguments: object) -> dict[str, object]:
@@ -23,7 +23,7 @@ def cache_of(length: int) -> DynamicCache:
     return cache
 
 
-def heard(seq_len: int, **arguments: object) -> list[list[bool]]:
+def audio_of(seq_len: int, **arguments: object) -> list[list[bool]]:
     mask = find_audio_mask(EVERYWHERE, torch.nn.Module(), call(seq_len, **arguments))
     assert mask is not None
     return mask.tolist()
@@ -31,7 +31,7 @@ def heard(seq_len: int, **arguments: object) -> list[list[bool]]:
 
 @pytest.mark.parametrize("past", [0, 2, 4])
 @pytest.mark.parametrize("form", ["2-D", "4-D bool", "4-D added"])
-def test_a_call_on_a_cache_is_padded_as_the_end_of_its_mask_says(past: int, form: str):
+def test_the_end_of_the_mask_gives_the_padding_of_a_call_on_a_cache(past: int, form: str):
     seq_len = PADDED.shape[1] - past
     mask = PADDED
     if form != "2-D":
@@ -40,13 +40,13 @@ def test_a_call_on_a_cache_is_padded_as_the_end_of_its_mask_says(past: int, form
         if form == "4-D added":
             mask = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
     expected = PADDED[:, past:].bool().tolist()
-    assert heard(seq_len, attention_mask=mask, past_key_values=cache_of(past)) == expected
+    assert audio_of(seq_len, attention_mask=mask, past_key_values=cache_of(past)) == expected
 
 
 def test_without_a_mask_nothing_is_padding():
-    assert heard(3) == [[True] * 3] * 2
+    assert audio_of(3) == [[True] * 3] * 2
 
 
-def test_a_mask_of_unknown_form_is_refused():
+def test_a_mask_of_an_unknown_shape_is_refused():
     with pytest.raises(AudioMaskError, match="dict"):
-        heard(3, attention_mask={"full_attention": None})
+        audio_of(3, attention_mask={"full_attention": None})

@@ -94,7 +94,7 @@ BOTH = {
 
 
 @pytest.mark.parametrize("case", BOTH)
-def test_dialogues_that_are_no_good_are_refused_first(demo, trainee, dialogues, forwards, tmp_path, case):
+def test_unusable_dialogues_are_refused_first(demo, trainee, dialogues, forwards, tmp_path, case):
     make, error, words = BOTH[case]
     with pytest.raises(error, match=words):
         evaluate(demo, make(dialogues), output=tmp_path / "out")
@@ -107,7 +107,7 @@ def test_dialogues_that_are_no_good_are_refused_first(demo, trainee, dialogues, 
     assert not (tmp_path / "out").exists()
 
 
-def test_all_that_is_wrong_is_in_one_error(demo, trainee, dialogues, forwards, tmp_path):
+def test_all_problems_are_in_one_error(demo, trainee, dialogues, forwards, tmp_path):
     bad = changed(dialogues, emotion=None)
     with pytest.raises(ConfigError) as caught:
         evaluate(demo, bad, output=tmp_path / "out", arms=["swapped"], batch_size=0, history=2.5, seed="x")
@@ -128,7 +128,7 @@ def test_all_that_is_wrong_is_in_one_error(demo, trainee, dialogues, forwards, t
 
 
 @pytest.mark.parametrize("value", ["8", 2.5, 0, -1, None, True])
-def test_numbers_that_are_none_are_refused_first(demo, dialogues, forwards, tmp_path, value):
+def test_invalid_numbers_are_refused_first(demo, dialogues, forwards, tmp_path, value):
     for name in ("batch_size", "history"):
         with pytest.raises(ConfigError, match=name):
             evaluate(demo, dialogues, output=tmp_path / "out", **{name: value})
@@ -137,7 +137,7 @@ def test_numbers_that_are_none_are_refused_first(demo, dialogues, forwards, tmp_
     assert forwards == []
 
 
-def test_arms_that_lack_what_they_need_are_refused_first(demo, dialogues, forwards, tmp_path):
+def test_arms_without_their_requirements_are_refused_first(demo, dialogues, forwards, tmp_path):
     monologues = changed(dialogues, speaker="?")
     for given, arms, words in (
         (monologues, ["own", "oracle_speakers"], "no dialogue has two speakers"),
@@ -221,7 +221,7 @@ def test_a_folder_that_can_not_be_written_to_is_refused_first(demo, trainee, dia
     assert (tmp_path / "file").read_text() == "x"
 
 
-def test_a_training_never_ends_over_the_work_of_another(trainee, dialogues, forwards, tmp_path):
+def test_a_training_never_overwrites_another_one(trainee, dialogues, forwards, tmp_path):
     shutil.copytree(ADAPTER_FOLDER, tmp_path / "adapter")
     for resume in (False, True):
         with pytest.raises(TrainingError, match="has an adapter"):
@@ -260,7 +260,7 @@ def test_settings_that_would_fail_later_are_refused_first(
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_of_labels_that_do_not_occur_teach_nothing(trainee, dialogues, forwards, tmp_path):
+def test_weights_of_labels_that_do_not_occur_have_no_effect(trainee, dialogues, forwards, tmp_path):
     known = {u.emotion for d in dialogues for u in d.utterances}
     weights = {name: float(name not in known) for name in EMOTIONS}
     assert any(weights.values())
@@ -328,7 +328,7 @@ FAST = TrainingConfig(epochs=1, batch_size=8)
 @pytest.mark.parametrize(
     ("make", "words"), [(singles, "one utterance each"), (first_labelled, "first utterances alone")]
 )
-def test_dialogues_in_which_nothing_is_read_back_give_a_warning(demo, trainee, dialogues, tmp_path, make, words):
+def test_dialogues_in_which_the_memory_is_never_read_give_a_warning(demo, trainee, dialogues, tmp_path, make, words):
     AcceleratorState._reset_state()
     trainee.memory.adapter.load_state_dict(make_recognizer().memory.adapter.state_dict())
     with pytest.warns(UninformativeDataWarning, match=f"the training dialogues .*{words}"):
@@ -342,7 +342,7 @@ def test_dialogues_in_which_nothing_is_read_back_give_a_warning(demo, trainee, d
     )  # no memory is asked about: no warning
 
 
-def test_one_judged_utterance_with_a_past_is_enough(demo, dialogues, tmp_path):
+def test_one_labelled_utterance_with_a_past_gives_no_warning(demo, dialogues, tmp_path):
     some = [*singles(dialogues[:2]), dialogues[2]]
     evaluate(demo, some, output=tmp_path / "out", arms=["host_only", "own"])
     last = changed(dialogues, emotion=lambda u, k: u.emotion if k == 1 else None)
@@ -352,14 +352,14 @@ def test_one_judged_utterance_with_a_past_is_enough(demo, dialogues, tmp_path):
 # ------------------------------------------------------------------------------------------ what only the run shows
 
 
-def test_a_complete_evaluation_is_read_where_the_sounds_are_gone(demo, tmp_path):
+def test_a_complete_evaluation_is_read_without_its_sound_files(demo, tmp_path):
     calls = make_dialogues(tmp_path / "calls", (2, 2))
     first = evaluate(demo, calls, output=tmp_path / "out", arms=["host_only"])
     shutil.rmtree(tmp_path / "calls")
     assert evaluate(demo, calls, output=tmp_path / "out", arms=["host_only"]).answers == first.answers
 
 
-def test_files_that_are_there_and_can_not_be_read_end_with_their_reason(demo, trainee, tmp_path):
+def test_files_that_exist_but_can_not_be_read_give_their_reason(demo, trainee, tmp_path):
     AcceleratorState._reset_state()
     calls = make_dialogues(tmp_path / "calls", (2, 2))
     for path in (tmp_path / "calls").glob("*.wav"):
@@ -433,24 +433,24 @@ def made(name, dialogues, **changes):
 def test_other_systems_are_compared_with_the_dialogues_first(demo, dialogues, forwards):
     from mal_adapter.ser.evaluation.report import rival_problems
 
-    def told(*rivals):
+    def problems_of(*rivals):
         return [str(problem) for problem in rival_problems(dialogues, demo.labels, AUDIT, rivals)]
 
-    assert told(made("gru", dialogues)) == []
-    assert told(made("gru", changed(dialogues, emotion=lambda u, k: u.emotion if k else "sad")))
-    (problem,) = told(made("gru", dialogues[1:]))
+    assert problems_of(made("gru", dialogues)) == []
+    assert problems_of(made("gru", changed(dialogues, emotion=lambda u, k: u.emotion if k else "sad")))
+    (problem,) = problems_of(made("gru", dialogues[1:]))
     assert f"{dialogues[0].dialogue_id}/" in problem
     assert "not in it" in problem
-    (problem,) = told(made("host_only", dialogues))
+    (problem,) = problems_of(made("host_only", dialogues))
     assert "'host_only'" in problem
-    (problem,) = told(made("gru", dialogues), made("gru", dialogues))
+    (problem,) = problems_of(made("gru", dialogues), made("gru", dialogues))
     assert "'gru'" in problem
-    (problem,) = told(made("gru", dialogues, labels=[*EMOTIONS, "bored"]))
+    (problem,) = problems_of(made("gru", dialogues, labels=[*EMOTIONS, "bored"]))
     assert "bored" in problem
     assert forwards == []
 
 
-def test_evaluate_says_what_will_not_count(dialogues, tmp_path):
+def test_evaluate_prints_what_is_not_scored(dialogues, tmp_path):
     AcceleratorState._reset_state()
     some = [dialogues[0], *changed(dialogues[1:2], emotion="bored"), *gone(dialogues[2:])]
     write_manifest(some, tmp_path / "some.jsonl")
@@ -464,7 +464,7 @@ def test_evaluate_says_what_will_not_count(dialogues, tmp_path):
     assert "fewer than 6 dialogues" in done.stderr
 
 
-def test_a_card_that_can_not_be_rewritten_is_known_first(dialogues, tmp_path):
+def test_a_card_that_can_not_be_written_is_refused_first(dialogues, tmp_path):
     AcceleratorState._reset_state()
     manifest = dialogues[0].utterances[0].audio.parent / "manifest.jsonl"
     shutil.copytree(ADAPTER_FOLDER, tmp_path / "adapter")

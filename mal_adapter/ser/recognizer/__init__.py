@@ -1,4 +1,4 @@
-"""From a dialogue's sound to one emotion per utterance."""
+"""Recognition: from the sound of a dialogue to one emotion per utterance."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""From a sound file to a waveform: decoding, and the rules for bad audio."""
+"""From a sound file to a waveform: decoding, resampling, and checks of the audio."""
 
 import os
 from collections.abc import Iterator
@@ -17,27 +17,27 @@ from transformers.utils import is_torchcodec_available
 from mal_adapter.errors import AudioError, AudioFormatError, AudioTooLongError, MissingDependencyError
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.paths import existing_sound
-from mal_adapter.ser.sound.levels import Levels
-from mal_adapter.ser.sound.reader import TOLERANCE_S, Sound, UnknownFormatError, open_sound
-from mal_adapter.ser.sound.source import DamagedSoundError, open_regular_file
+from mal_adapter.ser.recognizer.sound.levels import Levels
+from mal_adapter.ser.recognizer.sound.reader import TOLERANCE_S, Sound, UnknownFormatError, open_sound
+from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, open_regular_file
 
 __all__ = ["SoundInfo", "Waveform", "load_waveform", "sound_info", "sound_path"]
 
 Waveform = npt.NDArray[np.float32]
 
-#: The longest utterance. Few bytes can unpack to days, and no host takes an hour at once.
+#: The longest utterance, in seconds. A few bytes can unpack to days, and no host takes an hour at once.
 LONGEST_S = 3600.0
-#: Samples, of the lower of both rates, that a resampled part needs on either side to equal the same part of the whole.
+#: Samples (of the lower of both rates) that a part needs on either side, to be resampled as within the whole file.
 MARGIN = 256
 
 
 class SoundInfo(NamedTuple):
-    """What the headers of a sound file say, after all of them were checked against the file.
+    """The contents of a sound file's headers, checked against the file.
 
     Attributes:
-        duration_s: how long it is.
-        sampling_rate: in Hz.
-        channels: how many.
+        duration_s: The length in seconds.
+        sampling_rate: In Hz.
+        channels: The number of channels.
     """
 
     duration_s: float
@@ -46,25 +46,25 @@ class SoundInfo(NamedTuple):
 
 
 def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform:
-    """Decodes one utterance to mono float32, resampled, cut to its start and end.
+    """Decode one utterance to mono float32, resampled, cut to its start and end.
 
-    Reads WAV, RF64, W64, AIFF, AU, CAF, NIST, FLAC, OGG and MP3 with soundfile and soxr, and whatever else
-    transformers' `load_audio` reads where that is installed. Channels are averaged. Of a long file only the part
-    between start and end is decoded; a file whose header does not know its length is read to the end.
+    soundfile and soxr read WAV, RF64, W64, AIFF, AU, CAF, NIST, FLAC, OGG and MP3. Other formats are read by
+    transformers' `load_audio`, if torchcodec is installed. Channels are averaged. Of a long file only the part between
+    start and end is decoded. A file whose header does not give its length is read to the end.
 
     Args:
-        utterance: only `audio`, `start_s` and `end_s` are used.
-        sampling_rate: of the result, in Hz.
+        utterance: Only its `audio`, `start_s` and `end_s` are used.
+        sampling_rate: Of the result, in Hz.
 
     Returns:
         (samples,) float32, finite, at least one sample, not silent.
 
     Raises:
-        AudioError: the file is missing, unreadable, damaged, cut short, longer than its header says, empty, silent or
+        AudioError: The file is missing, unreadable, damaged, cut short, longer than its header says, empty, silent or
             not finite, its channels cancel, or it ends before the utterance does. The message names the file, the
             reason and what to do.
-        AudioFormatError: the file has no format that is read as audio.
-        AudioTooLongError: the utterance is longer than an hour.
+        AudioFormatError: The file is of no audio format that can be read here.
+        AudioTooLongError: The utterance is longer than an hour.
         MissingDependencyError: torchcodec, which would decode the file, is installed but can't be imported.
 
     Example:
@@ -100,17 +100,17 @@ def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform
 
 
 def sound_info(path: Path) -> SoundInfo:
-    """Checks a sound file's headers and size without decoding it.
+    """Check the headers and the size of a sound file without decoding it.
 
     Args:
-        path: of a format that `load_waveform` reads without `load_audio`.
+        path: A file of a format that `load_waveform` reads without `load_audio`.
 
     Returns:
         Its length, rate and channels.
 
     Raises:
-        AudioError: as `load_waveform`, as far as it can be known without decoding.
-        AudioFormatError: the file has none of these formats.
+        AudioError: As `load_waveform`, as far as the headers and the size show it.
+        AudioFormatError: The file has none of these formats.
 
     Example:
         >>> import soundfile, tempfile
@@ -124,18 +124,18 @@ def sound_info(path: Path) -> SoundInfo:
 
 
 def sound_path(path: Path) -> str | bytes:
-    """The path for soundfile, which would encode it itself and refuse a name that is not UTF-8."""
+    """The path in bytes, for soundfile: it would encode a string as UTF-8, and refuse a name that is not."""
     return os.fsencode(path) if os.name == "posix" else str(path)
 
 
 def _decode(sound: Sound, sampling_rate: int) -> Waveform:
-    """The whole recording."""
+    """Decode the whole recording."""
     _check_length(sound.duration_s)
     return _decode_frames(sound, sampling_rate, 0, sound.frames, 0, sound.frames)
 
 
 def _decode_part(sound: Sound, sampling_rate: int, start: int, end: int) -> Waveform:
-    """The samples `start` to `end` of the resampled recording, by decoding little more than them."""
+    """Decode the samples `start` to `end` of the resampled recording, and little more than them."""
     _check_length((end - start) / sampling_rate)
     rate = sound.sampling_rate
     unit = gcd(rate, sampling_rate)
@@ -143,7 +143,7 @@ def _decode_part(sound: Sound, sampling_rate: int, start: int, end: int) -> Wave
     margin = 0 if rate == sampling_rate else -(-MARGIN * rate // min(rate, sampling_rate))
     first = min(sound.frames, start * step_in // step_out)
     last = min(sound.frames, -(-end * step_in // step_out))
-    # Samples in and out fall together once in a step: the part has to begin there, to be resampled as the whole is.
+    # Input and output samples coincide once per step. The part has to start there, to be resampled as the whole is.
     steps = max(0, first - margin) // step_in
     stop = min(sound.frames, last + margin)
     waveform = _decode_frames(sound, sampling_rate, steps * step_in, stop, first, last)
@@ -152,13 +152,13 @@ def _decode_part(sound: Sound, sampling_rate: int, start: int, end: int) -> Wave
 
 
 def _decode_frames(sound: Sound, sampling_rate: int, start: int, stop: int, first: int, last: int) -> Waveform:
-    """The frames `start` to `stop` of a file as mono, resampled. Only those from `first` to `last` are judged."""
+    """Decode the frames `start` to `stop` as mono, resampled. Levels are checked from `first` to `last` only."""
     _check_some(last - first, sound.sampling_rate)
     levels = Levels(sound.channels, sound.sampling_rate, sound.lossy)
     resampler = None
     if sound.sampling_rate != sampling_rate:
         resampler = soxr.ResampleStream(sound.sampling_rate, sampling_rate, 1, dtype="float32")
-    # One array for all, since the pieces and their concatenation would take twice the memory.
+    # One array, since a list of pieces and their concatenation would take twice the memory.
     waveform = np.empty(-(-(stop - start) * sampling_rate // sound.sampling_rate) + 1, dtype=np.float32)
     filled = 0
     position = start
@@ -202,7 +202,7 @@ def _check_length(duration_s: float) -> None:
 
 
 def _decode_elsewhere(path: Path, sampling_rate: int, error: UnknownFormatError) -> Waveform:
-    """By transformers' `load_audio`, which decodes the whole file."""
+    """Decode with transformers' `load_audio`, which decodes the whole file."""
     if not is_torchcodec_available():
         raise error
     with open_regular_file(path) as file:
@@ -221,9 +221,9 @@ def _decode_elsewhere(path: Path, sampling_rate: int, error: UnknownFormatError)
         raise DamagedSoundError(f"the audio can not be decoded ({reason}); convert or copy it again") from cause
 
 
-@lru_cache(maxsize=3)  # the utterances of long recordings follow each other, some calls side by side
+@lru_cache(maxsize=3)  # a recording is read once for all its utterances, also when a few are processed side by side
 def _load_audio(path: Path, sampling_rate: int, mtime_ns: int, size: int) -> Waveform:
-    # Absolute, since load_audio takes a string that is not an existing file for base64.
+    # `path` is absolute, since load_audio takes a string that is not an existing file for base64.
     waveform = np.ascontiguousarray(load_audio(str(path), sampling_rate=sampling_rate), dtype=np.float32)
     waveform.flags.writeable = False
     return waveform
@@ -231,7 +231,7 @@ def _load_audio(path: Path, sampling_rate: int, mtime_ns: int, size: int) -> Wav
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Raises an AudioError that names the file instead of a decoder's error."""
+    """Turn a decoder's error into an `AudioError` that names the file."""
     name = "".join(c if c.isprintable() or 0xDC80 <= ord(c) <= 0xDCFF else repr(c)[1:-1] for c in str(path))
     try:
         yield

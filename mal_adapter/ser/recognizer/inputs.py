@@ -1,4 +1,4 @@
-"""From utterances to the inputs of a host, those apart that it can not hear."""
+"""From utterances to the inputs of a host. Utterances without usable audio are kept apart."""
 
 import inspect
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ class Prepared:
     """A batch of utterances whose sound files have been opened.
 
     Args:
-        inputs: the host's inputs, a row for each utterance that can be heard; empty if there is none.
-        audio_s: index of the utterance -> how long it is, in seconds; in the order of the rows.
-        failures: index of the utterance -> why it can not be heard.
-        audio_mask: where audio is, for a session, if the inputs do not tell.
+        inputs: The host's inputs, a row for each utterance with usable audio; empty if there is none.
+        audio_s: Index of the utterance -> its length in seconds, in the order of the rows.
+        failures: Index of the utterance -> why its audio is unusable.
+        audio_mask: Where audio is, for a session, if the inputs do not say.
     """
 
     inputs: dict[str, Any]
@@ -38,18 +38,18 @@ class Prepared:
 
 
 class HostInputs:
-    """Opens the sound files of a batch, and asks the question about each.
+    """Opens the sound files of a batch, and makes the host's inputs of each with the question.
 
-    The processor is tried on a second of noise first, so that what it refuses is known before any work.
+    The constructor tries the processor on a second of noise, so that a processor that fails does so before any work.
 
     Args:
-        model: the host.
-        processor: its processor.
-        prompt: the question.
-        healed_tokens: how many tokens at the end of the prompt belong to the answers.
+        model: The host.
+        processor: Its processor.
+        prompt: The question.
+        healed_tokens: How many tokens at the end of the prompt are part of the answers.
 
     Raises:
-        HostError: the processor makes no inputs of the question and a second of audio.
+        HostError: The processor makes no inputs of the question and a second of audio.
     """
 
     def __init__(self, model: Any, processor: Any, prompt: AudioPrompt, healed_tokens: int) -> None:
@@ -64,7 +64,7 @@ class HostInputs:
         self._try(type(processor).__name__)
 
     def _try(self, processor: str) -> None:
-        """Each processor has rules of its own about placeholders in a text, and its own exceptions."""
+        """Try the processor. Each has its own rules about placeholders in a text, and its own exceptions."""
         noise = np.random.default_rng(0).normal(0, 0.1, self._prompt.sampling_rate).astype(np.float32)
         try:
             inputs = self._prompt([noise])
@@ -82,7 +82,7 @@ class HostInputs:
             )
 
     def __call__(self, utterances: Sequence[Utterance]) -> Prepared:
-        """Opens the sound files and makes the host's inputs of those that can be heard, on its device."""
+        """Open the sound files, and make the host's inputs of those with usable audio, on its device."""
         failures: dict[int, Failure] = {}
         waveforms: dict[int, Waveform] = {}
         for index, utterance in enumerate(utterances):
@@ -98,14 +98,14 @@ class HostInputs:
         return Prepared(inputs, audio_s, failures)
 
     def with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs with `position_ids` where the host takes them: as generate() counts, so that padding does not
+        """Add `position_ids`, if the host takes them. They are counted as generate() does, so that padding does not
         shift them."""
         if self._counts_positions:
             inputs["position_ids"] = (inputs["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
         return inputs
 
     def with_tokens(self, inputs: dict[str, Any], tokens: Int[Tensor, " tokens"]) -> dict[str, Any]:
-        """The inputs with these text tokens behind each prompt."""
+        """The inputs with these text tokens after each prompt."""
         longer = dict(inputs)
         for name in PER_TOKEN:
             if name in inputs:  # a token's mask and type are those of the text before it
@@ -116,7 +116,7 @@ class HostInputs:
     def _make(
         self, utterances: Sequence[Utterance], waveforms: dict[int, Waveform], failures: dict[int, Failure]
     ) -> dict[str, Any]:
-        """The host's inputs. Utterances too short for a single audio token go from `waveforms` to `failures`."""
+        """The host's inputs. Utterances too short for one audio token are moved from `waveforms` to `failures`."""
         while waveforms:
             inputs = self._prompt(list(waveforms.values()))
             if self._audio_id is None:
@@ -130,14 +130,14 @@ class HostInputs:
                 failures[index] = Failure(
                     utterances[index],
                     AudioError(
-                        f"{utterances[index].audio}: the audio is too short: {audio_s:.3f} s give this host not one "
-                        "audio token; join it to its neighbour or leave it out"
+                        f"{utterances[index].audio}: the audio is too short: {audio_s:.3f} s make not one audio token "
+                        "of this host; join it to its neighbour or leave it out"
                     ),
                 )
         return {}
 
     def _place(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs as the host takes them, on its device."""
+        """Move the inputs to the host's device and dtype, without those that it does not take."""
         device = self._model.device if self._model.device.type != "meta" else None  # offloaded: accelerate moves inputs
         inputs = {name: value for name, value in inputs.items() if name not in self._unwanted}
         for name, value in inputs.items():

@@ -1,4 +1,4 @@
-"""The labels and the question of a recognizer, and the prompt as the inputs of one host."""
+"""The labels and the question of a recogniser, and its prompt as the inputs of one host."""
 
 import base64
 import inspect
@@ -24,28 +24,28 @@ PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids
 """The inputs with one value per token of the prompt, (batch, seq_len)."""
 
 
-# Stands for the question while the template is rendered. Digits, since no filter trims, escapes or folds them.
-_STAND_IN = "41597308264915730826"
+# Takes the question's place while the template is rendered. Digits, since no filter trims, escapes or folds them.
+_PLACEHOLDER = "41597308264915730826"
 
 
 class AudioPrompt:
     """A question about an utterance, as the inputs of one host: the audio first, then the question, in the user's turn.
 
-    The question is asked as it is written, whatever the template would make of it: Gemma's trims it, others escape it.
-    The template is rendered once, so a date in it stays that of the day on which the prompt was made.
+    The question is kept as it is written, though templates may change it: Gemma's trims it, others escape it. The
+    template is rendered once, so a date in it stays that of the day on which the prompt was made.
 
     Args:
-        processor: the host's processor. Its chat template is used where it has one.
-        question: what is asked about the audio.
+        processor: The host's processor. Its chat template is used where it has one.
+        question: The text after the audio.
 
     Raises:
-        ConfigError: the question is empty, or has a token that the host takes for audio or for the end of a turn.
-        HostError: the processor takes no audio, its chat template has no place for it or can't be rendered, or its
-            tokenizer lacks a package.
+        ConfigError: The question is empty, or contains a token that the host takes for audio or for the end of a turn.
+        HostError: The processor takes no audio, its chat template has no place for audio or can't be rendered, or its
+            tokenizer needs a package that is missing.
 
     Attributes:
-        sampling_rate: of the waveforms, in Hz, as the processor's feature extractor expects it.
-        text: the prompt before the audio placeholder is expanded; empty where the processor makes no text (Voxtral).
+        sampling_rate: The one that the processor's feature extractor expects, in Hz.
+        text: The prompt before its audio placeholder is expanded; empty where the processor makes no text (Voxtral).
     """
 
     def __init__(self, processor: Any, question: str) -> None:
@@ -57,7 +57,7 @@ class AudioPrompt:
         extractor = getattr(processor, "feature_extractor", None) or getattr(processor, "audio_processor", None)
         self.sampling_rate = int(getattr(extractor, "sampling_rate", None) or 16_000)
         self._limits = _declared_limits(processor, extractor, self.sampling_rate)
-        self._heard_beyond: set[int] = set()
+        self._accepted_beyond: set[int] = set()
         if self._audio_kwarg is None and not hasattr(processor, "apply_chat_template"):
             raise HostError(
                 f"{type(processor).__name__} takes no audio: its __call__ has neither 'audio' nor 'audios'; "
@@ -65,27 +65,27 @@ class AudioPrompt:
             )
         tokenizer = getattr(processor, "tokenizer", None)
         if self._audio_kwarg is None and isinstance(tokenizer, PreTrainedTokenizerFast) and not tokenizer.chat_template:
-            # transformers 5 falls back to it without a word where mistral-common is missing or too old
+            # transformers 5 silently falls back to it where mistral-common is missing or too old
             raise MissingDependencyError(
                 f"{type(processor).__name__} leaves prompts with audio to Mistral's own tokenizer, which was not "
                 "loaded: pip install -U 'mistral-common[audio]', and load the processor again"
             )
         around, rendered = ("", "") if self._audio_kwarg is None else self._render()
         _check_tokens(question, processor, around)
-        # A template may look into a question ("/no_think"), so its own rendering is taken if that has the question word
-        # for word; and not only because the template says the same words elsewhere.
+        # A template may react to words of the question ("/no_think"). So its own rendering is taken if it contains the
+        # question word for word, beside what the template itself says in these words.
         intact = rendered.count(question) > around.count(question)
-        self.text = rendered if intact else around.replace(_STAND_IN, question)
+        self.text = rendered if intact else around.replace(_PLACEHOLDER, question)
 
     def _render(self) -> tuple[str, str]:
-        """The prompt with `_STAND_IN` in the question's place, and as the template renders the question itself."""
+        """The prompt with `_PLACEHOLDER` as the question, and the prompt with the question as the template has it."""
         name, placeholder = type(self._processor).__name__, getattr(self._processor, "audio_token", None) or ""
         marks = [getattr(self._processor, f"audio_{side}_token", None) or "" for side in ("bos", "eos")]
         audio = placeholder.join(marks)
         if not getattr(self._processor, "chat_template", None):
             if not placeholder:
                 raise HostError(f"{name} has neither a chat template nor an audio_token")
-            return f"{audio}\n{_STAND_IN}\n", f"{audio}\n{self._question}\n"
+            return f"{audio}\n{_PLACEHOLDER}\n", f"{audio}\n{self._question}\n"
         # Some templates (Granite Speech, Phi-4) only take text with the placeholder in it.
         forms: list[Callable[[str], Any]] = [
             lambda words: [{"type": "audio"}, {"type": "text", "text": words}],
@@ -94,20 +94,20 @@ class AudioPrompt:
         failure: Exception | None = None
         for form in forms:
             try:
-                around = self._apply_template(form(_STAND_IN))
-                if _STAND_IN in around and self._has_audio(around, placeholder):
+                around = self._apply_template(form(_PLACEHOLDER))
+                if _PLACEHOLDER in around and self._has_audio(around, placeholder):
                     return around, self._apply_template(form(self._question))
-            except Exception as error:  # Jinja's, and whatever a template raises on content of a form it does not know
+            except Exception as error:  # Jinja's, and anything that a template raises on an unknown form of content
                 failure = failure or error
         reason = "leaves out the audio or the question" if failure is None else f"can not be rendered: {failure}"
         raise HostError(f"the chat template of {name} {reason}") from failure
 
     def _has_audio(self, text: str, placeholder: str) -> bool:
-        if "{'type'" in text or '{"type"' in text:  # printed, by a template that knows no lists
+        if "{'type'" in text or '{"type"' in text:  # printed by a template that does not support lists
             return False
         if placeholder:
             return placeholder in text
-        return text != self._apply_template([{"type": "text", "text": _STAND_IN}])
+        return text != self._apply_template([{"type": "text", "text": _PLACEHOLDER}])
 
     def _apply_template(self, content: Any) -> str:
         message = {"role": "user", "content": content}
@@ -117,19 +117,19 @@ class AudioPrompt:
         """The host's inputs for one question about each waveform.
 
         Args:
-            waveforms: each (samples,) float32 at `sampling_rate`.
+            waveforms: Each (samples,) float32 at `sampling_rate`.
 
         Returns:
-            What the processor returns; `input_ids` and `attention_mask` are (len(waveforms), seq_len), padded on the
-            left, so that position -1 is where every answer begins.
+            The processor's output. `input_ids` and `attention_mask` are (len(waveforms), seq_len), padded on the left,
+            so that every answer starts after position -1.
         """
         if self._audio_kwarg is None:
             inputs = self._processor.apply_chat_template(
                 [self._conversation(waveform) for waveform in waveforms], tokenize=True, return_dict=True
             )
         else:
-            # Padding is for the text alone: flat, it would also replace the audio's own, which some encoders rely on
-            # (Audio Flamingo 3 needs whole windows).
+            # Padding is passed for the text only. At the top level it would also replace the padding of the audio, on
+            # which some encoders rely (Audio Flamingo 3 needs whole windows).
             text_kwargs: dict[str, Any] = {"padding": True}
             bos = getattr(self._processor.tokenizer, "bos_token", None)
             if bos and self.text.startswith(bos):
@@ -144,37 +144,37 @@ class AudioPrompt:
         return _pad_left(dict(inputs))
 
     def _conversation(self, waveform: Waveform) -> list[dict[str, Any]]:
-        """Voxtral's processor makes prompts from encoded files only, not from arrays."""
+        """The chat of one clip. Voxtral's processor takes audio as encoded files only, not as arrays."""
         file = io.BytesIO()
         soundfile.write(file, waveform, self.sampling_rate, format="WAV", subtype="FLOAT")
         audio = {"type": "audio", "base64": base64.b64encode(file.getvalue()).decode("ascii")}
         return [{"role": "user", "content": [audio, {"type": "text", "text": self._question}]}]
 
     def check_length(self, waveform: Waveform, path: Path) -> None:
-        """Refuses audio of which the host would not hear the end.
+        """Raise an error if the processor would cut off the end of the audio.
 
         Some processors cut at the feature extractor's window (Qwen2-Audio), some split long audio into windows
-        (Voxtral, Audio Flamingo 3), and no attribute says which. So beyond a declared limit the processor is tried: if
-        its output stays the same when everything beyond is replaced by noise, it would have been cut.
+        (Voxtral, Audio Flamingo 3), and no attribute says which. So audio beyond a declared limit is tried: if the
+        output stays the same when noise replaces everything beyond the limit, the processor cuts there.
 
         Args:
             waveform: (samples,) float32 at `sampling_rate`.
-            path: for the message.
+            path: The file, for the message.
 
         Raises:
-            AudioTooLongError: with both durations.
+            AudioTooLongError: The processor would cut the audio. The message has both durations.
         """
         limit = max((limit for limit in self._limits if limit < waveform.size), default=None)
-        if limit is None or limit in self._heard_beyond:
+        if limit is None or limit in self._accepted_beyond:
             return
         noise = np.random.default_rng(0).uniform(-1, 1, waveform.size - limit).astype(np.float32)
-        heard, other = self([waveform]), self([np.concatenate((waveform[:limit], noise))])
-        if all(torch.equal(heard[key], other[key]) for key in heard if isinstance(heard[key], Tensor)):
+        given, noisy = self([waveform]), self([np.concatenate((waveform[:limit], noise))])
+        if all(torch.equal(given[key], noisy[key]) for key in given if isinstance(given[key], Tensor)):
             raise AudioTooLongError(
-                f"{path}: the audio lasts {waveform.size / self.sampling_rate:.2f} s, but this host hears at most "
+                f"{path}: the audio lasts {waveform.size / self.sampling_rate:.2f} s, but this host processes at most "
                 f"{limit / self.sampling_rate:.2f} s; split it into shorter utterances"
             )
-        self._heard_beyond.add(limit)
+        self._accepted_beyond.add(limit)
 
 
 def _check_words(question: object) -> None:
@@ -185,16 +185,18 @@ def _check_words(question: object) -> None:
     try:
         question.encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(f"the question {question!r} is not valid Unicode: {error}; type it anew") from error
+        raise ConfigError(f"the question {question!r} is not valid Unicode: {error}; type it again") from error
 
 
 def _check_tokens(question: str, processor: Any, around: str) -> None:
-    """Refuse what the host would not read as words: marks of audio and pictures, and what ends a turn.
+    """Raise an error if the question contains special tokens: marks of audio and pictures, and what ends a turn.
 
-    A tokenizer makes its special tokens of the same letters in a question too, and processors expand placeholders.
+    A tokenizer also finds its special tokens in the text of a question, and processors expand placeholders there.
 
     Args:
-        around: the prompt without the question.
+        question: The question.
+        processor: The host's processor.
+        around: The prompt without the question.
     """
     names = {*vars(processor), *(f"{kind}_token" for kind in ("audio", "audio_bos", "audio_eos", "image", "video"))}
     marks = {getattr(processor, name, None) for name in names if name.endswith("_token")}
@@ -205,12 +207,12 @@ def _check_tokens(question: str, processor: Any, around: str) -> None:
     if found:
         raise ConfigError(
             f"the question {question!r} has {', '.join(found)}, which this host reads as a mark of its own and not as "
-            "words; take it out of the prompt: the audio is put before the question by itself"
+            "words; take it out of the prompt: the audio is put before the question automatically"
         )
 
 
 def _declared_limits(processor: Any, extractor: Any, sampling_rate: int) -> list[int]:
-    """Numbers of samples beyond which audio may be cut."""
+    """The numbers of samples beyond which the processor may cut audio."""
     window = getattr(extractor, "n_samples", None)
     if window is None and extractor is not None:  # Gemma 3n has its limit only as the default of an argument
         default = inspect.signature(extractor.__call__).parameters.get("max_length")
@@ -223,7 +225,7 @@ def _declared_limits(processor: Any, extractor: Any, sampling_rate: int) -> list
 
 
 def _pad_left(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Moves padding on the right to the left; every row keeps its order, so features stay with their tokens."""
+    """Move padding from the right to the left. The rows keep their order, so features stay with their tokens."""
     if "attention_mask" not in inputs:
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     mask = inputs["attention_mask"]
@@ -242,17 +244,20 @@ def choose_task(
     prompt: str | None = None,
     usual: LabelSet = DEMO,
 ) -> tuple[LabelSet, str]:
-    """The labels and the question: as given, else those that the adapter was trained with.
+    """Choose labels and question: the given ones, else those that the adapter was trained with.
 
     Args:
-        metadata: the adapter's; None is no adapter.
-        labels: the possible answers, where they are not the adapter's. Since its question may name its own labels,
-            others bring the default question.
-        prompt: the question, where it is not the adapter's.
-        usual: the labels where neither is known.
+        metadata: The adapter's; None without an adapter.
+        labels: The possible answers; the adapter's unless given. Given labels come with the default question, since
+            the adapter's question may name the adapter's labels.
+        prompt: The question; the adapter's unless given.
+        usual: The labels if neither `labels` nor the adapter gives any.
+
+    Returns:
+        (labels, question).
 
     Raises:
-        LabelError: the labels are no label set.
+        LabelError: The labels are not a label set.
 
     Example:
         >>> metadata = AdapterMetadata(layer_idx=16).with_task(["happy", "sad"], "How does the speaker feel?")
@@ -274,7 +279,7 @@ def choose_task(
 
 
 def default_prompt(labels: LabelSet) -> str:
-    """The question asked where an adapter brings none.
+    """The question for labels whose adapter has no question.
 
     Example:
         >>> default_prompt(LabelSet(("neutral", "happy", "sad")))

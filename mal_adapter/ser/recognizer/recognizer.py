@@ -1,8 +1,9 @@
-"""Emotions of a spoken dialogue: utterances in, one answer each out, as they come."""
+"""`EmotionRecognizer`: one emotion per utterance of a spoken dialogue."""
 
 import contextlib
 import functools
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,10 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mal_adapter.errors import ConfigError, CopyError, HostError, SessionError, StoreError, raise_problems
+from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.memory.config import check_integer
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.recognizer.inputs import HostInputs, Prepared, argument_names
+from mal_adapter.ser.recognizer.pretrained import load_named_host, with_lora
 from mal_adapter.ser.recognizer.prompt import AudioPrompt, choose_task
 from mal_adapter.ser.recognizer.results import Failure, Prediction
 from mal_adapter.ser.recognizer.scoring import LabelScorer
@@ -24,6 +27,7 @@ from mal_adapter.ser.suitability import id_problems
 
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
+    from mal_adapter.stores.base import SessionStore
 
 __all__ = ["EmotionRecognizer"]
 
@@ -31,41 +35,40 @@ __all__ = ["EmotionRecognizer"]
 class EmotionRecognizer:
     """Recognises one emotion of a closed set per utterance, by the probability of each label as the host's answer.
 
-    The prompt is run once per utterance, within the memory's session of its dialogue: it reads what the utterances
-    before it wrote, then writes itself. Labels of several tokens are scored on the cache of that forward; a host
-    without one runs the prompt again for each label, which reads what the first run read and writes nothing.
+    The host runs once per utterance, within the memory's session of the dialogue. The utterance reads what earlier
+    utterances wrote, and is then written. Labels of several tokens are scored on the cache of that forward. A host
+    without a cache runs the prompt again for each label; these runs read what the first run read, and write nothing.
 
     What is mutated: `model` and `memory` are put in eval mode; the memory's states grow with each utterance.
 
     Args:
-        model: an audio language model of transformers, on any device and in any dtype.
-        processor: its processor.
-        memory: from `attach_memory(model, …)`. None is the plain host, for a model without an attached memory.
-        labels: the possible answers; None are those that the memory was trained with, else four common ones.
-        prompt: the question behind the audio; None is the one that the memory was trained with, if it has these
-            labels, else it asks for one word of them.
+        model: An audio language model of transformers, on any device and in any dtype.
+        processor: Its processor.
+        memory: From `attach_memory(model, …)`. None is the plain host, for a model without an attached memory.
+        labels: The possible answers. Unless given, those that the memory was trained with, else four common ones.
+        prompt: The question after the audio. Unless given, the one that the memory was trained with if `labels` is not
+            given either, else a question that asks for one word of the labels.
 
-    What can be known without a forward is checked here: the processor is tried on a second of noise.
+    The constructor checks everything that needs no forward, and tries the processor on a second of noise.
 
     Raises:
-        ConfigError: the prompt is empty, or has a token that the host takes for audio or for the end of a turn.
-        HostError: the processor takes no audio, the model has no weights, the memory is attached to another model, or a
+        ConfigError: The prompt is empty, or contains a token that the host takes for audio or for the end of a turn.
+        HostError: The processor takes no audio, the model has no weights, the memory is attached to another model, or a
             label has several tokens and this host can't score them.
-        LabelError: the labels can not be told apart by the host.
-        SessionError: the memory is detached.
+        LabelError: The host can't distinguish the labels.
+        SessionError: The memory is detached.
 
     Example:
         >>> from mal_adapter import attach_memory
-        >>> from mal_adapter.ser.dialogue import read_manifest
-        >>> from mal_adapter.ser.loading import load_host
-        >>> from mal_adapter.ser.recognizer import EmotionRecognizer
-        >>> model, processor = load_host("Qwen/Qwen2-Audio-7B-Instruct")        # doctest: +SKIP
-        >>> memory = attach_memory(model, adapter="user/mal-qwen2-audio")       # doctest: +SKIP
-        >>> recognizer = EmotionRecognizer(model, processor, memory)            # doctest: +SKIP
-        >>> for result in recognizer.recognize(read_manifest("calls.jsonl")[0]):  # doctest: +SKIP
-        ...     print(result.utterance.speaker, result.label)
-        A neutral
-        B angry
+        >>> from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
+        >>> from mal_adapter.ser import EmotionRecognizer, load_host
+        >>> model, processor = load_host(str(HOST_FOLDER))
+        >>> memory = attach_memory(model, adapter=ADAPTER_FOLDER)
+        >>> recognizer = EmotionRecognizer(model, processor, memory)
+        >>> recognizer.prompt
+        'How does the speaker feel?'
+
+        `EmotionRecognizer.from_pretrained(ADAPTER_FOLDER, HOST_FOLDER)` does the same in one call.
     """
 
     def __init__(
@@ -89,7 +92,9 @@ class EmotionRecognizer:
             if all(module is not memory.decoder_layers for module in model.modules()):
                 raise HostError("this memory is attached to another model; pass the model that attach_memory was given")
             if not memory.attached:
-                raise SessionError("this memory is detached; attach_memory(model, adapter=memory.adapter) puts it back")
+                raise SessionError(
+                    "this memory is detached; attach it again with attach_memory(model, adapter=memory.adapter)"
+                )
             memory.eval()
         self._reads_memory = memory is not None
         self._audio = AudioPrompt(processor, self.prompt)
@@ -98,11 +103,88 @@ class EmotionRecognizer:
         self._inputs = HostInputs(model, processor, self._audio, self._scorer.healed_tokens)
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in argument_names(model) else {}
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        adapter: MemoryAdapter | str | os.PathLike[str],
+        model: str | os.PathLike[str] | tuple[Any, Any] | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        labels: LabelSet | Sequence[str] | None = None,
+        prompt: str | None = None,
+        store: "SessionStore | str | os.PathLike[str] | None" = None,
+        **model_kwargs: Any,
+    ) -> "EmotionRecognizer":
+        """Load a trained adapter, its host, and the LoRA that was trained beside it.
+
+        What is mutated: a loaded `model` gets the memory's hooks, and PEFT's layers where the adapter's folder has a
+        LoRA and the model has none.
+
+        Args:
+            adapter: A folder, a Hub id, or a loaded `MemoryAdapter`. A LoRA is looked for in the subfolder `lora` of a
+                folder only: for a Hub id, load it with peft and pass the pair as `model`.
+            model: The host: a folder, a Hub id, or a loaded (model, processor). None is the one that the adapter names.
+            device: Where the host goes; the first CUDA device where there is one, else the CPU.
+            dtype: Of the host's weights; the checkpoint's unless given.
+            labels: The possible answers; the adapter's unless given.
+            prompt: The question behind the audio; the adapter's unless given, if the labels are the adapter's too.
+            store: Where the sessions' states are kept, as for `attach_memory`.
+            **model_kwargs: For the host's `from_pretrained`, as in `load_host`: `device_map="auto"`, `revision`, ….
+                `token`, `cache_dir` and `local_files_only` are used for the adapter too.
+
+        Returns:
+            The recogniser, with the memory attached as `recognizer.memory`.
+
+        Raises:
+            AdapterNotFoundError, AdapterFormatError, HubError: The adapter can't be loaded.
+            ConfigError: `model` is neither a name nor a pair, or options for loading are given with a loaded pair.
+            HostError: The host is not known, can't be loaded or does not take the LoRA; or as the constructor says.
+            HostMismatchError: The adapter was trained for another kind of host.
+            LabelError: The labels are no label set, or the host can't distinguish them.
+
+        Example:
+            >>> from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
+            >>> from mal_adapter.ser import EmotionRecognizer
+            >>> recognizer = EmotionRecognizer.from_pretrained(ADAPTER_FOLDER, HOST_FOLDER)
+            >>> recognizer.prompt, list(recognizer.labels)
+            ('How does the speaker feel?', ['neutral', 'happy', 'angry', 'sad'])
+            >>> [result.error for result in recognizer.recognize("turn1.wav")]
+            [AudioError('turn1.wav: there is no such file; check the path')]
+        """
+        from mal_adapter.attach import attach_memory
+
+        if isinstance(model, tuple):
+            options = {"device": device, "dtype": dtype, **model_kwargs}
+            _check_pair(model, [name for name, value in options.items() if value is not None])
+        elif not isinstance(model, (str, os.PathLike, type(None))):
+            raise ConfigError(
+                f"model is a {type(model).__name__}, expected a folder, a Hub id or a loaded (model, processor)"
+            )
+        if isinstance(adapter, MemoryAdapter):
+            trained = adapter
+        else:
+            shared = {name: model_kwargs[name] for name in _ADAPTER_OPTIONS if name in model_kwargs}
+            trained = MemoryAdapter.from_pretrained(adapter, **shared)
+        label_set, question = choose_task(trained.metadata, labels, prompt)
+        if isinstance(model, tuple):
+            host, processor = model
+        else:
+            options = {"device": device, "dtype": "auto" if dtype is None else dtype, **model_kwargs}
+            host, processor = _load_host_of(trained, adapter, model, options)
+        if not isinstance(adapter, MemoryAdapter):
+            host = with_lora(host, adapter)
+        memory = attach_memory(host, adapter=trained, store=store)
+        try:
+            return cls(host, processor, memory, label_set, question)
+        except BaseException:  # the caller has no other reference to the hooks in a model of their own
+            memory.detach()
+            raise
+
     def without_memory(self) -> "EmotionRecognizer":
-        """The same recogniser on the same model, with the memory neither read nor written, for comparison."""
-        twin = object.__new__(
-            type(self)
-        )  # no copy.copy, which a memory refuses; a template may write a date, so no new one
+        """The same recogniser on the same model, which neither reads nor writes the memory; for comparison."""
+        # Not copy.copy, which a memory refuses; and not the constructor, since a template may render today's date.
+        twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin._reads_memory = False
         return twin
@@ -110,57 +192,66 @@ class EmotionRecognizer:
     def __getstate__(self) -> dict[str, Any]:
         if self.memory is not None:
             raise CopyError(
-                "an EmotionRecognizer with a memory belongs to this process and can't be pickled or deep-copied. Give "
-                "the other process the names of model and adapter, and make it there: load_host, attach_memory, "
-                "EmotionRecognizer; what only prepares audio needs its processor and no recogniser"
+                "an EmotionRecognizer with a memory belongs to this process and can't be pickled or deep-copied. Make "
+                "one in the other process: EmotionRecognizer.from_pretrained(adapter, model). To prepare audio only, "
+                "its processor is enough"
             )
         return self.__dict__
 
     @property
     def sampling_rate(self) -> int:
-        """In Hz, of the audio that the host hears."""
+        """The sampling rate of the host's audio input, in Hz."""
         return self._audio.sampling_rate
 
     @property
     def reads_memory(self) -> bool:
-        """Whether utterances are read and written; not without a memory, and not `without_memory`."""
+        """Whether utterances read and write a memory: False without one, and after `without_memory`."""
         return self._reads_memory
 
     @property
     def labels_need_cache(self) -> bool:
-        """Whether a label has several tokens to this host, which are scored on the prompt's cache."""
+        """Whether a label has several tokens in this host's tokenizer, so that the prompt's cache is needed."""
         return self._scorer.needs_cache
 
-    def recognize(self, dialogue: Dialogue) -> Iterator[Prediction | Failure]:
-        """Hears a dialogue from its start and yields one result per utterance as soon as it is known.
+    def recognize(
+        self, dialogue: Dialogue | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    ) -> Iterator[Prediction | Failure]:
+        """Process a dialogue from its start, and yield one result per utterance as soon as it is known.
 
-        What is mutated: `memory.states[dialogue.dialogue_id]` starts anew and holds the whole dialogue in the end.
+        What is mutated: `memory.states[dialogue.dialogue_id]` starts empty and has the whole dialogue in the end.
 
         Args:
-            dialogue: its id is the id of the session.
+            dialogue: A `Dialogue`, whose id is the id of the session; or sound files in the order spoken, such as
+                `["turn1.wav", "turn2.wav"]`, which `Dialogue.from_files` makes into one dialogue.
 
         Yields:
-            A `Prediction`, or a `Failure` where the audio is unusable; the utterances after it are still answered.
+            A `Prediction`, or a `Failure` where the audio is unusable; later utterances are still answered.
+
+        Raises:
+            ManifestError: There are no files, or one is a manifest.
+            SessionError: The dialogue id can't be the id of a session.
         """
-        return self.recognize_many([dialogue], batch_size=1)
+        one = dialogue if isinstance(dialogue, Dialogue) else Dialogue.from_files(dialogue)
+        return self.recognize_many([one], batch_size=1)
 
     def recognize_many(self, dialogues: Iterable[Dialogue], batch_size: int = 8) -> Iterator[Prediction | Failure]:
-        """Hears several dialogues side by side, the next utterance of each in one forward. Same answers, sooner.
+        """Process several dialogues side by side: one forward runs the next utterance of each. The answers are those of
+        `recognize`, sooner.
 
         What is mutated: as in `recognize`, for every dialogue.
 
         Args:
-            dialogues: with different ids; taken from the iterable as there is room.
-            batch_size: how many dialogues are heard at once.
+            dialogues: With different ids. The next one is taken from the iterable when another one ends.
+            batch_size: How many dialogues are processed at once.
 
         Yields:
-            A result per utterance, in order within each dialogue; the dialogues alternate. `result.utterance` tells
-            whose it is.
+            A result per utterance, in order within each dialogue. The dialogues alternate; `result.utterance` has the
+            dialogue's id.
 
         Raises:
-            ConfigError: `batch_size` is no integer of at least 1, or a dialogue id is given twice; for a list of
-                dialogues before anything is run.
-            SessionError: a dialogue id can't be the id of a session.
+            ConfigError: `batch_size` is not an integer of at least 1, or two dialogues have the same id. In a list of
+                dialogues this is found before anything runs.
+            SessionError: A dialogue id can't be the id of a session.
         """
         check_integer("batch_size", batch_size, 1)
         if isinstance(dialogues, Sequence):
@@ -187,22 +278,22 @@ class EmotionRecognizer:
     def answer(
         self, utterances: Sequence[Utterance], *, session_ids: Sequence[str] | None = None, write: bool = True
     ) -> list[Prediction | Failure]:
-        """Hears one utterance of each of several dialogues that are under way, in one forward.
+        """Process the next utterance of each of several dialogues, in one forward.
 
         What is mutated: each utterance is written to `memory.states[utterance.dialogue_id]`.
 
         Args:
-            utterances: of different dialogues.
-            session_ids: whose memory each utterance reads and is written to, where that is not its own dialogue's.
-            write: False reads only.
+            utterances: Of different dialogues.
+            session_ids: The session that each utterance reads and is written to; its dialogue's unless given.
+            write: False reads without writing.
 
         Returns:
             One result per utterance, in their order.
 
         Raises:
-            ConfigError: two utterances of one session, of which the second could not read what the first writes; or
-                not one session id per utterance.
-            HostError: the host's answer is no number; its utterances are written all the same, where they are numbers.
+            ConfigError: Two utterances have the same session, so that the second could not read what the first writes;
+                or the number of session ids is not that of the utterances.
+            HostError: The host's answer is NaN. The batch's utterances are written all the same, unless they are NaN.
         """
         ids = [utterance.dialogue_id for utterance in utterances] if session_ids is None else list(session_ids)
         if len(ids) != len(utterances):
@@ -210,16 +301,16 @@ class EmotionRecognizer:
         if len(set(ids)) != len(ids):
             raise ConfigError(f"a batch must not hold two utterances of one dialogue, got the dialogue ids {ids}")
         started = time.perf_counter()
-        heard = self.prepare(utterances)
-        results: dict[int, Prediction | Failure] = dict(heard.failures)
-        if heard.audio_s:
-            sessions = self._session([ids[index] for index in heard.audio_s], write=write)
-            probabilities = self._score(heard.inputs, sessions).softmax(-1)
+        prepared = self.prepare(utterances)
+        results: dict[int, Prediction | Failure] = dict(prepared.failures)
+        if prepared.audio_s:
+            sessions = self._session([ids[index] for index in prepared.audio_s], write=write)
+            probabilities = self._score(prepared.inputs, sessions).softmax(-1)
             elapsed_s = time.perf_counter() - started
-            for (index, audio_s), row in zip(heard.audio_s.items(), probabilities.tolist(), strict=True):
+            for (index, audio_s), row in zip(prepared.audio_s.items(), probabilities.tolist(), strict=True):
                 if math.isnan(row[0]):
                     raise HostError(
-                        f"{utterances[index].audio}: the model's answer is NaN in {self.model.dtype}, as a rule since "
+                        f"{utterances[index].audio}: the model's answer is NaN in {self.model.dtype}, usually because "
                         "it overflows there; load it in bfloat16 or float32"
                     )
                 by_label = dict(zip(self.labels, row, strict=True))
@@ -228,20 +319,20 @@ class EmotionRecognizer:
         return [results[index] for index in range(len(utterances))]
 
     def prepare(self, utterances: Sequence[Utterance]) -> Prepared:
-        """Opens the sound files and makes the host's inputs of those that can be heard, on its device."""
+        """Open the sound files, and make the host's inputs of those with usable audio, on its device."""
         return self._inputs(utterances)
 
     def with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs with `position_ids` where the host takes them."""
+        """Add `position_ids` to the inputs, if the host takes them."""
         return self._inputs.with_positions(inputs)
 
     def log_probs(self, inputs: dict[str, Any]) -> Float[Tensor, "batch labels"]:
-        """Log-probability of each label, within the session that the caller holds open; for training.
+        """Log-probability of each label, within a session that the caller has opened; for training.
 
-        What is mutated: the session's dialogues; the utterances are written.
+        What is mutated: the utterances are written to the session's dialogues.
 
         Args:
-            inputs: from `prepare`, one row per dialogue of the session.
+            inputs: From `prepare`, one row per dialogue of the session.
 
         Returns:
             (batch, labels) float32, not normalised over the labels; differentiable where autograd records.
@@ -260,7 +351,7 @@ class EmotionRecognizer:
         except StoreError:
             if scores is None:
                 raise
-            # The host has answered; the states wait in memory.states.unsaved, and the next answer tries again.
+            # The host has answered. The states are kept in memory.states.unsaved, and the next answer saves them.
         return scores
 
     def _run(self, inputs: dict[str, Any]) -> Any:
@@ -273,14 +364,14 @@ class EmotionRecognizer:
         return self._scorer.log_probs(self._run_text, outputs.logits[:, -1], cache, mask, positions, run_again)
 
     def _run_text(self, **inputs: Any) -> Any:
-        """The host alone, on what goes on behind a prompt."""
-        with self._switched_off():
+        """Run the host without memory on tokens after a prompt."""
+        with self._without_session():
             return self.model(**inputs)
 
     def _run_again(
         self, inputs: dict[str, Any], tokens: Int[Tensor, " tokens"]
     ) -> Float[Tensor, "batch tokens vocabulary"]:
-        """The logits at `tokens` behind each prompt, which reads the memory that it read before and is not written."""
+        """The logits at `tokens` after each prompt. Reads what the prompt read from the memory, and writes nothing."""
         longer = self._inputs.with_tokens(inputs, tokens)
         last_only = dict.fromkeys(self._last_only, len(tokens))
         with contextlib.nullcontext() if self.memory is None else self.memory.rereading():
@@ -289,15 +380,43 @@ class EmotionRecognizer:
 
     def _session(self, session_ids: list[str], *, write: bool) -> contextlib.AbstractContextManager[Any]:
         if self.memory is None or not self._reads_memory:
-            return self._switched_off()
+            return self._without_session()
         return self.memory.session(session_ids, write=write)
 
-    def _switched_off(self) -> contextlib.AbstractContextManager[Any]:
+    def _without_session(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self.memory is None else self.memory.disabled()
 
 
+_ADAPTER_OPTIONS = ("token", "cache_dir", "local_files_only")
+
+
+def _check_pair(pair: tuple[Any, ...], options: list[str]) -> None:
+    if len(pair) != 2 or not hasattr(pair[0], "parameters"):
+        given = ", ".join(type(item).__name__ for item in pair)
+        raise ConfigError(f"model is the tuple ({given}), expected (model, processor) as load_host returns it")
+    if options:
+        raise ConfigError(f"{', '.join(options)}: only for a host that is loaded here, but model is loaded already")
+
+
+def _load_host_of(
+    adapter: MemoryAdapter, source: object, model: str | os.PathLike[str] | None, options: dict[str, Any]
+) -> tuple[Any, Any]:
+    """(model, processor) by the given name, else by the one in the adapter."""
+    place = "this adapter" if isinstance(source, MemoryAdapter) else f"the adapter {source}"
+    advice = "pass model=, a folder, a Hub id or a loaded (model, processor)"
+    name = adapter.metadata.base_model_name_or_path if model is None else model
+    if not name:
+        raise HostError(f"{place} does not name its host; {advice}")
+    try:
+        return load_named_host(name, **options)
+    except HostError as error:
+        if model is not None:
+            raise
+        raise HostError(f"{error}; {place} names it as its host: {advice}") from error.__cause__
+
+
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens at which the host stops: chat models often have others than their tokenizer's end of sequence."""
+    """The tokens at which the host stops. Those of chat models often differ from the tokenizer's end of sequence."""
     ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = tokenizer.eos_token_id if ids is None else ids
     return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]

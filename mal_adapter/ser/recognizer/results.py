@@ -1,4 +1,4 @@
-"""What a recogniser answers to an utterance."""
+"""What a recogniser returns for an utterance."""
 
 from dataclasses import dataclass, field
 
@@ -13,11 +13,11 @@ class Prediction:
     """The answer to one utterance.
 
     Args:
-        utterance: what was heard.
-        label: the most probable label.
-        probabilities: label -> probability, in the order of the label set; they sum to 1.
-        audio_s: how long the utterance is, in seconds.
-        elapsed_s: from opening the file to the answer, in seconds; for a batch, of the whole batch.
+        utterance: The utterance that was processed.
+        label: The most probable label.
+        probabilities: Label -> probability, in the order of the label set; they sum to 1.
+        audio_s: The length of the utterance in seconds.
+        elapsed_s: The time from opening the file to the answer, in seconds; in a batch, that of the whole batch.
     """
 
     utterance: Utterance
@@ -29,11 +29,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Failure:
-    """An utterance that could not be heard. The memory is as if it had not been there.
+    """An utterance whose audio is unusable. Nothing of it is written to the memory.
 
     Args:
-        utterance: what was asked for.
-        error: why not; its message names the file and says what to do.
+        utterance: The utterance.
+        error: The reason. Its message names the file and says what to do.
     """
 
     utterance: Utterance

@@ -14,30 +14,30 @@ from mal_adapter.hosts.registry import REGISTRY
 __all__ = ["LabelScorer", "continuation"]
 
 RunAgain = Callable[[Int[Tensor, " tokens"]], Float[Tensor, "batch tokens vocabulary"]]
-"""Runs the prompts again with these tokens behind each, and gives the logits at the tokens."""
+"""Runs the prompts again with these tokens after each, and returns the logits at the tokens."""
 
 
 class LabelScorer:
-    """Log-probabilities of a closed set of answers after one forward of the prompt.
+    """Log-probabilities of a closed set of answers, after one forward of the prompt.
 
-    The probability of a label is the product over its tokens. Where one label begins with all tokens of another ("sad",
-    "sadness"), the shorter would always win, so then the end of the answer is scored too, for every label.
+    The probability of a label is the product over its tokens. If one label starts with all tokens of another ("sad",
+    "sadness"), the shorter would always win. Then the end of the answer is scored too, for every label.
 
-    What follows a label's first token is scored on the KV cache of that forward, all labels in one more forward. Where
-    layers keep a running state instead of keys and values (Mamba, short convolutions), one token is fed at a time, as
-    generate() does: with several at once, transformers was wrong until mid 2026 (its issue 46032). A host without a
-    cache of transformers, or with running states where autograd records, runs the prompt again for each label.
+    The tokens after a label's first one are scored on the KV cache of that forward, for all labels in one more forward.
+    Layers with a running state instead of keys and values (Mamba, short convolutions) get one token at a time, as in
+    generate(): with several at once, transformers was wrong until mid 2026 (its issue 46032). A host without a cache of
+    transformers runs the prompt again for each label; so does one with running states while autograd records.
 
     Args:
-        tokenizer: the host's tokenizer.
-        labels: the answers, such as a `LabelSet`.
-        prompt_text: what stands before the answer, as text. Labels are tokenized behind it, as in training, so that a
-            merge at the boundary is seen; the last `healed_tokens` tokens of the prompt then belong to the labels.
-        end_ids: the tokens that end an answer; any of them counts.
+        tokenizer: The host's tokenizer.
+        labels: The answers, such as a `LabelSet`.
+        prompt_text: The text before the answer. Labels are tokenized together with it, as in training, so that merges
+            at the boundary are kept; the last `healed_tokens` tokens of the prompt are then part of the labels.
+        end_ids: The tokens that end an answer; any of them counts.
 
     Raises:
-        LabelError: two labels have the same tokens, a label is unknown to the tokenizer, or the end has to be scored
-            but is not known.
+        LabelError: Two labels have the same tokens, the tokenizer has no tokens for a label, or the end has to be
+            scored and no end token is known.
     """
 
     def __init__(self, tokenizer: Any, labels: Iterable[str], prompt_text: str, end_ids: Sequence[int]) -> None:
@@ -54,33 +54,33 @@ class LabelScorer:
         self.end_ids = list(end_ids) if has_prefixes else []
         if has_prefixes and not self.end_ids:
             raise LabelError(
-                "one label begins with another, which can only be told apart by the end of the answer, but neither the "
+                "one label begins with another, so that only the end of the answer distinguishes them, but neither the "
                 "model nor the tokenizer has an end-of-sequence token; choose other labels than "
                 f"{', '.join(self.labels)}"
             )
-        # What has to be fed behind the prompt: all but the last token, or all where the end is scored as well.
+        # The tokens to feed after the prompt: all but the last, or all of them if the end is scored too.
         self._fed = [ids if self.end_ids else ids[:-1] for ids in self.token_ids]
         self._branches: list[list[int]] = []
-        """Those of them that no longer one begins with."""
+        """Those of them that are not the start of a longer one."""
         for fed in sorted(self._fed, key=len, reverse=True):
             if fed and not any(_begins(branch, fed) for branch in self._branches):
                 self._branches.append(fed)
 
     @property
     def needs_cache(self) -> bool:
-        """Whether labels go on behind the token that the prompt's forward answers with."""
+        """Whether a label has tokens after the one that the prompt's forward predicts."""
         return bool(self._branches)
 
     def check_host(self, model: Any) -> None:
-        """Raise `HostError` if labels have several tokens and `model` can't be asked for what follows the first: then
-        nothing is run in vain."""
+        """Raise `HostError` if labels have several tokens and `model` can't score those after the first; before
+        anything runs."""
         host = unwrap(model)
         config = getattr(host, "config", None)
         known = REGISTRY.get(getattr(config, "model_type", None) or "")
         if getattr(config, "is_encoder_decoder", False):
-            why = "answers from a decoder of its own, not behind the prompt"
+            why = "answers from a decoder of its own, not after the prompt"
         elif known is not None and known.audio_positions == "every":
-            why = "takes audio at every position, those of its answer too"
+            why = "takes audio at every position, also at those of its answer"
         else:
             return
         if self.needs_cache:
@@ -109,22 +109,24 @@ class LabelScorer:
         position_ids: Int[Tensor, "batch seq_len"] | None = None,
         run_again: RunAgain | None = None,
     ) -> Float[Tensor, "batch labels"]:
-        """Log-probability of each label as the answer. Uses up the cache.
+        """Log-probability of each label as the answer.
+
+        What is mutated: the cache, which is of no use afterwards.
 
         Args:
-            model: the host; called again only where a label has several tokens. Those calls have no audio.
+            model: The host; called again only where a label has several tokens. Those calls have no audio.
             prompt_logits: (batch, vocabulary), at the last position of each prompt.
-            past_key_values: the cache of the forward over the prompts; not looked at unless `needs_cache`.
+            past_key_values: The cache of the forward over the prompts; only used if `needs_cache`.
             attention_mask: (batch, seq_len) of the prompts, padded on the left.
             position_ids: (batch, seq_len) as passed with the prompts; None where the host counts by itself.
-            run_again: called with (tokens,) for each label where the cache can't be used. It runs the prompts again
-                with these tokens behind each, and returns the logits (batch, tokens, vocabulary) at the tokens.
+            run_again: Called with (tokens,) for each label if the cache can't be used. It runs the prompts again with
+                these tokens after each, and returns the logits (batch, tokens, vocabulary) at the tokens.
 
         Returns:
             (batch, labels) float32, not normalised over the labels; differentiable where autograd records.
 
         Raises:
-            HostError: a label has several tokens, there is no cache, and `run_again` is None.
+            HostError: A label has several tokens, there is no cache, and `run_again` is None.
         """
         scores = prompt_logits.float().log_softmax(-1)[:, [ids[0] for ids in self.token_ids]]
         if not self._branches:
@@ -159,7 +161,7 @@ class LabelScorer:
         position_ids: Int[Tensor, "batch seq_len"] | None,
         step: int,
     ) -> list[Float[Tensor, "batch tokens vocabulary"]]:
-        """Log-probabilities behind each token of each branch; `step` tokens are fed at once."""
+        """Log-probabilities after each token of each branch; `step` tokens are fed at once."""
         device = attention_mask.device
         batch, rows = len(attention_mask), len(self._branches)
         width = max(map(len, self._branches))
@@ -167,8 +169,8 @@ class LabelScorer:
         ids = torch.tensor([branch + [pad] * (width - len(branch)) for branch in self._branches], device=device)
         counts = torch.tensor([[len(branch)] for branch in self._branches], device=device)
 
-        # Row b of the prompt becomes rows b·branches … of the answers. Every layer of a cache can be reordered, for
-        # beams; layers with a running state can't be repeated.
+        # Row b of the prompt becomes rows b·branches … of the answers. reorder_cache, made for beams, works on every
+        # layer of a cache; layers with a running state can't be repeated.
         prompt_of_row = torch.arange(batch, device=device).repeat_interleave(rows)
         cache.reorder_cache(prompt_of_row)
         ids = ids.repeat(batch, 1)
@@ -198,14 +200,14 @@ class LabelScorer:
 
 
 def continuation(cache: Any, seq_len: int) -> Literal["at once", "by token", "again"]:
-    """How tokens behind prompts of `seq_len` tokens can be fed to a host that returned `cache`.
+    """How tokens after prompts of `seq_len` tokens can be fed to a host that returned `cache`.
 
     Returns:
-        "at once" on a cache of keys and values alone; "by token" on one with running states; "again", with the prompts
-        before them, without a cache of transformers. A host that hands back an empty one does not use it, and one
-        whose sequence changed its length inside counts other positions than the attention mask.
+        "at once" on a cache of keys and values only; "by token" on one with running states; "again", with the prompts
+        before them, if the cache can't be used. That is one not of transformers, an empty one, which the host does not
+        use, and one of another length than the prompts, whose positions are not those of the attention mask.
     """
-    from transformers import Cache, EncoderDecoderCache  # takes seconds, which who only names labels need not spend
+    from transformers import Cache, EncoderDecoderCache  # takes seconds, which a script that names labels need not wait
 
     if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache) or not cache.layers:
         return "again"
@@ -217,7 +219,7 @@ def continuation(cache: Any, seq_len: int) -> Literal["at once", "by token", "ag
 
 
 def _begins(ids: Sequence[int], part: Sequence[int]) -> bool:
-    """Whether `ids` begin with `part`."""
+    """Whether `ids` start with `part`."""
     return ids[: len(part)] == part
 
 

@@ -89,14 +89,14 @@ def test_a_clip_that_one_split_lacks_is_not_taken_from_another(meld_root):
     "folder",
     ["train/train_splits", "audio/train", "MELD.Raw/MELD_train_wavs", "dev_test/Train-16k", "my test/train_wav"],
 )
-def test_meld_clips_lie_where_the_folder_says_the_split(tmp_path, folder):
+def test_meld_clips_are_found_in_folders_that_name_the_split(tmp_path, folder):
     table(tmp_path / "train" / "train_sent_emo.csv", [meld_row(0, 0)])
     clip(tmp_path / folder / "dia0_utt0.wav")
     assert turns(read_meld(tmp_path), "train") == [("train/0", "0")]
 
 
 @pytest.mark.filterwarnings("ignore::mal_adapter.errors.IncompleteCorpusWarning")
-def test_the_format_that_decodes_best_wins_and_mp4_is_good_enough(tmp_path):
+def test_the_format_that_decodes_best_is_used_and_mp4_is_accepted(tmp_path):
     table(tmp_path / "train_sent_emo.csv", [meld_row(0, 0), meld_row(0, 1)])
     clip(tmp_path / "train" / "wav" / "dia0_utt0.wav")
     for stem in ("dia0_utt0", "dia0_utt1"):
@@ -108,7 +108,7 @@ def test_the_format_that_decodes_best_wins_and_mp4_is_good_enough(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::mal_adapter.errors.IncompleteCorpusWarning")
-def test_clips_that_can_not_be_heard_are_left_out_with_the_reason(tmp_path):
+def test_clips_with_unusable_audio_are_left_out_with_the_reason(tmp_path):
     table(tmp_path / "dev_sent_emo.csv", [meld_row(0, n) for n in range(4)] + [meld_row(1, 0), meld_row(110, 7)])
     folder = tmp_path / "dev_splits_complete"
     clip(folder / "dia0_utt0.wav")
@@ -128,7 +128,7 @@ def test_clips_that_can_not_be_heard_are_left_out_with_the_reason(tmp_path):
     assert "dia110" not in corpus.report.summary()
 
 
-def test_the_two_clips_that_the_release_lacks_are_no_reason_to_warn(tmp_path, monkeypatch):
+def test_the_two_clips_that_the_release_lacks_give_no_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(meld, "PUBLISHED", {"train": Counts(2, 2, 2), "dev": Counts(1, 1, 1), "test": Counts(1, 1, 1)})
     for split, name in TABLES.items():
         table(tmp_path / name, [meld_row(0, 0)] + [meld_row(125, 3)] * (split == "train"))
@@ -145,7 +145,7 @@ def test_the_two_clips_that_the_release_lacks_are_no_reason_to_warn(tmp_path, mo
     ("text", "encoding"),
     [("You’re…", "utf-8-sig"), ("You’re…", "cp1252"), ("You\x92re\x85", "utf-8"), ("Youâ€™reâ€¦", "utf-8")],
 )
-def test_windows_punctuation_survives(tmp_path, text, encoding):
+def test_windows_punctuation_is_repaired(tmp_path, text, encoding):
     table(tmp_path / "test_sent_emo.csv", [meld_row(0, 0, text=text)], encoding=encoding)
     clip(tmp_path / "test" / "dia0_utt0.wav")
     assert read_meld(tmp_path).splits["test"][0].utterances[0].text == "You’re…"
@@ -166,7 +166,7 @@ def test_more_columns_in_another_order_quotes_line_ends_and_odd_times(tmp_path):
     assert (second.text, second.speaker, second.emotion) == (None, "unknown", None)
 
 
-def test_odd_labels_and_repeated_rows_are_noted(tmp_path):
+def test_unknown_labels_and_repeated_rows_are_noted(tmp_path):
     rows = [meld_row(0, 0), meld_row(0, 0, text="again"), meld_row(0, 1, emotion="bored")]
     table(tmp_path / "train_sent_emo.csv", rows)
     for n in range(2):
@@ -181,7 +181,7 @@ def test_odd_labels_and_repeated_rows_are_noted(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::mal_adapter.errors.IncompleteCorpusWarning")
-def test_another_label_set_makes_context_of_the_rest_without_a_note(meld_root):
+def test_emotions_outside_another_label_set_are_context_without_a_note(meld_root):
     corpus = read_meld(meld_root, LabelSet(("neutral", "anger")))
     assert [turn.emotion for turn in corpus.splits["dev"][0].utterances] == ["neutral", None]
     assert corpus.report.notes == ()
@@ -293,7 +293,7 @@ def test_iemocap_by_session_in_order_of_time_with_context(iemocap_root):
 
 
 @pytest.mark.filterwarnings("ignore::mal_adapter.errors.IncompleteCorpusWarning")
-def test_an_ellipsis_of_windows_ends_no_line_of_a_transcript(iemocap_root):
+def test_a_windows_ellipsis_does_not_end_a_line_of_a_transcript(iemocap_root):
     path = iemocap_root / "IEMOCAP_full_release/Session1/dialog/transcriptions/Ses01F_impro01.txt"
     path.write_bytes(path.read_bytes().replace(b"Words 0.", b"Well\x85 words\x85"))
     assert read_iemocap(iemocap_root).splits["session1"][0].utterances[0].text == "Well… words…"
@@ -481,7 +481,7 @@ def test_a_corpus_by_name(meld_root):
         read_corpus("melt", meld_root)
 
 
-def test_a_corpus_is_not_changed_by_accident(manifests):
+def test_a_corpus_is_read_only(manifests):
     corpus = read_corpus(manifests)
     with pytest.raises(TypeError):
         corpus.splits["train"] = ()
@@ -514,7 +514,7 @@ def reads_or_says_why(reader, folder):
 
 @given(content=st.binary(max_size=80), good_header=st.booleans())
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_table_of_rubbish_is_a_corpus_error(content, good_header, tmp_path):
+def test_a_random_table_is_a_corpus_error(content, good_header, tmp_path):
     header = ",".join(HEADER).encode() + b"\n1,Hi,Ross,joy,positive,0,0,4,7,,\n"
     (tmp_path / "train_sent_emo.csv").write_bytes(header * good_header + content)
     (tmp_path / "emorynlp_dev_final.csv").write_bytes(content)

@@ -195,7 +195,7 @@ def test_a_template_that_only_takes_strings_and_a_processor_without_template(pro
 
 
 def test_a_processor_that_only_takes_encoded_files():
-    heard = []
+    received = []
 
     class LikeVoxtral:
         def __call__(self, text):
@@ -207,7 +207,7 @@ def test_a_processor_that_only_takes_encoded_files():
 
             for (message,) in conversations:
                 audio, question = message["content"]
-                heard.append((soundfile.read(io.BytesIO(base64.b64decode(audio["base64"])))[0], question["text"]))
+                received.append((soundfile.read(io.BytesIO(base64.b64decode(audio["base64"])))[0], question["text"]))
             ids = torch.tensor([[5, 6, 0], [5, 6, 7]])
             return {"input_ids": ids, "attention_mask": (ids != 0).long()}
 
@@ -215,7 +215,7 @@ def test_a_processor_that_only_takes_encoded_files():
     inputs = AudioPrompt(LikeVoxtral(), "Well?")(waves)
     assert inputs["input_ids"].tolist() == [[0, 5, 6], [5, 6, 7]]
     assert all(
-        np.array_equal(wave, got) and question == "Well?" for wave, (got, question) in zip(waves, heard, strict=True)
+        np.array_equal(wave, got) and question == "Well?" for wave, (got, question) in zip(waves, received, strict=True)
     )
 
 
@@ -238,7 +238,7 @@ def test_right_padding_moves_to_the_left_and_left_padding_stays():
     assert _pad_left({"input_ids": ids})["attention_mask"].all()
 
 
-def test_audio_longer_than_the_host_hears_is_refused_with_both_durations(processor, tmp_path):
+def test_audio_longer_than_the_host_processes_is_refused_with_both_durations(processor, tmp_path):
     prompt = AudioPrompt(processor, "Well?")
     prompt.check_length(tone(CHUNK_S), tmp_path / "long.wav")
     with pytest.raises(AudioTooLongError, match=r"long\.wav: the audio lasts 5\.50 s, but .* at most 4\.00 s"):
@@ -264,5 +264,5 @@ def test_a_host_that_splits_long_audio_itself_has_no_limit_but_its_own(processor
     prompt.check_length(tone(9.0), tmp_path / "long.wav")
     prompt.check_length(tone(9.5), tmp_path / "long.wav")
     assert splitting.calls == 2  # tried once, then known
-    with pytest.raises(AudioTooLongError, match=r"lasts 11\.00 s, but this host hears at most 10\.00 s"):
+    with pytest.raises(AudioTooLongError, match=r"lasts 11\.00 s, but this host processes at most 10\.00 s"):
         prompt.check_length(tone(11.0), tmp_path / "long.wav")

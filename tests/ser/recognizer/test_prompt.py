@@ -47,7 +47,7 @@ FILTERS = [
 
 
 @pytest.mark.parametrize("jinja_filter", FILTERS)
-def test_a_question_is_asked_as_written_whatever_a_template_makes_of_it(processor, jinja_filter):
+def test_a_question_stays_as_written_in_every_template(processor, jinja_filter):
     prompt = AudioPrompt(filtered(processor, jinja_filter), QUESTION)
     before, question, after = prompt.text.partition(QUESTION)
     assert question
@@ -59,7 +59,7 @@ def test_a_question_is_asked_as_written_whatever_a_template_makes_of_it(processo
 
 @settings(deadline=None)  # the first example loads the host
 @given(st.text(st.characters(codec="utf-8", exclude_characters="|"), min_size=1).filter(str.strip))
-def test_any_words_are_asked_as_written(question):
+def test_any_question_stays_as_written(question):
     trimming = filtered(load_host_once()[1], "| trim | lower")
     assert question in AudioPrompt(trimming, question).text
 
@@ -71,7 +71,7 @@ def load_host_once(loaded=[]):  # noqa: B006, the cache is the point: hypothesis
 
 
 @pytest.mark.parametrize("question", ["{{ 7 * 7 }} or {% if x %}?", "{# a #}?", "\\n?", "%s {0} {audio}?", "$1 \\1?"])
-def test_braces_and_backslashes_are_words(processor, question):
+def test_braces_and_backslashes_stay_as_written(processor, question):
     for changed in (processor, filtered(processor, "| trim | lower")):
         assert question in AudioPrompt(changed, question).text
 
@@ -106,7 +106,7 @@ def test_text_before_the_audio_and_a_date_in_the_template(processor):
     assert prompt([WAVE])["input_ids"].equal(prompt([WAVE])["input_ids"])
 
 
-def test_a_template_that_looks_into_the_question_still_does(processor):
+def test_a_template_can_react_to_words_of_the_question(processor):
     thinking = copy.copy(processor)
     thinking.chat_template = (
         processor.chat_template + "{% if '/no_think' in messages[0]['content'][1]['text'] %}</think>{% endif %}"
@@ -115,7 +115,7 @@ def test_a_template_that_looks_into_the_question_still_does(processor):
     assert not AudioPrompt(thinking, "How?").text.endswith("</think>")
 
 
-def test_a_template_of_strings_alone_gets_all_marks_of_the_audio(processor):
+def test_a_template_that_only_takes_strings_gets_all_audio_tokens(processor):
     """As Granite Speech's and Phi-4's: lists are joined to text, which raises, or printed."""
     for joined in ("'<|im_start|>user\n' + message['content'] | trim + '<|im_end|>\n'", "message['content']"):
         strings = copy.copy(processor)
@@ -155,7 +155,7 @@ MARKS = ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|im_end|>", "<|im_star
 
 
 @pytest.mark.parametrize("mark", MARKS)
-def test_a_mark_of_the_host_in_a_question_is_refused_before_any_work(host, mark):
+def test_a_special_token_in_a_question_is_refused_before_any_work(host, mark):
     for labels in (None, ["happy", "sad"]):
         with pytest.raises(ConfigError) as caught:
             EmotionRecognizer(*host, labels=labels, prompt=f"What is in {mark}?")
@@ -163,12 +163,12 @@ def test_a_mark_of_the_host_in_a_question_is_refused_before_any_work(host, mark)
 
 
 @pytest.mark.parametrize("question", ["", " \n", 5, "How\udce9?", ["How?"]])
-def test_what_is_no_question_is_refused(host, question):
+def test_an_invalid_question_is_refused(host, question):
     with pytest.raises(ConfigError, match="question"):
         EmotionRecognizer(*host, prompt=question)
 
 
-def test_ordinary_tokens_in_brackets_are_words(processor):
+def test_other_words_in_brackets_are_accepted(processor):
     assert "<b>|x|</b> [AUDIO]" in AudioPrompt(processor, "<b>|x|</b> [AUDIO]?").text
 
 

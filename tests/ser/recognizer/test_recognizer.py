@@ -118,7 +118,7 @@ def test_scores_on_the_cache_are_right_for_every_family(family, names, end_ids):
         assert (scores[:, index] - expected).abs().max() < 1e-5
 
 
-def test_prefix_labels_are_told_apart_by_the_end_of_the_answer(processor):
+def test_the_end_of_the_answer_distinguishes_labels_with_a_common_prefix(processor):
     eos = processor.tokenizer.eos_token_id
     assert LabelScorer(processor.tokenizer, LabelSet(("sad", "sadness")), "", [eos]).end_ids == [eos]
     assert LabelScorer(processor.tokenizer, LabelSet(("sad", "glad")), "", [eos]).end_ids == []
@@ -141,7 +141,7 @@ def test_a_merge_across_the_boundary_belongs_to_the_label(model, processor, make
         assert torch.tensor(list(result.probabilities.values())) == pytest.approx(expected, abs=1e-5)
 
 
-def test_several_end_tokens_all_count(model, processor, make_dialogue, monkeypatch):
+def test_all_end_tokens_are_scored(model, processor, make_dialogue, monkeypatch):
     eos, other = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id
     monkeypatch.setattr(model.generation_config, "eos_token_id", [eos, other])
     recognizer = EmotionRecognizer(model, processor, labels=("sad", "sadness"))
@@ -164,7 +164,7 @@ def by_utterance(results):
 @pytest.mark.parametrize("with_memory", [False, True])
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("batch_size", [2, 8])
-def test_batches_give_the_answers_of_singles(
+def test_batches_give_the_same_answers_as_single_utterances(
     with_memory, padding_side, batch_size, model, processor, memory, make_dialogue, monkeypatch
 ):
     monkeypatch.setattr(processor.tokenizer, "padding_side", padding_side)
@@ -199,11 +199,11 @@ def test_the_past_makes_a_difference_and_only_with_memory(model, processor, memo
     assert any(last[label] != pytest.approx(first[label], rel=1e-3) for label in WORDS)
     states = memory.states["d"].clone()
     assert list(plain.recognize(dialogue))[-1].probabilities == next(plain.recognize(alone)).probabilities
-    assert memory.states["d"].utterances == states.utterances  # neither written nor begun anew
+    assert memory.states["d"].utterances == states.utterances  # neither written nor started again
     assert torch.equal(memory.states["d"].weights[0], states.weights[0])
 
 
-def test_without_memory_is_the_bare_host(model, processor, make_dialogue):
+def test_without_memory_answers_like_the_plain_host(model, processor, make_dialogue):
     bare = by_utterance(EmotionRecognizer(model, processor, labels=WORDS).recognize(make_dialogue("d")))
     with attach_memory(model, layer_idx=0, config=MemoryConfig(hidden_size=32, memory_dim=16, num_heads=2)) as memory:
         recognizer = EmotionRecognizer(model, processor, memory, WORDS)
@@ -211,7 +211,7 @@ def test_without_memory_is_the_bare_host(model, processor, make_dialogue):
         assert len(memory.states) == 0
 
 
-def test_a_dialogue_starts_anew_and_answer_goes_on(model, processor, memory, make_dialogue):
+def test_recognize_starts_a_dialogue_again_and_answer_continues_it(model, processor, memory, make_dialogue):
     recognizer = EmotionRecognizer(model, processor, memory, WORDS)
     dialogue = make_dialogue("d")
     first = by_utterance(recognizer.recognize(dialogue))
@@ -263,7 +263,7 @@ def test_a_failed_forward_writes_nothing_and_is_not_hidden(model, processor, mem
     assert memory.states["d"].utterances == 1
 
 
-def test_results_come_as_they_are_known(model, processor, make_dialogue):
+def test_results_are_yielded_as_soon_as_they_are_known(model, processor, make_dialogue):
     dialogue = make_dialogue("d")
     dialogue.utterances[2].audio.unlink()
     results = EmotionRecognizer(model, processor, labels=WORDS).recognize(dialogue)
@@ -284,7 +284,7 @@ def test_a_bf16_host_takes_the_features_in_its_dtype(model, processor, make_dial
         assert memory.states["d"].utterances == 3
 
 
-def test_wrong_use_says_so(model, processor, make_dialogue):
+def test_wrong_arguments_are_typed_errors(model, processor, make_dialogue):
     recognizer = EmotionRecognizer(model, processor)
     dialogue = make_dialogue("d")
     with pytest.raises(ConfigError, match="batch_size=0 is not an integer of at least 1"):
@@ -297,7 +297,7 @@ def test_wrong_use_says_so(model, processor, make_dialogue):
         EmotionRecognizer(model, processor, labels=["sad"])
 
 
-def test_only_the_last_position_is_asked_for_where_the_host_can(model, processor, make_dialogue, monkeypatch):
+def test_only_the_last_logits_are_computed_if_the_host_can(model, processor, make_dialogue, monkeypatch):
     expected = by_utterance(EmotionRecognizer(model, processor, labels=WORDS).recognize(make_dialogue("d")))
     forward, kept = model.forward, []
 
@@ -313,7 +313,7 @@ def test_only_the_last_position_is_asked_for_where_the_host_can(model, processor
     assert kept == [1, 0] * 3
 
 
-def test_an_answer_that_is_no_number_is_an_error(model, processor, make_dialogue, monkeypatch):
+def test_an_answer_of_nan_is_an_error(model, processor, make_dialogue, monkeypatch):
     head = model.get_output_embeddings()
     monkeypatch.setattr(head, "forward", lambda hidden: torch.full((*hidden.shape[:-1], head.out_features), math.nan))
     recognizer = EmotionRecognizer(model, processor, labels=WORDS)
@@ -321,7 +321,7 @@ def test_an_answer_that_is_no_number_is_an_error(model, processor, make_dialogue
         list(recognizer.recognize(make_dialogue("d")))
 
 
-def test_a_saved_host_loads_as_what_it_is(model, processor, make_dialogue, tmp_path):
+def test_a_saved_host_loads_as_its_own_class(model, processor, make_dialogue, tmp_path):
     model.save_pretrained(tmp_path / "host")
     processor.save_pretrained(tmp_path / "host")
     loaded, its_processor = load_host(str(tmp_path / "host"))
@@ -339,7 +339,7 @@ def test_a_memory_of_another_model_is_refused(model, processor, memory):
         EmotionRecognizer(copy.deepcopy(model), processor, memory)
 
 
-def test_a_revision_is_that_of_config_and_processor_too(model, processor, tmp_path):
+def test_a_revision_is_used_for_config_and_processor_too(model, processor, tmp_path):
     """In a cache as the Hub's client leaves it, where the main branch has no files at all."""
     cached = tmp_path / "models--org--host"
     folder = cached / "snapshots" / ("1" * 40)

@@ -1,15 +1,15 @@
-"""ID3, Lyrics3 and APE tags, which are put before and after sound of any kind."""
+"""ID3, Lyrics3 and APE tags, which may be before and after sound of any format."""
 
 import struct
 from typing import BinaryIO
 
-from mal_adapter.ser.sound.source import read_at
+from mal_adapter.ser.recognizer.sound.source import read_at
 
 __all__ = ["end_without_tags", "start_without_tags", "tag_size"]
 
 
 def start_without_tags(file: BinaryIO, end: int) -> int:
-    """Where the sound begins, after ID3v2 tags."""
+    """The offset of the sound, after ID3v2 tags."""
     at = 0
     while at < end and read_at(file, at, 3) == b"ID3" and (size := tag_size(file, at, end)):
         at += size
@@ -17,7 +17,7 @@ def start_without_tags(file: BinaryIO, end: int) -> int:
 
 
 def tag_size(file: BinaryIO, at: int, end: int) -> int:
-    """The size of an ID3 tag that begins at an offset; 0 if there is none."""
+    """The size of an ID3 tag at an offset; 0 if there is none."""
     head = read_at(file, at, 10)
     if head[:3] == b"TAG" and end - at >= 128:
         return 128

@@ -16,7 +16,7 @@ from mal_adapter.errors import AudioError, MalAdapterError, MissingDependencyErr
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.recognizer import audio
 from mal_adapter.ser.recognizer.audio import load_waveform, sound_info
-from mal_adapter.ser.sound import reader
+from mal_adapter.ser.recognizer.sound import reader
 from tests.ser.odd_sounds import CONTAINERS, encode, flac_with_total, speech
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's files")
@@ -153,7 +153,7 @@ def test_absurd_headers(offset, value, tmp_path):
     tracemalloc.stop()
 
 
-def test_sizes_that_lead_beyond_every_file(originals, tmp_path):
+def test_sizes_beyond_the_limits_of_file_systems(originals, tmp_path):
     path = tmp_path / "sound"
     far = b"\xff\xff\xff\xff\xff\xff\xff\x7f"
     for name in ("w64", "caf", "rf64", "aiff", "nist", "mp3", "flac"):
@@ -221,7 +221,7 @@ def test_a_file_without_the_right_to_read_it(write_audio, monkeypatch):
 
 
 @linux
-def test_names_with_line_breaks_and_without_meaning(write_audio, tmp_path):
+def test_file_names_with_line_breaks_and_invalid_bytes(write_audio, tmp_path):
     for name in (
         "a\nb.wav",
         "a\tb\x1b[0m.wav",
@@ -268,7 +268,7 @@ def test_a_file_that_vanishes_while_it_is_read_is_read(write_audio, monkeypatch)
     refusal(path, "no such file")
 
 
-def test_a_disk_that_fails(write_audio, monkeypatch):
+def test_a_failing_disk_is_an_audio_error(write_audio, monkeypatch):
     path = write_audio("tone.wav", duration_s=10.0)
     original = reader.View.readinto
 
@@ -283,7 +283,7 @@ def test_a_disk_that_fails(write_audio, monkeypatch):
         load(path)
 
 
-def test_whatever_load_audio_raises_is_an_audio_error(tmp_path, monkeypatch):
+def test_every_exception_of_load_audio_is_an_audio_error(tmp_path, monkeypatch):
     path = tmp_path / "turn.m4a"
     path.write_bytes(b"\0\0\0\x18ftypM4A ".ljust(500, b"\1"))
     refusal(path, "can not be read as audio.*convert it to WAV")
@@ -314,7 +314,7 @@ def test_a_torchcodec_that_can_not_be_imported_is_a_missing_package(tmp_path, mo
     assert str(path) in str(caught.value)
 
 
-def test_what_load_audio_gives_is_judged_and_cut_alike(tmp_path, monkeypatch):
+def test_the_audio_of_load_audio_is_checked_and_cut_like_other_audio(tmp_path, monkeypatch):
     path = tmp_path / "turn.webm"
     path.write_bytes(b"\x1aE\xdf\xa3".ljust(500, b"\1"))
     monkeypatch.setattr(audio, "is_torchcodec_available", lambda: True)
@@ -384,6 +384,6 @@ def test_decoders_print_nothing(originals, tmp_path, capfd):
                 assert capfd.readouterr().err == "", name
 
 
-def test_bytes_in_memory_are_no_path():
+def test_a_bytes_object_is_not_a_path():
     with pytest.raises((AttributeError, TypeError)):
         sound_info(io.BytesIO(b"?"))

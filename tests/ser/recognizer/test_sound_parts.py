@@ -12,8 +12,8 @@ from mal_adapter.errors import AudioError
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.recognizer import audio
 from mal_adapter.ser.recognizer.audio import load_waveform
-from mal_adapter.ser.sound import layout, mpeg
-from mal_adapter.ser.sound.reader import Sound
+from mal_adapter.ser.recognizer.sound import layout, mpeg
+from mal_adapter.ser.recognizer.sound.reader import Sound
 from tests.ser.odd_sounds import CONTAINERS, encode, flac_with_total, speech, without_xing
 
 DURATION_S = 6.0
@@ -118,7 +118,7 @@ def test_the_frames_of_an_mp3_are_counted_once_for_its_utterances(recording, mon
     assert len(counted) == 1
 
 
-def test_the_lengths_of_finitely_many_files_are_kept(write_audio, monkeypatch):
+def test_the_lengths_of_a_bounded_number_of_files_are_kept(write_audio, monkeypatch):
     monkeypatch.setattr(layout, "_SETTLED_S", -1e9)
     monkeypatch.setattr(layout, "_KEPT", 3)
     monkeypatch.setattr(layout, "_layouts", {})
@@ -127,7 +127,7 @@ def test_the_lengths_of_finitely_many_files_are_kept(write_audio, monkeypatch):
     assert len(layout._layouts) == 3
 
 
-def test_a_file_of_the_same_size_and_time_is_not_taken_for_the_one_before(write_audio):
+def test_a_new_file_of_the_same_size_and_time_is_read_again(write_audio):
     first = load(write_audio("tone.flac", pitch_hz=200.0))
     path = write_audio("tone.flac", pitch_hz=200.0)
     content = path.read_bytes()

@@ -1,6 +1,6 @@
 """OGG: pages that are damaged or missing.
 
-libogg leaves out a page whose checksum is wrong, and libsndfile reads a file without its last page as if it were whole.
+libogg leaves out a page whose checksum is wrong. libsndfile reads a file without its last page as if it were complete.
 Format: RFC 3533.
 """
 
@@ -8,7 +8,7 @@ import struct
 import zlib
 from typing import BinaryIO
 
-from mal_adapter.ser.sound.source import DamagedSoundError, read_at
+from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, read_at
 
 __all__ = ["check_ogg"]
 
@@ -18,15 +18,15 @@ _FIRST, _LAST = 2, 4  # flags of a page
 
 
 def check_ogg(file: BinaryIO, start: int, end: int) -> None:
-    """Goes through all pages.
+    """Check all pages.
 
     Args:
-        file: opened in binary mode.
-        start: of the first page.
-        end: of the file.
+        file: Opened in binary mode.
+        start: Offset of the first page.
+        end: End of the file.
 
     Raises:
-        DamagedSoundError: a page is damaged or missing, the last one above all, or there is more than one stream of
+        DamagedSoundError: A page is damaged or missing, such as the last one, or there is more than one stream of
             sound.
     """
     numbers: dict[int, int] = {}
@@ -35,7 +35,7 @@ def check_ogg(file: BinaryIO, start: int, end: int) -> None:
         head = read_at(file, at, 27)
         if head[:4] != b"OggS":
             if ended and b"OggS" not in read_at(file, at, 1 << 16):
-                return  # a tag that some program added
+                return  # a tag, added by another program
             raise DamagedSoundError(f"the file is damaged: there is no OGG page at byte {at}; copy it again")
         if len(head) < 27:
             break
@@ -68,6 +68,6 @@ def check_ogg(file: BinaryIO, start: int, end: int) -> None:
 
 
 def _checksum(page: bytes) -> int:
-    """CRC-32 with OGG's order of bits: zlib's, of bytes whose bits are reversed."""
+    """CRC-32 in OGG's order of bits: that of zlib, over bytes whose bits are reversed."""
     crc = zlib.crc32(page.translate(_REVERSED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
     return int.from_bytes(crc.to_bytes(4, "little").translate(_REVERSED), "big")

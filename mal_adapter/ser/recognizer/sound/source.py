@@ -1,4 +1,4 @@
-"""The bytes of a sound file, as libsndfile is to see them."""
+"""The bytes of a sound file, as libsndfile should see them."""
 
 import io
 import os
@@ -12,15 +12,15 @@ _TAG = 128  # bytes of an ID3v1 tag
 
 
 class DamagedSoundError(Exception):
-    """A file can't be read as sound, or does not hold what it declares. The message is the reason, without the file's
-    name; `load_waveform` makes an `AudioError` of it."""
+    """A file can't be read as sound, or its contents differ from its header. The message is the reason, without the
+    name of the file; `load_waveform` turns it into an `AudioError`."""
 
 
 def open_regular_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a file for reading; refuses folders, pipes and devices, which may never end.
+    """Open a regular file for reading, and no folder, pipe or device, which may never end.
 
     Raises:
-        DamagedSoundError: there is no such file, or it can't be opened, is not a regular file, or is empty.
+        DamagedSoundError: There is no such file, or it can't be opened, is not a regular file, or is empty.
     """
     # Without O_NONBLOCK, opening a pipe waits for a writer.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -46,7 +46,7 @@ def open_regular_file(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
-    """Up to `size` bytes from `offset`; fewer at the end of the file, and none where a damaged header leads astray."""
+    """Up to `size` bytes from `offset`: fewer at the end of the file, none at an offset beyond all files."""
     if size <= 0 or not 0 <= offset < _FARTHEST:
         return b""
     file.seek(offset)
@@ -56,13 +56,13 @@ def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
 class View(io.RawIOBase):
     """A file with a few bytes replaced and another size, for libsndfile.
 
-    libsndfile calls these methods from C, where an exception would only be printed. So a failed read ends the file,
-    and `error` keeps the reason.
+    libsndfile calls these methods from C, where an exception would only be printed. So a failed read looks like the end
+    of the file, and `error` has the reason.
 
     Args:
-        file: opened in binary mode.
-        start: where the file begins for libsndfile.
-        end: where it ends; may be beyond its real end.
+        file: Opened in binary mode.
+        start: Where libsndfile sees the start of the file.
+        end: Where it sees the end; may be beyond the real end.
         patches: (offset in `file`, bytes that replace those of the file), which do not overlap.
     """
 
@@ -92,7 +92,7 @@ class View(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         start = self._start + self._position
         if self._readable_end < self._start + self._size - _TAG <= start:
-            # mpg123 refuses a file from whose end it can't read a tag, also where that end is only claimed.
+            # mpg123 refuses a file if it can't read a tag at its end, even if `end` is beyond the real one.
             size = max(0, min(len(buffer), self._start + self._size - start))
             buffer[:size] = bytes(size)
             self._position += size

@@ -1,13 +1,13 @@
 """FLAC: the number of samples, from the last frame.
 
-The header's number is 0 where an encoder wrote to a pipe, and can be wrong; libsndfile reads no more than it says.
+The header's number is 0 if an encoder wrote to a pipe, and can be wrong. libsndfile reads no more than that number.
 Format: RFC 9639.
 """
 
 import struct
 from typing import BinaryIO, NamedTuple
 
-from mal_adapter.ser.sound.source import DamagedSoundError, read_at
+from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, read_at
 
 __all__ = ["FlacLength", "measure_flac"]
 
@@ -15,18 +15,18 @@ _BLOCK_SIZES = {1: 192} | {code: 576 << code - 2 for code in range(2, 6)}
 _BLOCK_SIZES |= {code: 256 << code - 8 for code in range(8, 16)}
 _LARGEST_FRAME = 1 << 21  # in bytes: 65535 samples of eight channels with 32 bits
 _STEP = 1 << 14
-_TRIED = 3  # places that look like the header of the last frame
+_TRIED = 3  # how many places that look like the header of the last frame are checked
 
 
 class FlacLength(NamedTuple):
-    """What the header and the last frame say.
+    """The length of a FLAC file by its header and by its last frame.
 
     Attributes:
-        declared: samples per channel by the header; 0 for unknown.
-        found: samples per channel up to the end of the last frame.
-        end: where the frames end; tags may follow.
-        total_at: offset of the byte that holds the upper bits of the header's number.
-        first_byte: that byte, with the number's bits cleared.
+        declared: Samples per channel by the header; 0 if unknown.
+        found: Samples per channel up to the end of the last frame.
+        end: Where the frames end; tags may follow.
+        total_at: Offset of the byte that holds the upper bits of the header's number.
+        first_byte: That byte, with the number's bits cleared.
     """
 
     declared: int
@@ -37,20 +37,20 @@ class FlacLength(NamedTuple):
 
     @property
     def patches(self) -> tuple[tuple[int, bytes], ...]:
-        """Clears the header's number, so that libFLAC reads to the end."""
+        """Replacements that clear the header's number, so that libFLAC reads to the end."""
         return ((self.total_at, bytes([self.first_byte, 0, 0, 0, 0])),)
 
 
 def measure_flac(file: BinaryIO, start: int, end: int) -> FlacLength:
-    """Finds the last frame.
+    """Find the last frame.
 
     Args:
-        file: opened in binary mode.
-        start: of b"fLaC"; ID3 tags may come before it.
-        end: of the frames; ID3 tags may follow it.
+        file: Opened in binary mode.
+        start: Offset of b"fLaC"; ID3 tags may come before it.
+        end: End of the frames; ID3 tags may follow.
 
     Raises:
-        DamagedSoundError: the header or the last frame is incomplete.
+        DamagedSoundError: The header or the last frame is incomplete.
     """
     info = read_at(file, start + 4, 38)
     if len(info) < 38 or info[0] & 0x7F != 0:
@@ -80,7 +80,7 @@ def _skip_metadata(file: BinaryIO, at: int, end: int) -> int:
 
 
 def _last_frame(file: BinaryIO, start: int, end: int, largest_block: int) -> tuple[int, int, bool]:
-    """The numbers of the first sample of the last frame and of the one after its last, and whether it is complete."""
+    """The last frame: (number of its first sample, number after its last sample, whether it is complete)."""
     stop, tail, last, tried = end, b"", None, 0
     while stop > start and tried < _TRIED and len(tail) < _LARGEST_FRAME:
         first = max(start, stop - _STEP)
@@ -97,7 +97,7 @@ def _last_frame(file: BinaryIO, start: int, end: int, largest_block: int) -> tup
 
 
 def _samples_of_frame(head: bytes, largest_block: int) -> tuple[int, int] | None:
-    """The numbers of a frame's first sample and of the one after its last; None where `head` is no frame's header."""
+    """(Number of a frame's first sample, number after its last); None if `head` is not a frame's header."""
     if len(head) < 6 or head[1] & 0xFE != 0xF8 or head[3] & 1:
         return None
     block_code, rate_code = head[2] >> 4, head[2] & 0x0F
@@ -129,7 +129,7 @@ def _crc8(data: bytes) -> int:
 
 
 def _crc16(data: bytes) -> int:
-    """Of a frame with its checksum: 0. Zeros that follow leave it so."""
+    """The checksum of data. It is 0 for a frame with its own checksum, also with zeros after it."""
     crc = 0
     for byte in data:
         crc = (crc << 8 & 0xFFFF) ^ _CRC16[crc >> 8 ^ byte]

@@ -1,38 +1,38 @@
-"""What a sound file is, and how much it holds: read from all of its headers, before anything is decoded."""
+"""The format and the length of a sound file, read from all of its headers before anything is decoded."""
 
 import os
 import time
 from typing import BinaryIO, NamedTuple
 
-from mal_adapter.ser.sound.chunks import find_sample_bytes
-from mal_adapter.ser.sound.flac import measure_flac
-from mal_adapter.ser.sound.mpeg import INDEXED, is_mpeg, measure_mpeg
-from mal_adapter.ser.sound.ogg import check_ogg
-from mal_adapter.ser.sound.source import DamagedSoundError, read_at
-from mal_adapter.ser.sound.tags import end_without_tags, start_without_tags
+from mal_adapter.ser.recognizer.sound.chunks import find_sample_bytes
+from mal_adapter.ser.recognizer.sound.flac import measure_flac
+from mal_adapter.ser.recognizer.sound.mpeg import INDEXED, is_mpeg, measure_mpeg
+from mal_adapter.ser.recognizer.sound.ogg import check_ogg
+from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, read_at
+from mal_adapter.ser.recognizer.sound.tags import end_without_tags, start_without_tags
 
 __all__ = ["UNKNOWN_END", "Layout", "cut_short", "layout_of"]
 
-UNKNOWN_END = 1 << 50  # libsndfile then reads to the real end
+UNKNOWN_END = 1 << 50  # makes libsndfile read to the real end
 _KEPT = 32  # an MP3 of an hour takes half a megabyte
 _SETTLED_S = 2.0
 
 
 class Layout(NamedTuple):
-    """Which bytes libsndfile is to see, and what it is to find there.
+    """The bytes that libsndfile should see, and the samples in them.
 
     Attributes:
         formats: libsndfile's names of the formats that fit.
-        start: of the bytes to see.
-        end: of the bytes to see; may be beyond the real end.
+        start: Offset of the first byte to see.
+        end: Offset after the last byte to see; may be beyond the real end.
         patches: (offset, bytes that replace those of the file).
-        frames: how many frames of samples there are; None if libsndfile's own count is right.
-        declared_frames: how many the header declares; None if it does not, or has been checked.
-        present: bytes of samples that the file holds; 0 if the format does not know.
-        declared: bytes of samples that the header declares.
-        beyond: bytes after the samples that seem to be samples too.
-        places: (frame of samples, offset from which a decoder gives the samples from there on), where libsndfile would
-            go through the whole file to find it. The first samples are wrong.
+        frames: Number of frames of samples; None if libsndfile's own count is right.
+        declared_frames: Number of frames by the header; None if it gives none, or has been checked.
+        present: Bytes of samples in the file; 0 if the format does not give it.
+        declared: Bytes of samples by the header.
+        beyond: Bytes after the samples that seem to be samples too.
+        places: (frame, offset): a decoder that starts at the offset gives the samples from this frame on, of which the
+            first are wrong. For formats in which libsndfile would read the whole file to find a frame.
     """
 
     formats: tuple[str, ...]
@@ -51,19 +51,20 @@ _layouts: dict[tuple[int, ...], Layout] = {}
 
 
 def layout_of(file: BinaryIO) -> Layout | None:
-    """Reads the headers of a file, or remembers them; None for formats that are not known here.
+    """Read the headers of a file; None for formats that are not known here.
 
-    The utterances of a long recording each ask for it, and an MP3's length is known only after all of its frames.
+    The result is kept: every utterance of a long recording needs it, and the length of an MP3 is known only after a
+    pass over all frames.
 
     Raises:
-        DamagedSoundError: something is missing.
+        DamagedSoundError: Some of the file is missing.
     """
     status = os.fstat(file.fileno())
     key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     layout = _layouts.get(key)
     if layout is None:
         layout = _read_layout(file, status.st_size)
-        # Clocks of file systems are coarse: a file may change twice within one tick.
+        # The clocks of file systems are coarse: a file may change twice within one tick.
         if layout is not None and time.time() - status.st_mtime > _SETTLED_S:
             while len(_layouts) >= _KEPT:
                 _layouts.pop(next(iter(_layouts), key), None)
@@ -106,10 +107,10 @@ def _of_mpeg(file: BinaryIO, start: int, size: int) -> Layout:
     if mpeg.frames < mpeg.declared:
         found_s, declared_s = (n * mpeg.samples_per_frame / mpeg.sampling_rate for n in (mpeg.frames, mpeg.declared))
         raise DamagedSoundError(cut_short(found_s, declared_s))
-    # More frames than declared: files that were joined, or a header that was written too early.
+    # There are more frames than declared where files were joined, or the header was written too early.
     return Layout(("MP3", "MPEG"), start, size, mpeg.patches, places=places)
 
 
 def cut_short(found_s: float, declared_s: float) -> str:
-    """The reason, with both durations."""
+    """The message about a file that is cut short, with both durations."""
     return f"the file is cut short: {found_s:.2f} s of the {declared_s:.2f} s that its header declares; copy it again"

@@ -91,7 +91,7 @@ def test_aiff_whose_two_numbers_disagree(seconds):
 
 
 @pytest.mark.parametrize("name", ["wav", "wav-8", "wav-float", "rf64", "w64", "aiff", "au", "nist"])
-def test_a_header_that_was_written_before_the_end_is_not_believed(name, seconds):
+def test_a_header_that_was_written_too_early_is_refused(name, seconds):
     """A recorder that was switched off: its header has the size of an earlier moment."""
     whole, early = encode(name, speech(2.0), 16_000), encode(name, speech(1.0), 16_000)
     offset = early.index(speech_bytes(early, whole))

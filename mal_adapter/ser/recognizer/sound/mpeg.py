@@ -1,22 +1,22 @@
-"""MP3: the number of frames, counted.
+"""MP3: counts the frames.
 
-An MP3 file is a row of frames. The first may be a Xing or Info header with their number, which is missing where an
-encoder wrote to a pipe, and wrong where a file was cut or joined. Without it, libsndfile guesses the length from the
-first frame's bit rate and reads no more than that.
+An MP3 file is a sequence of frames. The first may be a Xing or Info header with their number. The number is missing if
+an encoder wrote to a pipe, and wrong if a file was cut or joined. Without it, libsndfile guesses the length from the
+first frame's bit rate, and reads no more than that.
 """
 
 import struct
 from typing import BinaryIO, NamedTuple
 
-from mal_adapter.ser.sound.source import DamagedSoundError, read_at
-from mal_adapter.ser.sound.tags import end_without_tags, tag_size
+from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, read_at
+from mal_adapter.ser.recognizer.sound.tags import end_without_tags, tag_size
 
 __all__ = ["INDEXED", "MpegLength", "is_mpeg", "measure_mpeg", "start_patches"]
 
 INDEXED = 32
 _DECODER_DELAY = 529
 _BLOCK = 1 << 20
-_HEADER_LIMIT = 1 << 16  # bytes before the first frame that may be something else, as mpg123 has it
+_HEADER_LIMIT = 1 << 16  # bytes that may come before the first frame, as in mpg123
 _KBPS = {  # by (MPEG 1, layer)
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
@@ -28,16 +28,16 @@ _KBPS = {  # by (MPEG 1, layer)
 
 
 class MpegLength(NamedTuple):
-    """What the frames say.
+    """The length of an MP3 file by its frames.
 
     Attributes:
-        frames: how many MPEG frames there are, the Xing header apart.
-        samples_per_frame: per channel.
-        sampling_rate: in Hz.
-        declared: how many the Xing header declares; None without one.
-        starts: offset of every `INDEXED`th frame, the Xing header included.
-        skipped: samples of these frames, the Xing header included, that a decoder leaves out at the start.
-        patches: what makes the Xing header say how many frames and bytes there are.
+        frames: Number of MPEG frames, without the Xing header.
+        samples_per_frame: Per channel.
+        sampling_rate: In Hz.
+        declared: Number of frames by the Xing header; None without one.
+        starts: Offset of every `INDEXED`th frame, the Xing header included.
+        skipped: Samples of these frames, the Xing header included, that a decoder leaves out at the start.
+        patches: Replacements that correct the Xing header's numbers of frames and bytes.
     """
 
     frames: int
@@ -60,15 +60,15 @@ class _Frame(NamedTuple):
 
 
 def measure_mpeg(file: BinaryIO, start: int, end: int) -> MpegLength:
-    """Counts the frames.
+    """Count the frames.
 
     Args:
-        file: opened in binary mode.
-        start: after the ID3 tags.
-        end: of the file.
+        file: Opened in binary mode.
+        start: Offset after the ID3 tags.
+        end: End of the file.
 
     Raises:
-        DamagedSoundError: there are no frames, the last one is incomplete, or other bytes are between them.
+        DamagedSoundError: There are no frames, the last one is incomplete, or other bytes are between them.
     """
     end = end_without_tags(file, start, end)
     at = _first_frame(file, start, end)
@@ -96,17 +96,17 @@ def is_mpeg(file: BinaryIO, start: int, end: int) -> bool:
 
 
 def start_patches(file: BinaryIO, at: int) -> tuple[tuple[int, bytes], ...]:
-    """What makes a decoder that starts at a frame silent until it has what later frames take from those before them.
+    """Replacements with which a decoder can start at a frame in the middle of a file.
 
     A frame may use up to 511 bytes (255 in MPEG 2) of the frames before it. Without them mpg123 prints an error. So the
-    first frames here claim to use all that there is, and to have no sound.
+    first frames are changed: they claim to use all bytes that there are, and to have no sound.
 
     Args:
-        file: opened in binary mode.
-        at: offset of a frame.
+        file: Opened in binary mode.
+        at: Offset of a frame.
 
     Returns:
-        (offset, bytes to be there).
+        (offset, bytes that replace those of the file).
     """
     patches = []
     before = 0
@@ -123,14 +123,14 @@ def start_patches(file: BinaryIO, at: int) -> tuple[tuple[int, bytes], ...]:
 
 
 def _delay(file: BinaryIO, tag_at: int, flags: int) -> int:
-    """Samples of the encoder's delay and the decoder's, which mpg123 leaves out where a Xing header has LAME's part."""
+    """Samples of the delays of encoder and decoder. mpg123 leaves them out if a Xing header has LAME's part."""
     lame_at = tag_at + 8 + 4 * (flags & 1) + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
     delays = read_at(file, lame_at + 21, 2)
     return (delays[0] << 4 | delays[1] >> 4) + _DECODER_DELAY
 
 
 def _count(file: BinaryIO, at: int, end: int, kind: int) -> tuple[int, tuple[int, ...]]:
-    """How many frames there are, and where every `INDEXED`th begins."""
+    """(Number of frames, offsets of every `INDEXED`th)."""
     count = 0
     starts: list[int] = []
     known: dict[bytes, int] = {}  # sizes by header: there are few different ones
@@ -168,7 +168,7 @@ def _count(file: BinaryIO, at: int, end: int, kind: int) -> tuple[int, tuple[int
 
 
 def _check_rest(file: BinaryIO, at: int, end: int, kind: int) -> None:
-    """Bytes that are no frame end the sound only if no frames follow them."""
+    """Raise an error if frames follow bytes that are not frames; without any, the sound ends before the bytes."""
     found = _find(file, at, end, kind)
     if found is not None:
         raise DamagedSoundError(
@@ -184,7 +184,7 @@ def _first_frame(file: BinaryIO, start: int, end: int) -> int:
 
 
 def _find(file: BinaryIO, start: int, stop: int, kind: int | None, end: int | None = None) -> int | None:
-    """The first offset from which two frames of one kind follow each other, or one up to the end of the file."""
+    """The first offset at which two frames of one kind follow each other, or one frame ends the file."""
     end = stop if end is None else end
     while start < stop:
         block = read_at(file, start, min(_BLOCK, stop - start) + 3)

@@ -11,17 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from mal_adapter.ser.sound.layout import UNKNOWN_END, Layout, cut_short, layout_of
-from mal_adapter.ser.sound.mpeg import start_patches
-from mal_adapter.ser.sound.source import DamagedSoundError, View, open_regular_file
+from mal_adapter.ser.recognizer.sound.layout import UNKNOWN_END, Layout, cut_short, layout_of
+from mal_adapter.ser.recognizer.sound.mpeg import start_patches
+from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, View, open_regular_file
 
 __all__ = ["TOLERANCE_S", "Sound", "UnknownFormatError", "open_sound"]
 
-#: How far an utterance may reach beyond the end of its file, or a file fall short of its header, through rounding.
+#: Rounding, in seconds: how far an utterance may exceed its file, and a file be shorter than its header says.
 TOLERANCE_S = 0.1
-#: Samples of all channels that are decoded at once.
+#: How many samples, of all channels together, are decoded at once.
 BLOCK = 1 << 17
-#: Decoders of these formats need what comes before a part, to give the same samples as from the start.
+#: Decoders of these formats need so many seconds before a part, to give the same samples as from the start.
 PREROLL_S = {"OGG": 1.0, "MP3": 1.0, "MPEG": 1.0}
 LOSSY = {"GSM610", "G721_32", "G723_24", "G723_40", "NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32", "VOX_ADPCM"}
 RATES = (1_000, 1_000_000)
@@ -30,12 +30,12 @@ Block = npt.NDArray[np.float32]  # (frames, channels)
 
 
 class UnknownFormatError(DamagedSoundError):
-    """The file is of no format that is read here."""
+    """The file is of no format that can be read here."""
 
 
 class _Decoder(soundfile.SoundFile):
     def seekable(self) -> bool:
-        """False, or soundfile would seek after each block, and read no more than the header declares."""
+        """False; else soundfile would seek after each block, and read no more than the header declares."""
         return False
 
 
@@ -43,11 +43,11 @@ class Sound:
     """The samples of a sound file.
 
     Args:
-        file: opened in binary mode.
-        layout: what it is.
+        file: Opened in binary mode.
+        layout: Its format and length.
 
     Raises:
-        DamagedSoundError: it can't be decoded, or holds less or more than it declares.
+        DamagedSoundError: The file can't be decoded, or has less or more samples than it declares.
     """
 
     def __init__(self, file: BinaryIO, layout: Layout) -> None:
@@ -71,10 +71,10 @@ class Sound:
         return self.frames / self.sampling_rate
 
     def blocks(self, first: int, last: int) -> Iterator[Block]:
-        """The frames `first` to `last`, decoded in blocks; the last block is the shorter one.
+        """Decode the frames `first` to `last` in blocks, of which the last may be shorter.
 
         Raises:
-            DamagedSoundError: they can not be decoded, or there are more than the file declares.
+            DamagedSoundError: The frames can not be decoded, or the file has more than it declares.
         """
         position, at_entry = self._seek(max(0, first - round(PREROLL_S.get(self.format, 0.0) * self.sampling_rate)))
         while position < last:
@@ -98,7 +98,7 @@ class Sound:
         self._file.close()
 
     def _has_more(self) -> bool:
-        """Whether another frame can be decoded; what follows the last one may be padding, which is no sound."""
+        """Whether another frame can be decoded. Bytes that can't be decoded may be padding."""
         try:
             return len(self._read(1)) > 0
         except DamagedSoundError:
@@ -135,8 +135,12 @@ class Sound:
             )
 
     def _seek(self, frame: int) -> tuple[int, bool]:
-        """Goes to a frame, or to one before it; returns where the decoder is, and whether it began at one of the
-        places, from which it also gives the padding at the end."""
+        """Go to a frame, or to one before it.
+
+        Returns:
+            (the decoder's position, whether it started at one of the layout's places). From such a place, the decoder
+            also gives the padding at the end.
+        """
         entry = bisect_right(self._layout.places, frame, key=itemgetter(0)) - 1
         if entry >= 0:
             position, offset = self._layout.places[entry]
@@ -168,11 +172,11 @@ class Sound:
 
 @contextmanager
 def open_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
-    """Opens a sound file.
+    """Open a sound file.
 
     Raises:
-        UnknownFormatError: it is of no format that is read here.
-        DamagedSoundError: it can't be opened, holds less or more than it declares, or changed in the meantime.
+        UnknownFormatError: The file is of no format that can be read here.
+        DamagedSoundError: It can't be opened, has less or more samples than it declares, or changed meanwhile.
     """
     file = open_regular_file(path)
     try:

@@ -1,7 +1,7 @@
 """WAV, RF64, W64, AIFF, AU, CAF and NIST: the declared size of the samples against the size of the file.
 
-libsndfile corrects wrong sizes silently: of a file that was cut it reads what is left, and of a file whose header was
-written before its end it reads what the header declares. So the headers are read here.
+libsndfile corrects wrong sizes silently. Of a file that was cut it reads what is left. Of a file whose header was
+written too early it reads only what the header declares. So the headers are read here.
 """
 
 import re
@@ -9,12 +9,12 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from mal_adapter.ser.sound.source import DamagedSoundError, read_at
+from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, read_at
 
 __all__ = ["SampleBytes", "find_sample_bytes"]
 
-#: Sizes from here on are placeholders of streams where the file is smaller: ffmpeg writes 0xFFFFFFFF, sox and espeak-ng
-#: about 0x7FFFF000, others 2**31 - 1 or 2**32 - 1 less the header.
+#: Sizes of at least this much are placeholders of streams, if the file is smaller: ffmpeg writes 0xFFFFFFFF, sox and
+#: espeak-ng about 0x7FFFF000, others 2**31 - 1 or 2**32 - 1 less the header.
 PLACEHOLDER = 0x7FFF_F000
 W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 
@@ -23,13 +23,13 @@ class SampleBytes(NamedTuple):
     """Where the samples of a file are.
 
     Attributes:
-        offset: of the first byte.
-        present: how many bytes there are.
-        declared: how many the header declares; `present` if it does not know.
-        beyond: how many bytes follow that are neither samples nor a known kind of metadata.
-        patches: what makes libsndfile read exactly these bytes.
-        end: where the file is to end for libsndfile; None for its real end.
-        frames: how many frames another field of the header declares; None if none does.
+        offset: Of the first byte.
+        present: Number of bytes in the file.
+        declared: Number of bytes by the header; `present` if the header does not give it.
+        beyond: Number of bytes after the samples that are neither samples nor a known kind of metadata.
+        patches: Replacements that make libsndfile read exactly these bytes.
+        end: Where libsndfile should see the end of the file; None for its real end.
+        frames: Number of frames by another field of the header; None if there is no such field.
     """
 
     offset: int
@@ -66,7 +66,7 @@ class _Chunk(NamedTuple):
 
 
 def find_sample_bytes(file: BinaryIO, file_size: int) -> SampleBytes | None:
-    """Where the samples are; None for other formats, and where a header has no chunk of samples."""
+    """Find the samples; None for other formats, and for a header without a chunk of samples."""
     head = read_at(file, 0, 40)
     if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
         return _of_chunks(file, file_size, _RIFF)
@@ -156,7 +156,7 @@ def _is_name(name: bytes) -> bool:
 
 
 def _beyond(file: BinaryIO, start: int, end: int, family: _Family) -> int:
-    """How many bytes after the samples are no chunks: the header may have been written before the end. Zeros are
+    """Count the bytes after the samples that are not chunks: the header may have been written too early. Zeros are
     padding, and ID3 tags are metadata."""
     best = end - start
     for first in {start, start + -start % family.alignment}:  # some writers leave out the padding of odd sizes
