@@ -129,7 +129,8 @@ class EmotionRecognizer:
             device: Where the host goes; the first CUDA device where there is one, else the CPU.
             dtype: Of the host's weights; the checkpoint's unless given.
             labels: The possible answers; the adapter's unless given.
-            prompt: The question behind the audio; the adapter's unless given, if the labels are the adapter's too.
+            prompt: The question after the audio. Unless given, the adapter's if `labels` is not given either, else one
+                that names the labels.
             store: Where the sessions' states are kept, as for `attach_memory`.
             **model_kwargs: For the host's `from_pretrained`, as in `load_host`: `device_map="auto"`, `revision`, ….
                 `token`, `cache_dir` and `local_files_only` are used for the adapter too.
@@ -142,7 +143,7 @@ class EmotionRecognizer:
             ConfigError: `model` is neither a name nor a pair, or options for loading are given with a loaded pair.
             HostError: The host is not known, can't be loaded or does not take the LoRA; or as the constructor says.
             HostMismatchError: The adapter was trained for another kind of host.
-            LabelError: The labels are no label set, or the host can't distinguish them.
+            LabelError: The labels are not a label set, or the host can't distinguish them.
 
         Example:
             >>> from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
