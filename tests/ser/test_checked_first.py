@@ -110,7 +110,7 @@ def test_all_problems_are_in_one_error(demo, trainee, dialogues, forwards, tmp_p
     bad = changed(dialogues, emotion=None)
     with pytest.raises(ConfigError) as caught:
         evaluate(demo, bad, output=tmp_path / "out", arms=["swapped"], batch_size=0, history=2.5, seed="x")
-    for words in ("5 problems: (1)", "'right'", "batch_size=0", "history=2.5", "seed='x'", "(5) no utterance"):
+    for words in ("5 problems: (1)", "'own'", "batch_size=0", "history=2.5", "seed='x'", "(5) no utterance"):
         assert words in str(caught.value)
     (tmp_path / "file").write_text("x")
     with pytest.raises(LabelError) as caught:
@@ -142,7 +142,7 @@ def test_arms_without_their_requirements_are_refused_first(demo, dialogues, forw
         (monologues, ["own", "oracle_speakers"], "no dialogue has two speakers"),
         (dialogues[:1], None, "at least two"),
         (dialogues, "left", "arms are left"),
-        (dialogues, ["swapped"], "'right'"),
+        (dialogues, ["swapped"], "'own'"),
     ):
         with pytest.raises(ConfigError, match=words):
             evaluate(demo, given, output=tmp_path / "out", arms=arms)
