@@ -95,13 +95,14 @@ def load_recognizer(
     from mal_adapter import MemoryAdapter
     from mal_adapter.errors import HostError, raise_problems
     from mal_adapter.ser.labels import DEMO
+    from mal_adapter.ser.recognizer.pretrained import find_host
     from mal_adapter.ser.recognizer.prompt import choose_task
     from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
     from mal_adapter.ser.suitability import label_problems
 
     adapter = None if adapter_name is None else MemoryAdapter.from_pretrained(adapter_name)
     if model_name is None and adapter is not None:
-        model_name = adapter.metadata.base_model_name_or_path
+        model_name = find_host(adapter.metadata, adapter_name)
     if not model_name:
         raise HostError(f"{adapter_name} does not name its model; add --model")
     given = None if labels is None else as_typed(labels).split(",")

@@ -8,10 +8,37 @@ import torch
 
 from mal_adapter.errors import HostError
 from mal_adapter.ser.loading import load_host
+from mal_adapter.serialization.metadata import AdapterMetadata
 
-__all__ = ["load_named_host", "with_lora"]
+__all__ = ["find_host", "load_named_host", "with_lora"]
 
 LORA_NAME = "lora"
+
+
+def find_host(metadata: AdapterMetadata, adapter_folder: object) -> str | None:
+    """The folder or Hub id of an adapter's host.
+
+    Args:
+        metadata: The adapter's.
+        adapter_folder: Where the adapter was loaded from; anything but a path for an adapter that is in memory.
+
+    Returns:
+        The name in `metadata`, or None. A relative path that does not exist in the working directory is looked up
+        beside the adapter's folder.
+
+    Example:
+        >>> from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
+        >>> find_host(AdapterMetadata(base_model_name_or_path="host"), ADAPTER_FOLDER) == str(HOST_FOLDER)
+        True
+        >>> find_host(AdapterMetadata(base_model_name_or_path="Qwen/Qwen2-Audio-7B"), ADAPTER_FOLDER)
+        'Qwen/Qwen2-Audio-7B'
+    """
+    name = metadata.base_model_name_or_path
+    if name and isinstance(adapter_folder, (str, os.PathLike)) and not os.path.exists(name):
+        beside = os.path.join(os.path.dirname(os.path.abspath(adapter_folder)), name)
+        if os.path.isfile(os.path.join(beside, "config.json")):
+            return beside
+    return name
 
 
 def load_named_host(
