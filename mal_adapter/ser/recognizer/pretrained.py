@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from mal_adapter.errors import HostError
+from mal_adapter.extras import explain_missing
 from mal_adapter.ser.loading import load_host
 from mal_adapter.serialization.metadata import AdapterMetadata
 
@@ -80,16 +81,15 @@ def with_lora(model: Any, adapter_folder: str | os.PathLike[str]) -> Any:
         adapter_folder: The adapter's folder; without a subfolder `lora`, or for a Hub id, `model` is returned as it is.
 
     Raises:
-        HostError: Peft is not installed, or the LoRA does not fit the host or is damaged.
+        HostError: The LoRA does not fit the host or is damaged.
+        MissingDependencyError: peft is not installed.
     """
     folder = Path(adapter_folder) / LORA_NAME
     has_peft = hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False)
     if has_peft or not (folder / "adapter_config.json").is_file():
         return model
-    try:
+    with explain_missing(f"the LoRA in {folder}", extra="train"):
         from peft import PeftModel
-    except ImportError as error:
-        raise HostError(f"{folder} is a LoRA, which needs peft: pip install 'mal-adapter[train]'") from error
     try:
         return PeftModel.from_pretrained(model, str(folder))
     except Exception as error:  # peft, torch and safetensors each raise their own
