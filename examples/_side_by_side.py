@@ -18,7 +18,7 @@ def read_dialogues(paths: Sequence[Path]) -> list[Dialogue]:
 
 
 def print_side_by_side(recognizer: EmotionRecognizer, dialogues: Sequence[Dialogue]) -> None:
-    """A line per utterance as soon as it is heard, and what each dialogue's memory holds in the end."""
+    """A line per utterance as soon as it is answered, and what each dialogue's memory holds in the end."""
     alone = recognizer.without_memory()
     for dialogue in dialogues:
         print(f"{'utterance':24} {'with memory':13} {'without':13} truth")

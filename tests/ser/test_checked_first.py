@@ -289,7 +289,7 @@ def test_missing_packages_are_named_first_and_together(trainee, dialogues, forwa
 
 
 def test_a_tracker_that_is_not_installed_is_a_missing_package(trainee, dialogues, forwards, tmp_path, monkeypatch):
-    monkeypatch.setattr("mal_adapter.ser.training.checks.get_available_trackers", lambda: ["tensorboard"])
+    monkeypatch.setattr("mal_adapter.ser.training.arguments.get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(MissingDependencyError, match="pip install wandb"):
         train_memory(trainee, dialogues, output=tmp_path / "out", log_with="wandb")
     assert forwards == []

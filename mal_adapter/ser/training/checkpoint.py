@@ -23,8 +23,6 @@ FORMAT_VERSION = "1"
 #: Relative to the output folder of a training.
 CHECKPOINT_NAME = Path("checkpoint", "training.safetensors")
 _ADAMW = ("step", "exp_avg", "exp_avg_sq")
-# The file's keys for fields of Progress that have another name in it.
-_KEYS = {"utterances": "heard"}
 
 
 @dataclasses.dataclass
@@ -76,8 +74,7 @@ def save_checkpoint(
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
     for name, parameter in parameters.items():
         tensors |= {f"optimizer.{key}.{name}": value for key, value in optimizer.state.get(parameter, {}).items()}
-    fields = {_KEYS.get(name, name): value for name, value in dataclasses.asdict(progress).items()}
-    metadata = {"format_version": FORMAT_VERSION, "progress": json.dumps(fields)}
+    metadata = {"format_version": FORMAT_VERSION, "progress": json.dumps(dataclasses.asdict(progress))}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, save_tensors({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, metadata))
 
@@ -105,8 +102,7 @@ def load_checkpoint(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is not a mapping
         if (version := metadata.get("format_version")) != FORMAT_VERSION:
             raise TrainingError(f"{path} has checkpoint format {version!r}, this version reads {FORMAT_VERSION!r}")
-        names = {key: name for name, key in _KEYS.items()}
-        progress = Progress(**{names.get(key, key): value for key, value in json.loads(metadata["progress"]).items()})
+        progress = Progress(**json.loads(metadata["progress"]))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise TrainingError(f"{path} is not a readable checkpoint: {error}") from error
     for name in sorted(progress.run.keys() | run.keys()):
