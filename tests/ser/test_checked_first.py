@@ -432,8 +432,8 @@ def test_other_systems_are_compared_with_the_dialogues_first(demo, dialogues, fo
     (problem,) = problems_of(made("gru", dialogues[1:]))
     assert f"{dialogues[0].dialogue_id}/" in problem
     assert "not in it" in problem
-    (problem,) = problems_of(made("bare", dialogues))
-    assert "'bare'" in problem
+    (problem,) = problems_of(made("host_only", dialogues))
+    assert "'host_only'" in problem
     (problem,) = problems_of(made("gru", dialogues), made("gru", dialogues))
     assert "'gru'" in problem
     (problem,) = problems_of(made("gru", dialogues, labels=[*EMOTIONS, "bored"]))
@@ -450,7 +450,7 @@ def test_evaluate_prints_what_is_not_scored(dialogues, tmp_path):
         tmp_path / "out", "--arms", "host_only,own", "--device", "cpu",
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
-    assert "note: 2 utterances are 'bored', no label" in done.stderr
+    assert "note: 2 utterances are 'bored', which is not a label" in done.stderr
     assert "note: 2 of 7 sound files are missing" in done.stderr
     assert "fewer than 6 dialogues" in done.stderr
 
