@@ -459,7 +459,7 @@ def test_evaluate_prints_what_is_not_scored(dialogues, tmp_path):
         tmp_path / "out", "--arms", "host_only,own", "--device", "cpu",
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
-    assert "note: 2 utterances are 'bored', no label" in done.stderr
+    assert "note: 2 utterances are 'bored', which is not a label" in done.stderr
     assert "note: 2 of 7 sound files are missing" in done.stderr
     assert "fewer than 6 dialogues" in done.stderr
 
