@@ -50,8 +50,8 @@ def test_objects_of_one_process_say_what_to_send_instead(
 ):
     with memory.session("call") as session:
         bound: dict[str, tuple[Any, str]] = {
-            "recogniser": (recognizer, "load_host, attach_memory, EmotionRecognizer"),
-            "bare twin": (recognizer.without_memory(), "load_host, attach_memory, EmotionRecognizer"),
+            "recogniser": (recognizer, r"EmotionRecognizer\.from_pretrained\(adapter, model\)"),
+            "bare twin": (recognizer.without_memory(), r"EmotionRecognizer\.from_pretrained\(adapter, model\)"),
             "memory": (memory, r"call attach_memory\(model, adapter=…, store=…\) with memory\.adapter"),
             "states": (memory.states, r"a single state can: memory\.states\[id\]"),
             "session": (session, "open the session by its id there"),
@@ -128,7 +128,7 @@ def test_in_a_process_of_its_own(
         next(iter(DataLoader(Sounds(recognizer), num_workers=1, multiprocessing_context="spawn")))
     with pytest.raises(Exception, match="pickle") as caught:
         joblib.Parallel(n_jobs=2)(joblib.delayed(print)(each) for each in [recognizer] * 2)
-    assert "there: load_host, attach_memory, EmotionRecognizer" in str(caught.value.__cause__)
+    assert "EmotionRecognizer.from_pretrained(adapter, model)" in str(caught.value.__cause__)
 
     store = FolderStore(tmp_path)
     model, _ = host

@@ -48,7 +48,7 @@ def open_store(where: str | os.PathLike[str], ttl_s: float | None = None) -> Ses
     if separator:
         if scheme in _REDIS_SCHEMES:
             return RedisStore(place, ttl_s=ttl_s)
-        clients = "for a cluster or Sentinels give RedisStore(client); " if "redis" in scheme.lower() else ""
+        clients = "for a cluster or Sentinel give RedisStore(client); " if "redis" in scheme.lower() else ""
         raise ConfigError(f"no store for {scheme}:// URLs; {clients}give redis://, rediss://, unix:// or a folder")
     scheme, separator, _ = place.partition(":")
     if separator and scheme.lower() in _REDIS_SCHEMES:

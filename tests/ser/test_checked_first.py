@@ -401,7 +401,7 @@ def test_commands_refuse_what_they_can_before_a_model_is_loaded(dialogues, loade
         "a label set needs": ["predict", tmp_path / "gone.jsonl", manifest, *judge, "--labels", "sad"],
         "there is no such file": ["predict", tmp_path / "gone.jsonl", *judge],
         "are missing": ["train", tmp_path / "gone.jsonl", *learn, *out],
-        "is a file and": ["train", manifest, *learn, "--output", tmp_path / "file"],
+        "is a file, not a folder": ["train", manifest, *learn, "--output", tmp_path / "file"],
         "has an adapter": ["train", manifest, *learn, "--output", tmp_path / "adapter"],
         "(7)": ["train", tmp_path / "bored.jsonl", *learn, *out, "--labels", "sad,happy"],
     }.items():

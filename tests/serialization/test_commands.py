@@ -75,7 +75,7 @@ result = CliRunner().invoke(app, ["push", folder, "alice/beside-a-lora", "--toke
 """,
         folder=str(tmp_path),
     )
-    assert f"note: {tmp_path / 'lora'} stays here" in stderr
+    assert f"note: {tmp_path / 'lora'} is not pushed" in stderr
     assert set(hub.store.repos["alice/beside-a-lora"].messages)
 
 

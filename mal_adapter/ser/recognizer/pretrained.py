@@ -62,13 +62,13 @@ def load_named_host(
     Example:
         >>> load_named_host("./models/no-such-host")
         Traceback (most recent call last):
-        mal_adapter.errors.HostError: the model ./models/no-such-host can not be loaded: there is no such folder, ...
+        mal_adapter.errors.HostError: the model ./models/no-such-host can't be loaded: the folder does not exist, ...
     """
     name = os.fspath(name)
     try:
         return load_host(name, device=device, dtype=dtype, **kwargs)
     except (OSError, ValueError) as error:
-        raise HostError(f"the model {name} can not be loaded: {_reason(name, error)}") from error
+        raise HostError(f"the model {name} can't be loaded: {_reason(name, error)}") from error
 
 
 def with_lora(model: Any, adapter_folder: str | os.PathLike[str]) -> Any:
@@ -95,7 +95,7 @@ def with_lora(model: Any, adapter_folder: str | os.PathLike[str]) -> Any:
     except Exception as error:  # peft, torch and safetensors each raise their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HostError(
-            f"the LoRA in {folder} can not be loaded into this host: {reason}; load the host that the adapter was "
+            f"the LoRA in {folder} can't be loaded into this host: {reason}; load the host that the adapter was "
             "trained on, or train again"
         ) from error
 
@@ -104,7 +104,7 @@ def _reason(name: str, error: Exception) -> str:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        return "there is no such folder, and this is no Hub id such as Qwen/Qwen2-Audio-7B-Instruct"
+        return "the folder does not exist, and this is not a Hub id such as Qwen/Qwen2-Audio-7B-Instruct"
     offline = "; HF_HUB_OFFLINE is set, so the Hub was not asked" if HF_HUB_OFFLINE and not Path(name).exists() else ""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"{lines[0]}{offline}"

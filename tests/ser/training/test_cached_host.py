@@ -122,7 +122,7 @@ def test_runs_can_share_a_folder_of_activations(train, tmp_path):
     with pytest.raises(ConfigError, match="cache_activations=True"):
         train_memory(recognizer, train, output=tmp_path / "three", config=FAST, activations=folder)
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="is a file and no folder"):
+    with pytest.raises(ConfigError, match="is a file, not a folder"):
         train_memory(recognizer, train, output=tmp_path / "three", config=config, activations=tmp_path / "file")
     assert not (tmp_path / "three").exists()
 

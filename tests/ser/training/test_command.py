@@ -99,7 +99,7 @@ def test_emotions_outside_of_the_labels_are_reported(folder, tmp_path):
     report = json.loads((tmp_path / "adapter" / "training.json").read_text())
     assert json.loads(done.stdout) == {"output": str(tmp_path / "adapter"), **report}
     assert report["dtype"] == "bfloat16"
-    assert re.search(r"note: \d+ utterances are 'happy', no label", done.stderr)
+    assert re.search(r"note: \d+ utterances are 'happy', which is not a label", done.stderr)
     assert json.loads((tmp_path / "adapter" / "training.json").read_text())["train"]["not_judged"].keys() == {"happy"}
 
 
