@@ -68,8 +68,8 @@ def main() -> None:
         print(f"{split}: " + ", ".join(f"{arm} {scores['wa']:.3f}" for arm, scores in figures["arms"].items()))
         print(figures["verdict"])
         if split == "dev":
-            card = memory.adapter.metadata
-            memory.adapter.metadata = replace(card, evaluation=[card_entry(figures, DATASET, split)])
+            metadata = memory.adapter.metadata
+            memory.adapter.metadata = replace(metadata, evaluation=[card_entry(figures, DATASET, split)])
             memory.adapter.save_pretrained(options.output)
 
 

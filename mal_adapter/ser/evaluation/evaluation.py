@@ -77,7 +77,8 @@ def evaluate(
     """Recognise dialogues once per arm and keep all answers in `output`.
 
     Call it again to continue an evaluation that was stopped; a complete one is read from `output`. Under `accelerate
-    launch` each process runs a part of the dialogues.
+    launch` each process runs a part of the dialogues. Arguments and data are checked before the host runs, and one
+    error lists all problems.
 
     What is mutated: the folder `output`. The memory forgets its sessions with ids such as "audit/0".
 
@@ -94,9 +95,6 @@ def evaluate(
     Returns:
         All answers, on every process.
 
-    Arguments and data are checked before the host runs, and one error lists all problems. If no labelled utterance
-    has another utterance before it, no memory can make a difference; an `UninformativeDataWarning` says so.
-
     Raises:
         ConfigError: An arm is unknown, or needs a memory, more dialogues or more speakers; a dialogue id is repeated;
             or a number is not an integer or too small.
@@ -104,6 +102,10 @@ def evaluate(
         AudioError: The sound files of all labelled utterances are missing.
         SessionError: The memory is detached, or the caller has a session open.
         EvaluationError: `output` can't be written to, or holds another evaluation.
+
+    Warns:
+        UninformativeDataWarning: No labelled utterance has an earlier one in its dialogue, so no memory can make a
+            difference.
     """
     dialogues = list(dialogues)
     chosen = (arms,) if isinstance(arms, str) else None if arms is None else tuple(arms)
