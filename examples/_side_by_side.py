@@ -1,4 +1,4 @@
-"""What the examples with a large checkpoint share: the dialogues to recognise, and the answers with and without memory."""
+"""What the examples with a large checkpoint share: reading dialogues, and printing answers with and without memory."""
 
 from collections.abc import Sequence
 from pathlib import Path

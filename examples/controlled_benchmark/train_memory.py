@@ -47,8 +47,7 @@ def main() -> None:
 
     model, processor = load_host(str(options.host), device="cpu")
     torch.manual_seed(options.seed)  # of the first weights
-    hidden_size = model.config.get_text_config().hidden_size
-    memory = attach_memory(model, LAYER_IDX, config=MemoryConfig(hidden_size=hidden_size, **memory_fields))
+    memory = attach_memory(model, LAYER_IDX, config=MemoryConfig(**memory_fields))
     recognizer = EmotionRecognizer(model, processor, memory, EMOTIONS, PROMPT)
     train_memory(
         recognizer,

@@ -20,7 +20,7 @@ from accelerate import PartialState
 from mal_adapter.errors import ConfigError, EvaluationError, MalAdapterError, raise_problems
 from mal_adapter.memory.config import check_integer
 from mal_adapter.ser.dialogue import Dialogue
-from mal_adapter.ser.evaluation.arms import ARMS, AUDIT
+from mal_adapter.ser.evaluation.arms import AUDIT, check_arms
 from mal_adapter.ser.evaluation.audit import Answer, audit
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.names import composed_all
@@ -189,8 +189,10 @@ def _problems(
 def _arm_problems(
     recognizer: EmotionRecognizer, dialogues: list[Dialogue], arms: Sequence[str]
 ) -> list[MalAdapterError]:
-    if not arms or len(set(arms)) != len(arms) or not set(arms) <= set(ARMS):
-        return [ConfigError(f"arms are {', '.join(arms) or 'none'}; expected different ones of {', '.join(ARMS)}")]
+    try:
+        check_arms(arms)
+    except ConfigError as error:
+        return [error]
     problems: list[MalAdapterError] = []
     if not recognizer.reads_memory and (needed := sorted(set(arms) - {"host_only", "history"})):
         problems.append(ConfigError(f"the arms {', '.join(needed)} need a memory, and this recogniser has none"))
