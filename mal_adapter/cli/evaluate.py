@@ -22,7 +22,7 @@ from mal_adapter.cli.options import (
 from mal_adapter.cli.output import header, load_libraries, note, print_json, print_line, row, width
 from mal_adapter.cli.usage import shown
 from mal_adapter.extras import explain_missing
-from mal_adapter.ser.evaluation.arms import ARMS, AUDIT
+from mal_adapter.ser.evaluation.arms import ARMS, AUDIT, check_arms
 
 if TYPE_CHECKING:
     from mal_adapter.ser.evaluation.evaluation import Evaluation
@@ -134,6 +134,8 @@ def evaluate(
     if card and (adapter is None or not Path(adapter).is_dir()):
         raise ConfigError("--card writes into the adapter's folder; give one with --adapter, or leave out --card")
     chosen = None if arms is None else [arm.strip() for arm in arms.split(",")]
+    if chosen is not None:
+        check_arms(chosen)
     if card and chosen is not None and "own" not in chosen:
         raise ConfigError("--card writes the figures of the arm own; add it to --arms, or leave out --card")
     if model is None and adapter is None:

@@ -1,5 +1,6 @@
 """`mal-adapter train`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,9 +27,10 @@ from mal_adapter.cli.usage import as_typed, shown
 from mal_adapter.extras import explain_missing
 
 if TYPE_CHECKING:
-    from mal_adapter.attach import AttachedMemory
+    from mal_adapter import MemoryConfig
     from mal_adapter.ser.dialogue import Dialogue
     from mal_adapter.ser.labels import LabelSet
+    from mal_adapter.ser.training.config import TrainingConfig
 
 __all__ = ["train"]
 
@@ -153,7 +155,8 @@ def train(
     load_libraries()
     import torch
 
-    from mal_adapter.errors import raise_problems
+    from mal_adapter import attach_memory
+    from mal_adapter.errors import MalAdapterError, raise_problems
     from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
     from mal_adapter.ser.suitability import label_problems, sound_problems
 
@@ -163,18 +166,22 @@ def train(
 
     given: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "lora_rank": lora_rank, "seed": seed}
     given["cache_activations"] = None if activations is None else True
-    settings, memory_fields = _settings(config, {name: value for name, value in given.items() if value is not None})
+    settings, memory_config = _settings(config, {name: value for name, value in given.items() if value is not None})
     data = read_data(corpus, root, split, ("train",))
     dialogues, dev_dialogues = data.dialogues, _read_dev(corpus, root, dev)
     label_set = _choose_labels(labels, data)
     state, place = start_process(device)
-    problems = [*label_problems(dialogues, label_set, "training"), *sound_problems(dialogues, label_set, "training")]
+    problems: list[MalAdapterError] = []
+    for what, given_dialogues in (("training", dialogues), ("dev", dev_dialogues)):
+        if given_dialogues:
+            problems += label_problems(given_dialogues, label_set, what)
+            problems += sound_problems(given_dialogues, label_set, what)
     raise_problems(problems + ([problem] if (problem := output_problem(output, resume)) is not None else []))
     if state.is_main_process:
         note_omissions([*dialogues, *dev_dialogues], label_set)
     host, processor = load_model(model, place, dtype, spread=device == "auto")
     torch.manual_seed(settings.seed)
-    memory = _attach(host, layer, memory_fields)
+    memory = attach_memory(host, layer, config=memory_config)
     recognizer = EmotionRecognizer(host, processor, memory, label_set, None if prompt is None else as_typed(prompt))
     try:
         report = train_memory(
@@ -196,8 +203,9 @@ def train(
         _print(report, output)
 
 
-def _settings(path: Path | None, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Read the `TrainingConfig` and the fields of `MemoryConfig` from the file; `given` options override it."""
+def _settings(path: Path | None, given: dict[str, Any]) -> "tuple[TrainingConfig, MemoryConfig]":
+    """Read the `TrainingConfig` and the `MemoryConfig` from the file; `given` options override it."""
+    from mal_adapter import MemoryConfig
     from mal_adapter.errors import ConfigError
     from mal_adapter.ser.training.config import TrainingConfig
     from mal_adapter.serialization.strict_json import parse_json
@@ -211,7 +219,10 @@ def _settings(path: Path | None, given: dict[str, Any]) -> tuple[Any, dict[str, 
     memory = fields.pop("memory", {}) if isinstance(fields, dict) else None
     if not isinstance(memory, dict):
         raise ConfigError(f"{path} is not a JSON object, or its field 'memory' is not one")
-    return TrainingConfig.from_dict({**fields, **given}), memory
+    # from_dict needs a width. If the file gives none, attach_memory takes that of the host.
+    memory_config = MemoryConfig.from_dict({**memory, "hidden_size": 1})
+    memory_config = replace(memory_config, hidden_size=memory.get("hidden_size"))
+    return TrainingConfig.from_dict({**fields, **given}), memory_config
 
 
 def _read_dev(corpus: str, root: Path | None, dev: str | None) -> "list[Dialogue]":
@@ -235,17 +246,6 @@ def _choose_labels(names: str | None, data: Data) -> "LabelSet":
     if len(found) < 2:
         raise LabelError("the training manifest has fewer than two emotions; label its utterances, or give --labels")
     return LabelSet(found)
-
-
-def _attach(host: Any, layer: int, fields: dict[str, Any]) -> "AttachedMemory":
-    from mal_adapter import MemoryConfig, attach_memory
-    from mal_adapter.hosts.host import detect_host
-
-    if not fields:
-        return attach_memory(host, layer)
-    return attach_memory(
-        host, layer, config=MemoryConfig.from_dict({"hidden_size": detect_host(host).hidden_size, **fields})
-    )
 
 
 def _print(report: dict[str, Any], output: Path) -> None:

@@ -54,8 +54,9 @@ def score(
         The scores of all utterances, of each class and of each turn.
 
     Raises:
-        MetricsError: Lengths differ, no utterance has a label, or scikit-learn is not installed.
+        MetricsError: Lengths differ, no utterance has a label, or `resamples` is negative.
         LabelError: An emotion or answer is not in the label set.
+        MissingDependencyError: scikit-learn is not installed.
 
     Example:
         >>> labels = LabelSet(("neutral", "happy", "sad"))
@@ -130,7 +131,7 @@ def compare(
         Both scores, their difference and p.
 
     Raises:
-        MetricsError: Lengths differ, no utterance has a label, or the metric is unknown.
+        MetricsError: Lengths differ, no utterance has a label, the metric is unknown, or `resamples` is below 1.
         LabelError: An emotion or answer is not in the label set.
 
     Example:

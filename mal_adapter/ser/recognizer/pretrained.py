@@ -58,6 +58,7 @@ def load_named_host(
 
     Raises:
         HostError: There is no such folder or Hub model, or transformers can't load it.
+        MissingDependencyError: `device_map` is given, but accelerate is not installed.
 
     Example:
         >>> load_named_host("./models/no-such-host")

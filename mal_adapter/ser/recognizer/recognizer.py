@@ -144,6 +144,8 @@ class EmotionRecognizer:
             HostError: The host is not known, can't be loaded or does not take the LoRA; or as the constructor says.
             HostMismatchError: The adapter was trained for another kind of host.
             LabelError: The labels are not a label set, or the host can't distinguish them.
+            MissingDependencyError: The adapter has a LoRA and peft is not installed, or `device_map` is given and
+                accelerate is not installed.
 
         Example:
             >>> from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
@@ -231,7 +233,7 @@ class EmotionRecognizer:
 
         Raises:
             ManifestError: There are no files, or one is a manifest.
-            SessionError: The dialogue id can't be the id of a session.
+            HostError, SessionError, SessionConflictError, StoreError: As `answer`.
         """
         one = dialogue if isinstance(dialogue, Dialogue) else Dialogue.from_files(dialogue)
         return self.recognize_many([one], batch_size=1)
@@ -253,7 +255,7 @@ class EmotionRecognizer:
         Raises:
             ConfigError: `batch_size` is not an integer of at least 1, or two dialogues have the same id. In a list of
                 dialogues this is found before anything runs.
-            SessionError: A dialogue id can't be the id of a session.
+            HostError, SessionError, SessionConflictError, StoreError: As `answer`.
         """
         check_integer("batch_size", batch_size, 1)
         if isinstance(dialogues, Sequence):
@@ -296,6 +298,10 @@ class EmotionRecognizer:
             ConfigError: Two utterances have the same session, so that the second could not read what the first writes;
                 or the number of session ids is not that of the utterances.
             HostError: The host's answer is NaN. The batch's utterances are written all the same, unless they are NaN.
+            SessionError: The memory is detached, an id can't be the id of a session, or a session is open elsewhere.
+            SessionConflictError: Another process has continued a session meanwhile.
+            StoreError: A session can't be read from the store, so that no utterance was processed. If only saving
+                fails, the answers are returned and the states are in `memory.states.unsaved`.
         """
         ids = [utterance.dialogue_id for utterance in utterances] if session_ids is None else list(session_ids)
         if len(ids) != len(utterances):

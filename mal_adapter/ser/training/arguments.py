@@ -82,10 +82,10 @@ def argument_problems(
         problems += _activations_problems(Path(activations), config)
     try:
         adapter = trainable_memory(recognizer).adapter
-        card = adapter.metadata.with_task(labels.names, recognizer.prompt)
+        metadata = adapter.metadata.with_task(labels.names, recognizer.prompt)
         _check_datasets(datasets)
-        card = dataclasses.replace(card, training_data=training_data, datasets=list(datasets))
-        adapter.check_folder(output, card)
+        metadata = dataclasses.replace(metadata, training_data=training_data, datasets=list(datasets))
+        adapter.check_folder(output, metadata)
     except MalAdapterError as error:
         problems.append(error)
     else:

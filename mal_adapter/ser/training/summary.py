@@ -25,7 +25,7 @@ def training_report(
         progress: Of the finished run.
         dialogues: The training dialogues.
         labels: The label set.
-        processes: Their number.
+        processes: How many processes trained.
 
     Returns:
         Plain JSON values.

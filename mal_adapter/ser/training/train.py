@@ -87,7 +87,8 @@ def train_memory(
             session id.
         HostError: The host can't run from cached activations.
         TrainingError: A loss or gradient is not finite (the checkpoint has the last good values); no labelled utterance
-            has usable audio; `output` has an adapter or the checkpoint of another run; or PEFT is not installed.
+            has usable audio; or `output` can't be written to, or has an adapter or a checkpoint of another run.
+        MissingDependencyError: PEFT, for `lora_rank`, or the tracker of `log_with` is not installed.
 
     Warns:
         UninformativeDataWarning: No labelled utterance has an earlier one in its dialogue, so the memory can learn
