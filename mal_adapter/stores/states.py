@@ -116,7 +116,12 @@ class SessionStates(MutableMapping[str, MemoryState]):
         )
 
     def forget(self, session_ids: Iterable[str]) -> None:
-        """Delete those of these sessions that exist; unlike `pop`, without reading their states."""
+        """Delete those of these sessions that exist; unlike `pop`, without reading their states.
+
+        Raises:
+            SessionError: One of them is open.
+            StoreError: The store can't be reached.
+        """
         for session_id in session_ids:
             with suppress(KeyError):
                 del self[session_id]
@@ -153,7 +158,14 @@ class SessionStates(MutableMapping[str, MemoryState]):
     @contextmanager
     def opened(self, session_ids: Sequence[str]) -> Iterator[dict[str, MemoryState]]:
         """Open `session_ids` for one block at a time: two threads that continue one dialogue would lose an update.
-        Yields the states of those that exist."""
+        Yields the states of those that exist.
+
+        Raises:
+            SessionError: One of them is open already.
+            StateFormatError: A stored state is damaged.
+            SessionConflictError: Another process has continued one of the unsaved sessions.
+            StoreError: The store can't be reached when the block begins, or still not when it ends.
+        """
         with self._lock:
             if busy := self._versions.keys() & set(session_ids):
                 raise SessionError(f"sessions {sorted(busy)} are open in another block, thread or task; wait for it")

@@ -104,7 +104,8 @@ class Backlog:
 
     def ids(self) -> list[str]:
         """The ids of the unsaved sessions, sorted."""
-        return sorted(self._records)
+        with self._lock:
+            return sorted(self._records)
 
     def get(self, session_id: str) -> Unsaved | None:
         """The unsaved state of a session."""
