@@ -38,12 +38,19 @@ def current_block(memory: object) -> Block | None:
 
     A session's block that was left is still returned, with `left` set, in two places where code may expect the session
     and must not run without it unnoticed: in contexts that were copied inside of the block, such as a task's; and after
-    a block in which no forward ran, since what was made there may run now, such as a generator.
+    a block in which no forward ran, since what was made there may run now, such as a generator. A forward that runs
+    while its block is left in another context keeps it until it ends.
     """
     block = BLOCKS.get().get(memory)
-    while block is not None and block.left and (block.session is None or block.left_elsewhere):
+    while block is not None and block.left and _is_over(block):
         block = block.outer
     return block
+
+
+def _is_over(block: Block) -> bool:
+    """Whether nothing in this context can belong to a block that was left. A forward that still runs can."""
+    session = block.session
+    return session is None or (block.left_elsewhere and session.forward is None)
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 Read from the checkpoints' own code. None of it is copied or run; a function sees a call's arguments and nothing else.
 
-SALMONN has no function: it is a plain module without config, and only embeddings reach its language model. Attach to
-that, `attach_memory(salmonn.llama_model, ...)`, and pass a user's mask: True at the speech tokens, which follow the one
-start token and the prompt's tokens before `<SpeechHere>`.
+SALMONN has no function: the model is a plain module without config, and only embeddings reach its language model.
+Attach to that, `attach_memory(salmonn.llama_model, ...)`, and pass a user's mask: True at the speech tokens, which
+follow the one start token and the prompt's tokens before `<SpeechHere>`.
 """
 
 from collections.abc import Mapping

@@ -751,3 +751,21 @@ def test_unused_blocks_do_not_keep_earlier_sessions(served: Served):
         del session
     gc.collect()
     assert [reference() is None for reference in sessions] == [True, True, False]
+
+
+def test_a_block_left_in_another_thread_while_its_forward_runs_is_an_error(served: Served):
+    block = served.memory.session("call")
+    block.__enter__()
+
+    def leave(*_: object) -> None:
+        thread = threading.Thread(target=block.__exit__, args=(None, None, None))
+        thread.start()
+        thread.join()
+
+    handle = served.memory.decoder_layers[0].register_forward_pre_hook(leave)
+    try:
+        with pytest.raises(SessionError, match="was left"):
+            served.forward(0)
+    finally:
+        handle.remove()
+    assert "call" not in served.memory.states
