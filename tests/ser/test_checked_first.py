@@ -390,6 +390,7 @@ def test_commands_refuse_what_they_can_before_a_model_is_loaded(dialogues, loade
     write_manifest(changed(dialogues, emotion="bored"), tmp_path / "bored.jsonl")
     write_manifest(gone(dialogues), tmp_path / "gone.jsonl")
     (tmp_path / "file").write_text("x")
+    (tmp_path / "settings.json").write_text('{"memory": {"width": 64}}')
     shutil.copytree(ADAPTER_FOLDER, tmp_path / "adapter")
     judge = ["--model", HOST_FOLDER, "--adapter", ADAPTER_FOLDER, "--device", "cpu"]
     learn = ["--model", HOST_FOLDER, "--layer", "1", "--device", "cpu"]
@@ -401,9 +402,12 @@ def test_commands_refuse_what_they_can_before_a_model_is_loaded(dialogues, loade
         "a label set needs": ["predict", tmp_path / "gone.jsonl", manifest, *judge, "--labels", "sad"],
         "there is no such file": ["predict", tmp_path / "gone.jsonl", *judge],
         "are missing": ["train", tmp_path / "gone.jsonl", *learn, *out],
-        "is a file and": ["train", manifest, *learn, "--output", tmp_path / "file"],
+        "is a file, not a folder": ["train", manifest, *learn, "--output", tmp_path / "file"],
         "has an adapter": ["train", manifest, *learn, "--output", tmp_path / "adapter"],
         "(7)": ["train", tmp_path / "bored.jsonl", *learn, *out, "--labels", "sad,happy"],
+        "arms are left": ["evaluate", manifest, *judge, *out, "--arms", "left"],
+        "'width'": ["train", manifest, *learn, *out, "--config", tmp_path / "settings.json"],
+        "of the dev dialogues": ["train", manifest, *learn, *out, "--dev", tmp_path / "bored.jsonl"],
     }.items():
         done = mal_adapter(*command)
         assert done.exit_code in (1, 2), (words, done.stderr)
@@ -459,7 +463,7 @@ def test_evaluate_prints_what_is_not_scored(dialogues, tmp_path):
         tmp_path / "out", "--arms", "host_only,own", "--device", "cpu",
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
-    assert "note: 2 utterances are 'bored', no label" in done.stderr
+    assert "note: 2 utterances are 'bored', which is not a label" in done.stderr
     assert "note: 2 of 7 sound files are missing" in done.stderr
     assert "fewer than 6 dialogues" in done.stderr
 
