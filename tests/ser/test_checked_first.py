@@ -390,6 +390,7 @@ def test_commands_refuse_what_they_can_before_a_model_is_loaded(dialogues, loade
     write_manifest(changed(dialogues, emotion="bored"), tmp_path / "bored.jsonl")
     write_manifest(gone(dialogues), tmp_path / "gone.jsonl")
     (tmp_path / "file").write_text("x")
+    (tmp_path / "settings.json").write_text('{"memory": {"width": 64}}')
     shutil.copytree(ADAPTER_FOLDER, tmp_path / "adapter")
     judge = ["--model", HOST_FOLDER, "--adapter", ADAPTER_FOLDER, "--device", "cpu"]
     learn = ["--model", HOST_FOLDER, "--layer", "1", "--device", "cpu"]
@@ -404,6 +405,9 @@ def test_commands_refuse_what_they_can_before_a_model_is_loaded(dialogues, loade
         "is a file, not a folder": ["train", manifest, *learn, "--output", tmp_path / "file"],
         "has an adapter": ["train", manifest, *learn, "--output", tmp_path / "adapter"],
         "(7)": ["train", tmp_path / "bored.jsonl", *learn, *out, "--labels", "sad,happy"],
+        "arms are left": ["evaluate", manifest, *judge, *out, "--arms", "left"],
+        "'width'": ["train", manifest, *learn, *out, "--config", tmp_path / "settings.json"],
+        "of the dev dialogues": ["train", manifest, *learn, *out, "--dev", tmp_path / "bored.jsonl"],
     }.items():
         done = mal_adapter(*command)
         assert done.exit_code in (1, 2), (words, done.stderr)

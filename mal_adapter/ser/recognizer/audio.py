@@ -21,7 +21,7 @@ from mal_adapter.ser.recognizer.sound.levels import Levels
 from mal_adapter.ser.recognizer.sound.reader import TOLERANCE_S, Sound, UnknownFormatError, open_sound
 from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, open_regular_file
 
-__all__ = ["SoundInfo", "Waveform", "load_waveform", "sound_info", "sound_path"]
+__all__ = ["SoundInfo", "Waveform", "load_waveform", "sound_info"]
 
 Waveform = npt.NDArray[np.float32]
 
@@ -121,11 +121,6 @@ def sound_info(path: Path) -> SoundInfo:
     """
     with _named(path), open_sound(path) as sound:
         return SoundInfo(sound.duration_s, sound.sampling_rate, sound.channels)
-
-
-def sound_path(path: Path) -> str | bytes:
-    """The path in bytes, for soundfile: it would encode a string as UTF-8, and refuse a name that is not."""
-    return os.fsencode(path) if os.name == "posix" else str(path)
 
 
 def _decode(sound: Sound, sampling_rate: int) -> Waveform:

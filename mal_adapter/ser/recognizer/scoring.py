@@ -207,7 +207,7 @@ def continuation(cache: Any, seq_len: int) -> Literal["at once", "by token", "ag
         before them, if the cache can't be used. That is one not of transformers, an empty one, which the host does not
         use, and one of another length than the prompts, whose positions are not those of the attention mask.
     """
-    from transformers import Cache, EncoderDecoderCache  # takes seconds, which a script that names labels need not wait
+    from transformers import Cache, EncoderDecoderCache  # takes seconds
 
     if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache) or not cache.layers:
         return "again"
