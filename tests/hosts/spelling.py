@@ -2,6 +2,10 @@
 
 from typing import Any
 
+import torch
+
+from tests.hosts.tiny import AUDIO_TOKEN_ID
+
 END_ID = 47
 
 
@@ -19,5 +23,7 @@ class ByLetter:
     audio_token = "<audio>"
     tokenizer = _Letters()
 
-    def __call__(self, text: Any, audio: Any) -> dict[str, Any]:
-        raise NotImplementedError("inputs come from TinyHost.make_inputs")
+    def __call__(self, text: list[str], audio: Any, **options: Any) -> dict[str, torch.Tensor]:
+        """The ids with one placeholder each, for the trial when a recogniser is made; it is no input of a host."""
+        ids = [[AUDIO_TOKEN_ID, *self.tokenizer(each, add_special_tokens=False)["input_ids"]] for each in text]
+        return {"input_ids": torch.tensor(ids), "attention_mask": torch.ones(len(ids), len(ids[0]), dtype=torch.long)}
