@@ -34,13 +34,12 @@ _MODULES = {
 }
 
 
-if not TYPE_CHECKING:  # a checker that saw this function would take every misspelt name for an Any
+if not TYPE_CHECKING:  # with this function, a type checker would accept every misspelt name as Any
 
     def __getattr__(name: str) -> Any:
-        # torch takes seconds to import; `mal-adapter --help` and tools that only look at the package need not wait for
-        # it.
+        # torch takes seconds to import; `mal-adapter --help` and tools that only inspect the package don't need it.
         if name == "__version__":
-            value = _version()
+            value = import_module(f"{__name__}.serialization.versions").library_version()
         elif name in _MODULES:
             value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
         else:
@@ -51,12 +50,3 @@ if not TYPE_CHECKING:  # a checker that saw this function would take every missp
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, "__version__"})
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("mal-adapter")
-    except PackageNotFoundError:  # a source tree that is not installed
-        return "0+unknown"

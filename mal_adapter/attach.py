@@ -5,7 +5,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Bool
@@ -20,12 +20,9 @@ from mal_adapter.hosts.spec import HostSpec
 from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.memory.state import MemoryState
-from mal_adapter.stores import check_store
+from mal_adapter.stores import as_store
 from mal_adapter.stores.base import SessionStore
 from mal_adapter.stores.states import SessionStates
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["AttachedMemory", "attach_memory"]
 
@@ -51,8 +48,8 @@ def attach_memory(
         adapter: A `MemoryAdapter`, a folder that `save_pretrained` wrote, or a Hub id. A fresh one unless given.
         config: Sizes of a fresh adapter; `MemoryConfig()` unless given. Its hidden_size is the host's.
         host: Where detection needs help.
-        store: Where the sessions' states lie: a `SessionStore`, a folder, or the URL of a Redis. Unless given, in this
-            process: an `InMemoryStore`, which keeps the 1024 sessions used last.
+        store: Where the sessions' states are kept: a `SessionStore`, a folder, or the URL of a Redis. Unless given, an
+            `InMemoryStore`, which keeps the 1024 sessions used last in this process.
 
     Returns:
         The memory, in eval mode unless `adapter` was given in training mode.
@@ -64,6 +61,8 @@ def attach_memory(
         HostMismatchError: The adapter was trained for another kind of host.
         AdapterNotFoundError, AdapterFormatError, HubError: The adapter can't be loaded, as `from_pretrained` says; call
             that yourself for a revision, subfolder or token.
+        StoreError: The folder of `store` can't be created.
+        MissingDependencyError: `store` is the URL of a Redis, and redis-py is not installed.
 
     Example:
         >>> from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -81,7 +80,7 @@ def attach_memory(
     # The hooks need torch._dynamo, which takes as long to import as torch; a host of transformers has brought it along.
     from mal_adapter.hooks.wiring import drop_copied_hooks, has_memory
 
-    store = check_store(store)
+    store = as_store(store)
     resolved = Host.resolve(model, host)
     if adapter is not None:
         adapter = adapter if isinstance(adapter, MemoryAdapter) else MemoryAdapter.from_pretrained(adapter)
@@ -156,12 +155,14 @@ class AttachedMemory:
             audio_mask: (batch, seq_len) bool, True at audio tokens, for forwards of that shape; wins over detection.
 
         Raises:
-            SessionError: An id is no string, repeated or open elsewhere, a session of this memory is open in this block
-                already, or the memory is detached.
+            SessionError: An id is not a non-empty string, is repeated or is open elsewhere; a session of this memory is
+                open here already; or the memory is detached.
             AudioMaskError: `audio_mask` is not (batch, seq_len) bool, or is missing where nothing else says where
                 audio is.
             SessionConflictError: Another process has continued a dialogue of this block; raised by the forward whose
                 utterance would overwrite it. Open the session again and repeat that utterance.
+            StateMismatchError: A dialogue's state was written by another adapter.
+            StateFormatError: A dialogue's state in the store is damaged.
             StoreError: The store can't be reached when the block begins, or still not when it ends: forwards answer
                 meanwhile, and the states stay in this process, see `states.flush()`.
         """
@@ -190,7 +191,7 @@ class AttachedMemory:
             fresh = self.adapter.initial_state()
             rows = [fresh if i is None else found.get(i, fresh) for i in ids]
             for row in rows:
-                self.adapter.check_state(row)  # trained on since, the adapter may be another one than wrote the state
+                self.adapter.check_state(row)  # the adapter may have been trained since it wrote the state
             return MemoryState.stack([row.to(fresh.device) for row in rows])
 
     @contextmanager

@@ -18,7 +18,7 @@ from mal_adapter.ser.dialogue import Dialogue, Utterance, read_manifest, write_m
 from mal_adapter.stores import FolderStore
 from tests.cli.test_cli import run, saved  # noqa: F401  fixtures
 from tests.commands import Done
-from tests.ser.conftest import make_dialogue, model, processor, write_audio  # noqa: F401  fixtures
+from tests.ser.fixtures import make_dialogue, model, processor, write_audio  # noqa: F401  fixtures
 from tests.ser.training_world import make_dialogues
 from tests.stores.states import state_of
 
@@ -120,7 +120,7 @@ def test_training_evaluation_and_report_of_labels_that_the_encoding_lacks(tmp_pa
         "--layer", 1, "--config", tmp_path / "设置.json", "--output", tmp_path / "记忆", *labels,
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
-    assert "no label" not in done.stderr
+    assert "not a label" not in done.stderr
     trained = json.loads((tmp_path / "记忆" / "training.json").read_text(encoding="utf-8"))
     assert trained["labels"] == ["平静", "énervé", "悲伤", "惊讶"]
     assert trained["train"]["not_judged"] == {}
@@ -151,7 +151,9 @@ def test_training_evaluation_and_report_of_labels_that_the_encoding_lacks(tmp_pa
         "ascii", "evaluate", tmp_path / "测试.jsonl", "--model", demo.HOST_FOLDER, "--labels", "平静,惊讶",
         "--output", tmp_path / "fewer", "--json",
     )  # fmt: skip
-    assert escaped("'énervé', no label", "ascii") in fewer.stderr  # a class doesn't become context in silence
+    assert (
+        escaped("'énervé', which is not a label", "ascii") in fewer.stderr
+    )  # a class doesn't become context in silence
     assert (fewer.exit_code, json.loads(fewer.stdout)["run"]["labels"]) == (0, ["平静", "惊讶"])
 
 

@@ -86,7 +86,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path):
     assert own == files_of("mal_adapter")
     assert {name for name in own if not name.endswith(".py")} == NOT_PYTHON
     demo = {name.removeprefix("mal_adapter/demo/") for name in own if name.startswith("mal_adapter/demo/")}
-    assert {name for name in demo if name.endswith(".py")} == {"__init__.py", "dialogues.py", "run.py", "voices.py"}
+    assert {name for name in demo if name.endswith(".py")} == {
+        "__init__.py",
+        "shipped.py",
+        "dialogues.py",
+        "run.py",
+        "voices.py",
+    }
     info = "-".join(wheel.name.split("-")[:2]) + ".dist-info"
     about = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
     assert names - own == {f"{info}/{name}" for name in about}

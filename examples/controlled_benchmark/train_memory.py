@@ -47,8 +47,7 @@ def main() -> None:
 
     model, processor = load_host(str(options.host), device="cpu")
     torch.manual_seed(options.seed)  # of the first weights
-    hidden_size = model.config.get_text_config().hidden_size
-    memory = attach_memory(model, LAYER_IDX, config=MemoryConfig(hidden_size=hidden_size, **memory_fields))
+    memory = attach_memory(model, LAYER_IDX, config=MemoryConfig(**memory_fields))
     recognizer = EmotionRecognizer(model, processor, memory, EMOTIONS, PROMPT)
     train_memory(
         recognizer,
@@ -68,8 +67,8 @@ def main() -> None:
         print(f"{split}: " + ", ".join(f"{arm} {scores['wa']:.3f}" for arm, scores in figures["arms"].items()))
         print(figures["verdict"])
         if split == "dev":
-            card = memory.adapter.metadata
-            memory.adapter.metadata = replace(card, evaluation=[card_entry(figures, DATASET, split)])
+            metadata = memory.adapter.metadata
+            memory.adapter.metadata = replace(metadata, evaluation=[card_entry(figures, DATASET, split)])
             memory.adapter.save_pretrained(options.output)
 
 

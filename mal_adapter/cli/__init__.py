@@ -76,15 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _print_versions(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
         from platform import python_version
+
+        from mal_adapter.serialization.versions import installed_version
 
         typer.echo(f"Python {python_version()}")
         for package in ("mal-adapter", "torch", "transformers", "huggingface-hub"):
-            try:
-                typer.echo(f"{package} {version(package)}")
-            except PackageNotFoundError:  # a source tree that is not installed
-                typer.echo(f"{package} unknown")
+            # mal-adapter itself may be a source tree that is not installed.
+            typer.echo(f"{package} {installed_version(package) or 'unknown'}")
         raise typer.Exit()
 
 

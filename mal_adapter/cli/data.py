@@ -4,9 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from mal_adapter.cli.output import note
 
@@ -14,33 +12,7 @@ if TYPE_CHECKING:
     from mal_adapter.ser.dialogue import Dialogue
     from mal_adapter.ser.labels import LabelSet
 
-__all__ = ["CORPUS_PANEL", "Corpus", "Data", "Root", "Split", "note_omissions", "read_data"]
-
-CORPUS_PANEL = "Corpus"
-
-
-def _corpora(incomplete: str) -> list[str]:
-    """Names for completion in a shell. If there is none, the shell completes paths."""
-    names = ("meld", "iemocap", "emorynlp", "m3ed")
-    return [name for name in names if incomplete and name.startswith(incomplete)]
-
-
-Corpus = Annotated[
-    str,
-    typer.Argument(
-        metavar="CORPUS",
-        help="A .jsonl manifest, a folder of manifests, or meld, iemocap, emorynlp or m3ed with --root.",
-        autocompletion=_corpora,
-    ),
-]
-Root = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="The folder with the unpacked corpus.", rich_help_panel=CORPUS_PANEL),
-]
-Split = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME", help="A split of the corpus; may be repeated.", rich_help_panel=CORPUS_PANEL),
-]
+__all__ = ["Data", "note_omissions", "read_data"]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from mal_adapter.cli.options import json_option
 from mal_adapter.cli.output import header, load_libraries, print_json, print_line, right_or_wrong
-from mal_adapter.cli.usage import json_option, shown
+from mal_adapter.cli.usage import shown
+from mal_adapter.extras import require
 
 __all__ = ["demo", "painted"]
 
@@ -74,10 +76,7 @@ def painted(text: str) -> str:
 
 def _check_plot(plot: Path) -> None:
     """Raise typer.BadParameter before the work if the plot can't be drawn."""
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise typer.BadParameter("plots need matplotlib: pip install 'mal-adapter[plot]'", param_hint="--plot")
+    require("--plot", "matplotlib", extra="plot")
     if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise typer.BadParameter(f"{plot} is not a .png, .svg or .pdf file", param_hint="--plot")
     if not plot.absolute().parent.is_dir():

@@ -5,20 +5,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.data import Corpus, Root, Split, note_omissions, read_data
-from mal_adapter.cli.hosts import (
+from mal_adapter.cli.data import note_omissions, read_data
+from mal_adapter.cli.hosts import load_recognizer, start_process
+from mal_adapter.cli.options import (
     MODEL_PANEL,
+    Corpus,
     Device,
     Dtype,
     DtypeOption,
     Labels,
     Prompt,
-    load_recognizer,
-    start_process,
+    Root,
+    Split,
+    json_option,
 )
 from mal_adapter.cli.output import header, load_libraries, note, print_json, print_line, row, width
-from mal_adapter.cli.usage import json_option, shown
-from mal_adapter.ser.evaluation.arms import ARMS, AUDIT
+from mal_adapter.cli.usage import shown
+from mal_adapter.extras import explain_missing
+from mal_adapter.ser.evaluation.arms import ARMS, AUDIT, check_arms
 
 if TYPE_CHECKING:
     from mal_adapter.ser.evaluation.evaluation import Evaluation
@@ -125,23 +129,22 @@ def evaluate(
     Each dialogue is evaluated with its own memory, without memory, and with wrong pasts. The verdict says whether the
     gain is specific to the dialogue's own history. To continue after a stop, run the same command again.
     """
-    from mal_adapter.errors import ConfigError, EvaluationError, raise_problems
-    from mal_adapter.serialization.adapter_folder import check_folder
+    from mal_adapter.errors import ConfigError, raise_problems
 
     if card and (adapter is None or not Path(adapter).is_dir()):
         raise ConfigError("--card writes into the adapter's folder; give one with --adapter, or leave out --card")
     chosen = None if arms is None else [arm.strip() for arm in arms.split(",")]
+    if chosen is not None:
+        check_arms(chosen)
     if card and chosen is not None and "own" not in chosen:
         raise ConfigError("--card writes the figures of the arm own; add it to --arms, or leave out --card")
     if model is None and adapter is None:
         raise ConfigError("nothing to evaluate; give --adapter, --model or both")
     load_libraries()
 
-    try:
+    with explain_missing("an evaluation", extra="train"):
         from mal_adapter.ser.evaluation import evaluation
         from mal_adapter.ser.evaluation.report import FEWEST_DIALOGUES, report_problems, rival_problems
-    except ImportError as error:
-        raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
 
     raise_problems(report_problems(output))
     data = read_data(corpus, root, split, ("test",))
@@ -161,7 +164,7 @@ def evaluate(
     usual = AUDIT if recognizer.reads_memory else ("host_only",)
     raise_problems(rival_problems(data.dialogues, recognizer.labels, chosen or usual, rivals))
     if card and recognizer.memory is not None:
-        check_folder(str(adapter), recognizer.memory.adapter.config, recognizer.memory.adapter.metadata)
+        recognizer.memory.adapter.check_folder(str(adapter), recognizer.memory.adapter.metadata)
     if state.is_main_process:
         note_omissions(data.dialogues, recognizer.labels)
         if len(data.dialogues) < FEWEST_DIALOGUES:
@@ -213,12 +216,8 @@ def report(
     The model does not run: the report is made from the answers that `mal-adapter evaluate` has kept.
     """
     load_libraries()
-    from mal_adapter.errors import EvaluationError
-
-    try:
+    with explain_missing("a report", extra="train"):
         from mal_adapter.ser.evaluation.evaluation import read_evaluation
-    except ImportError as error:
-        raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
 
     rivals = [read_evaluation(folder) for folder in against or ()]
     _report(output, [read_evaluation(folder) for folder in evaluations], rivals, as_json=as_json)
@@ -228,16 +227,11 @@ def _report(
     folder: Path, evaluations: "list[Evaluation]", against: "list[Evaluation]", *, as_json: bool
 ) -> dict[str, Any]:
     """Write the report and print its table."""
-    from mal_adapter.errors import EvaluationError
+    from mal_adapter.ser.evaluation.report import write_report
     from mal_adapter.ser.progress import working
 
-    try:
-        from mal_adapter.ser.evaluation.report import write_report
-
-        with working("testing the differences"):
-            figures = write_report(folder, evaluations, against)
-    except ImportError as error:
-        raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
+    with working("testing the differences"):
+        figures = write_report(folder, evaluations, against)
     if figures["left_out"]:
         note(f"{len(figures['left_out'])} utterances could not be processed")
     page = folder / "report.html"

@@ -9,7 +9,8 @@ import typer
 
 from mal_adapter import demo
 from mal_adapter.cli.failures import WRONG_INPUT
-from mal_adapter.cli.hosts import MODEL_PANEL, Device, Dtype, DtypeOption, Labels, Prompt, device_of, load_recognizer
+from mal_adapter.cli.hosts import device_of, load_recognizer
+from mal_adapter.cli.options import MODEL_PANEL, Device, Dtype, DtypeOption, Labels, Prompt, json_option
 from mal_adapter.cli.output import (
     complain,
     header,
@@ -21,7 +22,7 @@ from mal_adapter.cli.output import (
     row,
     width,
 )
-from mal_adapter.cli.usage import json_option, shown
+from mal_adapter.cli.usage import shown
 
 if TYPE_CHECKING:
     from mal_adapter.errors import ManifestError

@@ -79,7 +79,8 @@ def make_dialogue(split: str, seed: int, index: int, turns: int = TURNS) -> Spok
         turns: Number of utterances, at least 2.
 
     Raises:
-        ValueError: `turns` is below 2.
+        KeyError: There is no such split.
+        ValueError: `turns` is below 2, or `seed` or `index` is negative.
 
     Example:
         >>> dialogue = make_dialogue("test", seed=0, index=4, turns=2)

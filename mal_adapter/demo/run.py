@@ -15,6 +15,7 @@ from scipy.stats import binomtest
 from mal_adapter import AttachedMemory, attach_memory
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
 from mal_adapter.demo.shipped import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
+from mal_adapter.extras import require
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.progress import progress_bar, working
@@ -142,8 +143,9 @@ def plot_report(report: DemoReport, path: Path) -> None:
         path: Its suffix chooses the format.
 
     Raises:
-        ModuleNotFoundError: Matplotlib is missing; it comes with the extra `plot`.
+        MissingDependencyError: Matplotlib is not installed; the extra `plot` brings it.
     """
+    require("a plot", "matplotlib", extra="plot")
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 

@@ -73,5 +73,6 @@ def entered(memory: object, session: Session | None) -> Iterator[None]:
             while innermost is not None and innermost.left:
                 innermost = innermost.outer
             if innermost is None and finished and session is not None and not session.used:
+                block.outer = None  # also left; a chain of unused blocks would keep all their sessions
                 innermost = block
             BLOCKS.set(blocks if innermost is None else {**blocks, memory: innermost})

@@ -60,7 +60,7 @@ class Session:
         self._task: object = None  # that fed it
         self._shared = False
         self._rereading: set[int] = set()  # the threads that do
-        self._lock = threading.Lock()  # of what several threads change: writer, state and prompts
+        self._lock = threading.Lock()  # of what several threads change: ids, writer, state and prompts
 
     @property
     def forward(self) -> Forward | None:
@@ -85,7 +85,8 @@ class Session:
                 f"a session of {list(self.ids)} can't continue with {list(ids)}; give some of its own ids"
             )
         rows = torch.tensor([self.ids.index(i) for i in ids])
-        self.ids, self.state, self._prompts = tuple(ids), self.state.rows(rows), []
+        with self._lock:
+            self.ids, self.state, self._prompts = tuple(ids), self.state.rows(rows), []
 
     @contextmanager
     def rereading(self) -> Iterator[None]:
@@ -127,6 +128,9 @@ class Session:
             audio_positions: The host's.
             cache: The KV cache of the forward, if it has one.
             cached: Whether the forward continues what that cache holds.
+
+        Raises:
+            SessionError: Several tasks or threads fed this session, and it is not known whose utterance continues.
         """
         forward = self.forward
         if forward is None or features is None:
@@ -176,7 +180,7 @@ class Session:
                         "since each utterance reads what the one before it wrote: wait for the first before you start "
                         "the second, or give each dialogue a block of its own"
                     )
-                if earlier is not None and earlier is not self._prompts[-1]:
+                if earlier is not None and self._prompts[-1:] != [earlier]:
                     raise SessionError(_INTERLEAVED.format(list(self.ids)))
                 self._writer = forward
             forward.read_from(self.state if earlier is None else earlier.before)
@@ -186,6 +190,8 @@ class Session:
 
         Raises:
             SessionError: The block has been left since the forward began.
+            SessionConflictError: Another process has continued one of the dialogues.
+            StoreError: The store can't be reached, and this process has no room for a state.
         """
         forward = self.forward
         if forward is None or forward.owner is not owner:
@@ -205,7 +211,9 @@ class Session:
             self._remember(forward, forward.prompt)
         if forward.pending is None:
             return False
-        skipped = bool((forward.pending.skipped_writes > self.state.skipped_writes).any())
+        # The layer of an offloaded host may run on another device than the one that the state was loaded on.
+        before = self.state.skipped_writes.to(forward.pending.skipped_writes.device)
+        skipped = bool((forward.pending.skipped_writes > before).any())
         reached = forward.pending.map(_not_inference)
         detached = reached.detach()
         self.state = reached if keep_graph else detached
@@ -225,7 +233,7 @@ class Session:
         self._prompts = [*others, prompt][-_REMEMBERED if self._shared else -1 :]
 
     def close(self) -> None:
-        """The block is left; waits for a commit that is under way. Forwards that still run write nothing any more."""
+        """The block is left; waits for a commit that is under way. Forwards that still run write nothing."""
         with self._lock:
             self.closed = True
             self._prompts = []
@@ -288,7 +296,11 @@ def _not_inference(tensor: Tensor) -> Tensor:
 
 
 def check_session_ids(session_id: str | Sequence[str]) -> list[str]:
-    """The ids of one session, one per prompt of the batch."""
+    """The ids of one session, one per prompt of the batch.
+
+    Raises:
+        SessionError: There is none, they have no order, or one is repeated or not a non-empty string.
+    """
     several = not isinstance(session_id, str) and isinstance(session_id, Iterable)
     if isinstance(session_id, set | frozenset):
         raise SessionError(f"session ids {session_id!r} have no order; give them in the order of the batch's rows")

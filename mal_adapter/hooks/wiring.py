@@ -5,6 +5,7 @@ where the audio positions are seen; `layer` on the hooked decoder layer, where t
 prepared; `end` on the model, which commits the write. Outside a session each returns at once.
 """
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -68,6 +69,7 @@ class MemoryHooks:
         self._unrecorded = False
         self._open: set[Session] = set()  # in any thread or task
         self._warned: set[type[Warning]] = set()
+        self._moving = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"adapter": self.adapter, "host": self.host}
@@ -98,6 +100,7 @@ class MemoryHooks:
             session.close()
 
     def register(self, host: Host, layer_idx: int) -> None:
+        """Register all hooks on the host's model and on its decoder layer `layer_idx`."""
         root = host.model
         self._parent = root.get_submodule(host.layers_path.rpartition(".")[0])
         self.layers = host.layers
@@ -127,14 +130,17 @@ class MemoryHooks:
         """Move the hooks outside of what was put around the layer after attach_memory, such as torch's
         checkpoint_wrapper."""
         if self.layers[self._layer_idx] is not self._layer:
-            unwrap(self._layer, self)
-            self._handles.pop().remove()
-            self._hook_layer()
+            with self._moving:
+                if self.layers[self._layer_idx] is not self._layer:  # no other thread has moved them meanwhile
+                    unwrap(self._layer, self)
+                    self._handles.pop().remove()
+                    self._hook_layer()
         for module in (self._layer, self._parent):
             wrap(module, self._layer, self)
 
     @_hook
     def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A forward of a hooked module starts."""
         if self.key in BLOCKS.get():
             self._begin(module)
 
@@ -146,6 +152,7 @@ class MemoryHooks:
 
     @_hook
     def prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The module that receives ids and audio features is called with these arguments."""
         if self.key in BLOCKS.get():
             self._prompt(module, args, kwargs)
         elif self._open or AudioOutsideSessionWarning not in self._warned:
@@ -184,7 +191,7 @@ class MemoryHooks:
         session.see_prompt(tokens, features, audio_positions=self.host.audio_positions, cache=cache, cached=cached)
 
     def _carries_audio(self, module: nn.Module, arguments: dict[str, Any], sessions: Iterable[Session]) -> bool:
-        """Whether a forward outside of the blocks of these sessions has audio that one of them may be meant for."""
+        """Whether a forward outside the blocks of these sessions has audio that may belong to one of them."""
         if _runs_backward():  # a checkpointed region, run again
             return False
         if find_features(self.host, arguments) is not None:
@@ -198,7 +205,8 @@ class MemoryHooks:
 
     def run_outside(self, layer: nn.Module, run: Callable[[], Any]) -> Any:
         """Return what `run` returns; read and write the memory of `layer` after `run` instead of inside."""
-        forward = None if self.session is None else self.session.forward
+        session = self.session  # once: the block may be left in another thread meanwhile
+        forward = None if session is None else session.forward
         if forward is None:
             return run()
         with forward.checkpointing():
@@ -208,6 +216,7 @@ class MemoryHooks:
 
     @_hook
     def layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """The hooked layer returned `output`. Returns it with the memory's residual, or None to leave it as it is."""
         if self.key in BLOCKS.get() or self._unrecorded:
             return self._layer_output(output)
         return None
@@ -235,7 +244,7 @@ class MemoryHooks:
         if mask is None:
             return None
         if forward.records_grad:
-            # Autograd that is off inside is a reentrant checkpoint, or a host that never trains: backward will tell.
+            # Autograd that is off inside is a reentrant checkpoint, or a host that never trains. Backward shows which.
             self._unrecorded = not torch.is_grad_enabled()
             if _inside_checkpoint() or (self._unrecorded and self.adapter.training):
                 raise HostError(_CHECKPOINTED)
@@ -287,6 +296,7 @@ class MemoryHooks:
 
     @_hook
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """A forward of a hooked module ended; `output` is None if it raised."""
         if self.key in BLOCKS.get():
             self._end(module, output)
 
@@ -341,7 +351,7 @@ def _runs_backward() -> bool:
 def _inside_checkpoint() -> bool:
     """Whether a torch.utils.checkpoint that is not reentrant records the current forward, known by the hook it packs
     saved tensors with."""
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # torch before 2.8 does not tell
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # not in torch before 2.8
     hooks = None if top is None else top(True)
     return hooks is not None and "checkpoint" in getattr(hooks[0], "__qualname__", "")
 

@@ -160,11 +160,11 @@ def find_mask_module(model: nn.Module, layers: str, features: tuple[str, ...]) -
 def find_audio_token_id(model: nn.Module) -> int | None:
     """The placeholder id of audio in the model's config; None if there is none."""
     config = getattr(model, "config", None)
-    for owner, name in ((config, "audio_token_id"), (config, "audio_token_index")):
+    inner = getattr(config, "audio_config", None)
+    for owner, name in ((config, "audio_token_id"), (config, "audio_token_index"), (inner, "audio_token_id")):
         if isinstance(value := getattr(owner, name, None), int):
             return value
-    value = getattr(getattr(config, "audio_config", None), "audio_token_id", None)
-    return value if isinstance(value, int) else None
+    return None
 
 
 def _text_config(config: Any) -> Any:

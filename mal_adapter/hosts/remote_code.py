@@ -1,4 +1,4 @@
-"""Where hosts of remote code put their audio: their calls tell it in ways of their own, each one function here.
+"""Where hosts of remote code put their audio. Each family's calls say it in another way, so each has a function here.
 
 Read from the checkpoints' own code. None of it is copied or run; a function sees a call's arguments and nothing else.
 
@@ -142,4 +142,4 @@ REMOTE: dict[str, HostSpec] = {
     "step_audio_2": HostSpec(feature_arguments=("wavs",), find_mask=step_audio_2_mask),
     "desta25": HostSpec(layers="llm_model.model.layers", feature_arguments=("batch_features",), find_mask=desta25_mask),
 }
-"""Keys are `config.model_type`; what is not said here, detection finds."""
+"""Keys are `config.model_type`; detection finds the fields that are None."""

@@ -1,4 +1,4 @@
-"""The memory as mathematics: its update, its state and the module around it."""
+"""The memory as mathematics: its update rules, its state, and the module around them."""
 
 __all__ = [
     "adapter",
@@ -10,6 +10,7 @@ __all__ = [
     "precision",
     "recurrent",
     "reference",
+    "rule",
     "state",
     "titans",
 ]

@@ -1,4 +1,4 @@
-"""`MemoryAdapter`: from hidden states to keys, values and gates, and from what the memory answers to a residual."""
+"""`MemoryAdapter`: from hidden states to keys, values and gates, and from the memory's answers to a residual."""
 
 import hashlib
 import json
@@ -13,35 +13,39 @@ from mal_adapter.errors import AudioMaskError, ConfigError, StateMismatchError
 from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.memory.gates import Gates
 from mal_adapter.memory.hub_mixin import Pretrained
-from mal_adapter.memory.recurrent import recurrence
+from mal_adapter.memory.recurrent import GRU, RunningMean
+from mal_adapter.memory.rule import ByHead, Rule, Weights
 from mal_adapter.memory.state import MemoryState
-from mal_adapter.memory.titans import ByHead, Weights, read, write
+from mal_adapter.memory.titans import Titans
 
-__all__ = ["MemoryAdapter"]
+__all__ = ["RULES", "MemoryAdapter"]
 
 HiddenStates = Float[Tensor, "batch seq_len hidden_size"]
 Mask = Bool[Tensor, "batch seq_len"]
+
+RULES: dict[str, type[Titans | RunningMean | GRU]] = {"titans": Titans, "running_mean": RunningMean, "gru": GRU}
+"""The rule of each `MemoryConfig.update`."""
 
 
 class MemoryAdapter(Pretrained):
     """The learned part of a memory: norm, projections, gates, initial weights and read-out.
 
-    A fresh adapter's residual is exactly zero, so a host it is attached to answers as if it were not there.
+    A fresh adapter's residual is exactly zero, so it does not change the answers of its host.
 
     Args:
         config: Sizes and starting points.
 
     Attributes:
         config: As given.
-        metadata: What a saved adapter remembers of its host and task; an empty card when fresh.
+        metadata: Its host, task and training data; all fields are None in a fresh adapter.
         initial: Learned initial weights of the memory, (heads, d_in, d_out) per layer.
 
     Example:
         >>> adapter = MemoryAdapter(MemoryConfig(hidden_size=32, memory_dim=16, num_heads=2)).eval()
         >>> state = adapter.initial_state(batch_size=1)
         >>> hidden_states = torch.randn(1, 50, 32)
-        >>> residual = adapter.read(state, hidden_states)      # what earlier utterances left
-        >>> state = adapter.write(state, hidden_states)        # and then this utterance
+        >>> residual = adapter.read(state, hidden_states)      # from what earlier utterances wrote
+        >>> state = adapter.write(state, hidden_states)        # then write this utterance
         >>> tuple(residual.shape), state.utterances.tolist(), state.tokens.tolist()
         ((1, 50, 32), [1], [50])
     """
@@ -54,15 +58,15 @@ class MemoryAdapter(Pretrained):
         readout = config.readout_dim or width
 
         self.norm = nn.LayerNorm(config.hidden_size)
-        # The rows of a read, then those of a write, so that each is one GEMM: the query and the read-out's view of the
-        # token; key, value and the three gates of each head.
+        # First the rows of a read, then the rows of a write, so that each is one GEMM. A read needs the query and the
+        # read-out's view of the token; a write needs key, value and the three gates of each head.
         rows = 4 * width + 3 * heads
         self.in_proj = nn.Linear(config.hidden_size, rows)
         self.pool_proj = nn.Linear(config.hidden_size, rows, bias=False) if config.pool_utterance else None
         self.initial = nn.ParameterList(
             torch.randn(heads, *shape) / math.sqrt(shape[0]) for shape in config.layer_shapes
         )
-        self.recurrence = recurrence(config)
+        self.recurrence = RULES[config.update](config)  # the name of its keys in saved files
         self.readout_norm = nn.LayerNorm(2 * width)
         self.readout_in = nn.Linear(2 * width, 2 * readout)
         self.dropout = nn.Dropout(config.dropout)
@@ -77,8 +81,8 @@ class MemoryAdapter(Pretrained):
             proj.weight[2 * width : 3 * width] = proj.weight[:width]  # a query finds what an equal key wrote
             proj.weight[4 * width :] = 0  # gates start equal for every token
         # The constant component: one direction per head, as long as a typical projection (LayerNorm has rows of length
-        # √hidden_size, nn.Linear's weights variance 1/(3 hidden_size)). A query made of it alone reads the running
-        # mean.
+        # √hidden_size, nn.Linear's weights variance 1/(3 hidden_size)). A query with this component only reads the
+        # running mean.
         direction = F.normalize(torch.randn(heads, d), dim=-1) * math.sqrt(d / 3)
         self.in_proj.bias.zero_()
         self.in_proj.bias[:width] = direction.flatten()
@@ -89,14 +93,19 @@ class MemoryAdapter(Pretrained):
         self.readout_out.weight.zero_()
 
     @property
+    def rule(self) -> Rule:
+        """The update rule: a `Titans`, `RunningMean` or `GRU`."""
+        return self.recurrence
+
+    @property
     def state_dtype(self) -> torch.dtype:
         """float32, also under half-precision parameters; float64 only for float64 parameters."""
         return torch.promote_types(self.in_proj.weight.dtype, torch.float32)
 
     def initial_state(self, batch_size: int = 1) -> MemoryState:
-        """The state of `batch_size` dialogues that have not begun, on the adapter's device."""
+        """The empty state of `batch_size` new dialogues, on the adapter's device."""
         device, dtype, heads = self.in_proj.weight.device, self.state_dtype, self.config.num_heads
-        # A tensor born in inference mode could never take part in training.
+        # A tensor that was created in inference mode can't be used in training later.
         with torch.inference_mode(False):
 
             def zeros() -> Weights:
@@ -110,14 +119,14 @@ class MemoryAdapter(Pretrained):
     def read(
         self, state: MemoryState, hidden_states: HiddenStates, mask: Mask | None = None, *, causal: bool = False
     ) -> HiddenStates:
-        """What the memory has to say about each token.
+        """The memory's residual for each token.
 
         Args:
             state: One row per row of the batch.
             hidden_states: (batch, seq_len, hidden_size), any float dtype.
-            mask: (batch, seq_len) bool, True at audio tokens; all of them unless given.
-            causal: Let a token see the mean of the audio tokens up to itself, for hosts that hear while they speak,
-                instead of the mean of the whole utterance.
+            mask: (batch, seq_len) bool, True at audio tokens; all tokens are audio if None.
+            causal: Give each token the mean of the audio tokens up to itself, instead of the mean of the whole
+                utterance; for streaming hosts, which have audio at every position.
 
         Returns:
             The residual, (batch, seq_len, hidden_size) in the dtype of `hidden_states`, exactly zero where `mask` is
@@ -131,9 +140,7 @@ class MemoryAdapter(Pretrained):
         width = self.config.memory_dim
         query, token = self._project(hidden_states, mask, causal, slice(0, 2 * width)).chunk(2, dim=-1)
         query = F.normalize(self._by_head(query), dim=-1).to(self.state_dtype)
-        weights = tuple(w0 + w for w0, w in zip(self.initial, state.weights, strict=True))
-        answer = read(weights, query) if self.recurrence is None else weights[0].expand_as(query)
-        answer = answer.transpose(1, 2).flatten(2)
+        answer = self.rule.read(tuple(self.initial), state, query).transpose(1, 2).flatten(2)
         evidence = self.readout_norm(torch.cat((answer.to(token.dtype), token), dim=-1))
         value, gate = self.readout_in(evidence).chunk(2, dim=-1)
         # Zero where the narrow side is: readout_out has no bias.
@@ -146,12 +153,12 @@ class MemoryAdapter(Pretrained):
     ) -> MemoryState:
         """The state after one more utterance.
 
-        A row whose result is not finite stays as it was and counts in `skipped_writes`.
+        If a row's result is not finite, that row is not changed and its `skipped_writes` is increased.
 
         Args:
             state: One row per row of the batch; not changed.
             hidden_states: (batch, seq_len, hidden_size), any float dtype.
-            mask: (batch, seq_len) bool, True at audio tokens; all of them unless given.
+            mask: (batch, seq_len) bool, True at audio tokens; all tokens are audio if None.
             causal: As in `read`.
 
         Returns:
@@ -170,52 +177,30 @@ class MemoryAdapter(Pretrained):
         key = F.normalize(self._by_head(key), dim=-1).to(self.state_dtype)
         value = self._by_head(value).to(self.state_dtype)
         gates = Gates(*(logit.mT for logit in logits))
-        if self.recurrence is None:
-            weights, momentum = write(
-                tuple(self.initial),
-                state.weights,
-                state.momentum,
-                key,
-                value,
-                gates,
-                written,
-                self.config.chunk_size,
-            )
-        else:
-            weights, momentum = self._recur(state, value, written), state.momentum
+        weights, momentum = self.rule.write(tuple(self.initial), state, key, value, gates, written)
         totals = torch.stack([_total(layer, (1, 2, 3)) for layer in (*weights, *momentum)])
         finite = finite & totals.isfinite().all(0)
         failed = ~finite[:, None, None, None]
 
-        def landed(new: Weights, old: Weights) -> Weights:
-            # the old first, whose memory layout torch.where keeps
+        def finite_or_old(new: Weights, old: Weights) -> Weights:
+            # The old tensor is the first argument, because torch.where takes over its memory layout.
             return tuple(torch.where(failed, o, n) for n, o in zip(new, old, strict=True))
 
         attempted = mask.any(-1)
         return MemoryState(
-            landed(weights, state.weights),
-            landed(momentum, state.momentum),
+            finite_or_old(weights, state.weights),
+            finite_or_old(momentum, state.momentum),
             utterances=state.utterances + (attempted & finite),
             tokens=state.tokens + mask.sum(-1) * finite,
             skipped_writes=state.skipped_writes + (attempted & ~finite),
             fingerprint=state.fingerprint,
         )
 
-    def _recur(self, state: MemoryState, value: ByHead, mask: Mask) -> Weights:
-        """The state of a baseline after the mean of `value` over `mask`."""
-        if self.recurrence is None:
-            raise RuntimeError("the Titans update is no recurrence over utterances")
-        (initial,), (deviation,) = self.initial, state.weights
-        heard = mask[:, None, :, None]
-        utterance = (value * heard).sum(-2, keepdim=True) / heard.sum(-2, keepdim=True).clamp_min(1)
-        memory = self.recurrence(initial + deviation, utterance, state.utterances)
-        return (torch.where(heard.any(-2, keepdim=True), memory - initial, deviation),)
-
     def _project(
         self, hidden_states: HiddenStates, mask: Mask, causal: bool, rows: slice
     ) -> Float[Tensor, "batch seq_len rows"]:
-        """These rows of the projections of each token and of the utterance's mean."""
-        # Whatever stands at other positions, NaN included, must reach neither the result nor a gradient.
+        """The projections of each token and of the utterance's mean, these rows only."""
+        # Values at other positions, even NaN, must affect neither the result nor a gradient.
         hidden_states = torch.where(mask[..., None], hidden_states, 0)
         x = self.norm(hidden_states.to(self.norm.weight.dtype))
         projected = F.linear(x, self.in_proj.weight[rows], self.in_proj.bias[rows])
@@ -251,22 +236,24 @@ class MemoryAdapter(Pretrained):
         return mask
 
     def check_state(self, state: MemoryState) -> None:
-        """Raise `StateMismatchError` unless `state` has this adapter's shapes and, if it names one, its fingerprint. It
-        may be on any device that holds numbers; a session moves it."""
+        """Raise `StateMismatchError` unless `state` has this adapter's shapes and its fingerprint, if it has any.
+
+        The state may be on any device other than meta; a session moves it.
+        """
         if state.weights[0].is_meta:
             raise StateMismatchError("the state is on the meta device and holds no numbers; load it onto another one")
         shapes = tuple((self.config.num_heads, *shape) for shape in self.config.layer_shapes)
         for layers in (state.weights, state.momentum):
             if (given := tuple(tuple(layer.shape[1:]) for layer in layers)) != shapes:
                 raise StateMismatchError(
-                    f"the state's layers are {given}, this adapter's {shapes}: it is another adapter's"
+                    f"the state's layers are {given}, this adapter's {shapes}: it belongs to another adapter"
                 )
         if (dtype := state.weights[0].dtype) != self.state_dtype:
             raise StateMismatchError(f"the state is {dtype}, this adapter's states are {self.state_dtype}")
         if not self.training and state.fingerprint is not None and state.fingerprint != self.fingerprint():
             raise StateMismatchError(
                 f"the state was written by adapter {state.fingerprint}, this one is {self.fingerprint()}; "
-                "load the adapter it belongs to, or begin a new session"
+                "load the adapter it belongs to, or start a new session"
             )
 
     def fingerprint(self) -> str:
@@ -275,7 +262,7 @@ class MemoryAdapter(Pretrained):
         version = [(p.data_ptr(), None if p.is_inference() else p._version, p.dtype) for p in parameters]
         if self._fingerprint is None or self._fingerprint[0] != version:
             fields = self.config.to_dict()
-            if fields["update"] == "titans":  # a field younger than the first states, which must stay readable
+            if fields["update"] == "titans":  # states from before this field must remain readable
                 del fields["update"]
             digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
             for name, tensor in sorted(self.state_dict().items()):
@@ -285,5 +272,5 @@ class MemoryAdapter(Pretrained):
 
 
 def _total(values: Tensor, dims: int | tuple[int, ...]) -> Tensor:
-    """A sum that is finite unless a number is not, or they are so large that their sum is not: one pass, no copy."""
+    """A sum over `dims`. It is finite unless a number is not or the sum overflows: one pass, no copy."""
     return values.detach().sum(dims, dtype=torch.promote_types(values.dtype, torch.float32))

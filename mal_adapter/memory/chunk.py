@@ -1,8 +1,8 @@
-"""One chunk of the Titans update, and its derivative written out: as many GEMMs as it needs, few tensors kept.
+"""One chunk of the Titans update, with an explicit derivative: the fewest GEMMs, and few tensors saved for backward.
 
-The equations are in `mal_adapter.memory.titans`. Here rows and heads are one dimension, and all of a memory is one
-tensor (rows·heads, layers, 2, d, h): weights and momentum of a layer lie behind one another, so that one GEMM adds to
-both. The second layer, (h, d) by nature, is kept transposed, so that layers have one shape.
+The equations are in `mal_adapter.memory.titans`. Here rows and heads are one dimension, and a whole memory is one
+tensor (rows·heads, layers, 2, d, h). Weights and momentum of a layer are neighbours, so that one GEMM adds to both. The
+second layer, of shape (h, d), is stored transposed, so that both layers have one shape.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ Totals = Float[Tensor, "rows·heads 1 2"]
 
 
 class Chunk(NamedTuple):
-    """What is written in one gradient step. All that does not depend on the memory is computed beforehand."""
+    """The input of one gradient step. Everything that does not depend on the memory is computed beforehand."""
 
     keys: Vector
     """k_t"""
@@ -53,7 +53,7 @@ class Chunk(NamedTuple):
     steps: Float[Tensor, "rows·heads tokens 2"]
     """θ_t c_t and θ_t p_t"""
     reach: Float[Tensor, "rows·heads tokens 2"]
-    """θ_t c_t and θ_t (q p_t − P c_t) / (1 − P): how far a token's step goes, in this chunk and by momentum later"""
+    """θ_t c_t and θ_t (q p_t − P c_t) / (1 − P): the length of a token's step, in this chunk and later by momentum"""
     key_reach: Totals
     """Σ reach_t ‖k_t‖²"""
     decay: Scalar
@@ -67,8 +67,8 @@ def split_chunks(keys: Vector, values: Vector, scalars: ChunkScalars) -> Iterato
     Args:
         keys: k_t.
         values: v_t.
-        scalars: What the gates come to, (rows·heads, chunks, …); its last chunk may be longer than what is left of
-            the sequence.
+        scalars: The products of the gates, (rows·heads, chunks, …); the last chunk may be longer than the rest of the
+            sequence.
     """
     chunk_size = scalars.tokens.shape[2]
     tokens = scalars.tokens.flatten(1, 2)[:, : keys.shape[1]]
@@ -83,12 +83,12 @@ def split_chunks(keys: Vector, values: Vector, scalars: ChunkScalars) -> Iterato
 
 
 def _weight_twice(x: Vector, steps: Float[Tensor, "rows·heads tokens 2"]) -> Twice:
-    """`x` in both weightings, side by side."""
+    """`x` times each of the two step weights, side by side."""
     return (x[:, :, None] * steps[..., None]).flatten(2)
 
 
 class _Saved(NamedTuple):
-    """What the derivative would have to compute with a GEMM again."""
+    """Intermediate results for the derivative, each of which a GEMM has computed."""
 
     totals: Totals
     errors: Vector
@@ -97,11 +97,11 @@ class _Saved(NamedTuple):
 
 
 def advance(initial: Initial, memory: Memory, chunk: Chunk) -> _Saved:
-    """Take a memory through a chunk, in place.
+    """Write a chunk into a memory, in place.
 
     Args:
         initial: Learned initial weights.
-        memory: Deviations from them and momentum.
+        memory: Deviations from them, and momentum.
         chunk: The tokens.
     """
     current = _current(initial, memory)
@@ -131,7 +131,7 @@ def advance(initial: Initial, memory: Memory, chunk: Chunk) -> _Saved:
 
 
 def _current(initial: Initial, memory: Memory) -> Current:
-    """The weights themselves."""
+    """The current weights: initial weights plus deviations."""
     return (torch.unflatten(memory[:, :, 0], 0, (-1, len(initial))) + initial).flatten(0, 1)
 
 
@@ -142,12 +142,12 @@ def _frobenius_sq(w2: Float[Tensor, "rows·heads d h"]) -> Scalar:
 
 
 def _bound(totals: Totals) -> Scalar:
-    """What a chunk's errors, and so its step, are divided by to keep the write stable, ≥ 1.
+    """The divisor of a chunk's errors, and so of its step, that makes the write stable; ≥ 1.
 
     A chunk is one large step of gradient descent with momentum. Along the stiffest direction, error x and momentum s
-    go to (1 − γ) x + q s and P s − β x, with γ = Σ θ c J, β = Σ θ p J, q = `carry` and P = `persist`. γ ≤ 1 keeps the
-    step itself from overshooting; q β − γ P ≤ 1 − P (Jury's criterion: the determinant stays below 1) keeps the
-    momentum carried into later chunks from building up. J_t bounds the squared norm of the memory's Jacobian: ‖k_t‖²
+    become (1 − γ) x + q s and P s − β x, with γ = Σ θ c J, β = Σ θ p J, q = `carry` and P = `persist`. If γ ≤ 1, the
+    step itself does not overshoot. If q β − γ P ≤ 1 − P (Jury's criterion: the determinant is below 1), the momentum
+    that is carried into later chunks does not build up. J_t bounds the squared norm of the memory's Jacobian: ‖k_t‖²
     for one layer, ‖a_t‖² + ‖W2‖² ‖k_t‖² max|SiLU'|² for two.
 
     Args:
@@ -162,60 +162,60 @@ class WriteChunk(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, initial: Initial, memory: Memory, *chunk: Tensor) -> Memory:
         written = memory.clone()
-        kept = advance(initial, written, Chunk(*chunk))
-        ctx.save_for_backward(initial, memory, *chunk, *kept)
+        saved = advance(initial, written, Chunk(*chunk))
+        ctx.save_for_backward(initial, memory, *chunk, *saved)
         return written
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_written: Memory) -> tuple[Tensor | None, ...]:
         initial, memory, *rest = ctx.saved_tensors
-        chunk, kept = Chunk(*rest[: len(Chunk._fields)]), _Saved(*rest[len(Chunk._fields) :])
+        chunk, saved = Chunk(*rest[: len(Chunk._fields)]), _Saved(*rest[len(Chunk._fields) :])
         with full_precision(d_written.device):
-            return _write_chunk_backward(initial, memory, chunk, kept, d_written)
+            return _write_chunk_backward(initial, memory, chunk, saved, d_written)
 
 
 def _write_chunk_backward(
-    initial: Initial, memory: Memory, chunk: Chunk, kept: _Saved, d_written: Memory
+    initial: Initial, memory: Memory, chunk: Chunk, saved: _Saved, d_written: Memory
 ) -> tuple[Tensor | None, ...]:
     current = _current(initial, memory)
     backward = _one_layer_backward if current.shape[1] == 1 else _two_layers_backward
-    d_current, d_tokens = backward(current, chunk, kept, d_written.flatten(2, 3))
+    d_current, d_tokens = backward(current, chunk, saved, d_written.flatten(2, 3))
     d_w, d_s = d_written.unbind(2)
     d_memory = torch.empty_like(memory)
     torch.addcmul(d_current, d_w, chunk.decay[..., None], out=d_memory[:, :, 0])
     torch.addcmul(d_w * chunk.carry[..., None], d_s, chunk.persist[..., None], out=d_memory[:, :, 1])
-    # the four dot products of what came out (weights, momentum) with what went in
+    # the four dot products of the output's gradients (weights, momentum) with the inputs
     dots = torch.bmm(d_written.flatten(0, 1).flatten(2), memory.flatten(0, 1).flatten(2).mT)
     dots = torch.unflatten(dots, 0, memory.shape[:2]).sum(1)
     d_decay, d_carry, d_persist = (dots[:, i, j, None, None] for i, j in ((0, 0), (0, 1), (1, 1)))
-    # As few dimensions as there can be: MPS has failed on sums of five.
+    # As few dimensions as possible: MPS has failed on sums over tensors of five dimensions.
     d_initial = torch.unflatten(d_current.flatten(1), 0, (-1, len(initial))).sum(0).view_as(initial)
     return d_initial, d_memory, *d_tokens, d_decay, d_carry, d_persist
 
 
 def _one_layer_backward(
-    current: Current, chunk: Chunk, kept: _Saved, d_sums: Float[Tensor, "rows·heads 1 2*d h"]
+    current: Current, chunk: Chunk, saved: _Saved, d_sums: Float[Tensor, "rows·heads 1 2*d h"]
 ) -> tuple[Current, tuple[Tensor | None, ...]]:
-    """The derivative towards the weights, and towards keys, values, weighted keys, steps, reach and key_reach."""
-    d_weighted = torch.bmm(kept.errors, d_sums[:, 0].mT)
+    """The derivative with respect to the weights, and to keys, values, weighted keys, steps, reach and key_reach."""
+    d_weighted = torch.bmm(saved.errors, d_sums[:, 0].mT)
     d_errors = torch.bmm(chunk.weighted_keys, d_sums[:, 0])
-    d_values, d_totals = _errors_backward(kept, d_errors)
+    d_values, d_totals = _errors_backward(saved, d_errors)
     d_keys = torch.bmm(d_values, current[:, 0].mT).neg_()
     d_current = torch.bmm(chunk.keys.mT, d_values).neg_()[:, None]
     return d_current, (d_keys, d_values, d_weighted, None, None, d_totals)
 
 
 def _two_layers_backward(
-    current: Current, chunk: Chunk, kept: _Saved, d_sums: Float[Tensor, "rows·heads 2 2*d h"]
+    current: Current, chunk: Chunk, saved: _Saved, d_sums: Float[Tensor, "rows·heads 2 2*d h"]
 ) -> tuple[Current, tuple[Tensor, ...]]:
-    """The derivative towards the weights, and towards keys, values, weighted keys, steps, reach and key_reach."""
-    if kept.z is None or kept.back is None:
-        raise RuntimeError("a memory of two layers keeps z and back")
+    """The derivative with respect to the weights, and to keys, values, weighted keys, steps, reach and key_reach."""
+    if saved.z is None or saved.back is None:
+        raise RuntimeError("a memory of two layers needs z and back")
     w1, w2 = current.unbind(1)
     d_current = torch.empty_like(current)
     d_w1, d_w2 = d_current.unbind(1)
-    z, back, errors = kept.z, kept.back, kept.errors
+    z, back, errors = saved.z, saved.back, saved.errors
     sigmoid = torch.sigmoid(z)
     a = z * sigmoid
     slope = torch.addcmul(a, sigmoid, 1 - a)  # SiLU'(z) = σ (1 + z (1 − σ))
@@ -233,7 +233,7 @@ def _two_layers_backward(
     d_back = d_hidden_errors * slope
     d_errors.baddbmm_(d_back, w2.mT)
     # errors = (v − a W2) / bound
-    d_values, d_totals = _errors_backward(kept, d_errors)
+    d_values, d_totals = _errors_backward(saved, d_errors)
     d_a.baddbmm_(d_values, w2, alpha=-1)
     # totals = Σ reach ‖a‖² + ‖W2‖² max|SiLU'|² Σ reach ‖k‖²
     d_a.addcmul_(torch.bmm(chunk.reach, d_totals.mT), a, value=2)
@@ -254,8 +254,8 @@ def _two_layers_backward(
     )
 
 
-def _errors_backward(kept: _Saved, d_errors: Vector) -> tuple[Vector, Totals]:
-    """The derivative of errors = (v − M(k)) / bound towards v and the two totals, of which the larger one acts."""
-    bound = _bound(kept.totals)
-    d_bound = (d_errors * kept.errors).sum((-2, -1), keepdim=True) / -bound
-    return d_errors / bound, d_bound * ((kept.totals == bound) & (bound > 1))
+def _errors_backward(saved: _Saved, d_errors: Vector) -> tuple[Vector, Totals]:
+    """The derivative of errors = (v − M(k)) / bound by v and by the two totals, of which the larger is the bound."""
+    bound = _bound(saved.totals)
+    d_bound = (d_errors * saved.errors).sum((-2, -1), keepdim=True) / -bound
+    return d_errors / bound, d_bound * ((saved.totals == bound) & (bound > 1))

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from mal_adapter.errors import ConfigError
+from mal_adapter.serialization.text import shown
 
 __all__ = ["UPDATES", "MemoryConfig", "check_integer"]
 
 UPDATES = ("titans", "running_mean", "gru")
 
-# Far beyond any host, and low enough that no product of sizes overflows 64 bits before a file's shapes are compared.
+# Far above any host. No product of such sizes overflows 64 bits, so the shapes of a file can be compared safely.
 _LARGEST = 2**20
 
 
@@ -21,21 +22,21 @@ class MemoryConfig:
     Args:
         hidden_size: Width of the host's decoder layers; `attach_memory` takes it from the host unless given.
         memory_dim: Width of keys, queries and values, all heads together.
-        num_heads: Independent memories that share `memory_dim`; each has width `memory_dim // num_heads`.
+        num_heads: Independent memories that share `memory_dim`. Each has width `memory_dim // num_heads`.
         depth: Layers of each head's memory: 1 is a matrix, 2 an MLP with SiLU.
-        expansion: Hidden width of a depth-2 memory, in multiples of its head's width. Of no use to depth 1.
-        chunk_size: Tokens whose gradients are taken at the same weights. Smaller learns better and runs slower.
-        readout_dim: Inner width of the gated read-out; `memory_dim` unless given.
-        pool_utterance: Whether keys, queries, values, gates and read-out also see the mean of the utterance's audio
-            tokens. A voice is a property of the utterance, so this helps to find a speaker again.
+        expansion: Hidden width of a depth-2 memory, in multiples of its head's width. Ignored for depth 1.
+        chunk_size: Tokens whose gradients are taken at the same weights. A smaller chunk learns better and is slower.
+        readout_dim: Inner width of the gated read-out; `memory_dim` if None.
+        pool_utterance: Whether keys, queries, values, gates and read-out also depend on the mean of the utterance's
+            audio tokens. A voice is a property of the utterance, so this helps to recognise a speaker again.
         dropout: Dropout probability inside the read-out, while training.
         step_bias: Bias of the logit of the step size θ at the start.
         momentum_bias: Bias of the logit of the momentum η at the start.
-        forget_bias: Bias of the logit of the forgetting α at the start. α summed over an utterance should stay near
+        forget_bias: Bias of the logit of the forgetting α at the start. The sum of α over an utterance should be near
             or below 0.1, hence a strongly negative value.
-        update: What an utterance does to the memory: "titans", or one of the baselines it has to beat, "running_mean"
-            and "gru", for which a head's memory is one vector (see `mal_adapter.memory.recurrent`). They have no use
-            for depth, expansion, chunk_size and the gates.
+        update: The update rule: "titans", or one of the baselines it has to beat, "running_mean" and "gru". The memory
+            of a baseline is one vector per head (see `mal_adapter.memory.recurrent`). It ignores depth, expansion,
+            chunk_size and the gates.
 
     Raises:
         ConfigError: A field is out of range or does not fit another one.
@@ -66,16 +67,11 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         for field in ("hidden_size", "memory_dim", "num_heads", "depth", "expansion", "chunk_size", "readout_dim"):
-            value = getattr(self, field)
-            if field in ("hidden_size", "readout_dim") and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{field}={value!r} is not a positive integer")
-            if value > (2**31 if field == "chunk_size" else _LARGEST):
-                raise ConfigError(f"{field} is absurdly large; the largest is {_LARGEST}, and 2**31 for chunk_size")
+            most = 2**31 if field == "chunk_size" else _LARGEST
+            check_integer(field, getattr(self, field), 1, most=most, optional=field in ("hidden_size", "readout_dim"))
         for field in ("dropout", "step_bias", "momentum_bias", "forget_bias"):
             value = getattr(self, field)
-            # -1e4 … 1e4 keeps every gate's logarithm finite in float64, and leaves NaN and infinities out
+            # In -1e4 … 1e4 every gate's logarithm is finite in float64. NaN and infinities are out of this range.
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e4 <= value <= 1e4:
                 raise ConfigError(f"{field}={value!r} is not a finite number between -1e4 and 1e4")
         if not isinstance(self.pool_utterance, bool):
@@ -83,9 +79,9 @@ class MemoryConfig:
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} is not in [0, 1)")
         if self.update not in UPDATES:
-            raise ConfigError(f"update={self.update!r} is none of {', '.join(UPDATES)}")
+            raise ConfigError(f"update={self.update!r} is not one of {', '.join(UPDATES)}")
         if self.depth > 2:
-            raise ConfigError(f"depth={self.depth} is not 1 or 2, the depths whose write has a closed form here")
+            raise ConfigError(f"depth={self.depth} is not 1 or 2; only these depths have a closed form")
         if self.memory_dim % self.num_heads:
             raise ConfigError(
                 f"memory_dim={self.memory_dim} is not a multiple of num_heads={self.num_heads}; change one of them"
@@ -112,7 +108,7 @@ class MemoryConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "MemoryConfig":
-        """The inverse of `to_dict`.
+        """The configuration of these fields; the inverse of `to_dict`.
 
         Raises:
             ConfigError: A field is unknown, missing or out of range.
@@ -125,8 +121,8 @@ class MemoryConfig:
         return cls(**fields)
 
 
-def check_integer(name: str, value: object, least: int, *, optional: bool = False) -> None:
-    """Raise `ConfigError` unless `value` is an integer of at least `least`, or None where that is allowed.
+def check_integer(name: str, value: object, least: int, *, most: int = 2**31 - 1, optional: bool = False) -> None:
+    """Raise `ConfigError` unless `value` is an integer from `least` to `most`, or None where that is allowed.
 
     Example:
         >>> check_integer("batch_size", "8", 1)
@@ -135,5 +131,9 @@ def check_integer(name: str, value: object, least: int, *, optional: bool = Fals
     """
     if optional and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
-        raise ConfigError(f"{name}={value!r} is not an integer of at least {least}{', or None' if optional else ''}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(
+            f"{name}={shown(value)} is not an integer of at least {least}{', or None' if optional else ''}"
+        )
+    if value > most:
+        raise ConfigError(f"{name} is too large; the largest is {most}")

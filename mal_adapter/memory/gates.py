@@ -1,4 +1,4 @@
-"""The three gates of a memory, and what they come to at the end of a chunk."""
+"""The three gates of a memory, and their products at the end of a chunk."""
 
 from typing import NamedTuple
 
@@ -13,9 +13,9 @@ from mal_adapter.memory.precision import widen
 __all__ = ["MAX_LOGIT", "ChunkScalars", "Gates", "chunk_scalars"]
 
 MAX_LOGIT = 50.0
-"""Gate logits are clamped here, where float64 can't tell a gate from 0 or 1; so sums of logarithms stay bounded."""
+"""Gate logits are clamped to ± this value, at which a gate is 0 or 1 in float64. So sums of logarithms are bounded."""
 
-_LOG_ZERO = -1e9  # exp gives 0 beside any sum of clamped logarithms, yet the arithmetic stays finite
+_LOG_ZERO = -1e9  # exp gives 0 beside any sum of clamped logarithms, but all terms are finite
 
 
 class Gates(NamedTuple):
@@ -24,13 +24,13 @@ class Gates(NamedTuple):
     step: Float[Tensor, "batch heads seq_len"]
     """of θ, the step size"""
     momentum: Float[Tensor, "batch heads seq_len"]
-    """of η, how much surprise is carried on"""
+    """of η, the share of the momentum that is carried to the next token"""
     forget: Float[Tensor, "batch heads seq_len"]
-    """of α, how much of the memory decays"""
+    """of α, the share of the memory that is forgotten"""
 
 
 class ChunkScalars(NamedTuple):
-    """What the gates of one chunk or, with chunks in front of the last two dimensions, of all chunks come to."""
+    """The products of the gates of one chunk, or of all chunks, which are then in front of the last two dimensions."""
 
     tokens: Float[Tensor, "*chunks chunk_size 3"]
     """θ_t c_t, θ_t p_t and θ_t (q p_t − P c_t) / (1 − P), per token"""
@@ -45,17 +45,18 @@ class ChunkScalars(NamedTuple):
 def chunk_scalars(
     gates: Gates, mask: Bool[Tensor, "batch seq_len"], chunk_size: int, dtype: torch.dtype
 ) -> ChunkScalars:
-    """All chunks' scalar weights in one pass, in float64 from the logits: products of gates as sums of logarithms. On a
-    device without float64, in float32 as exactly (`mal_adapter.memory.gates32`).
+    """Compute the scalar weights of all chunks in one pass, in float64: products of gates are sums of logarithms.
+
+    On a device without float64, `mal_adapter.memory.gates32` computes them in float32 with the same accuracy.
 
     Args:
         gates: Logits.
         mask: At a False token θ = 0, η = 1, α = 0.
-        chunk_size: Tokens per chunk; the last is filled up with such tokens.
-        dtype: of the result.
+        chunk_size: Tokens per chunk; the last chunk is padded with such tokens.
+        dtype: The dtype of the result.
 
     Returns:
-        Scalars (batch, heads, chunks, …) of `mal_adapter.memory.titans`'s equations.
+        The scalars in the equations of `mal_adapter.memory.titans`, (batch, heads, chunks, …).
 
     Example:
         >>> half = Gates(*torch.zeros(3, 1, 1, 2))
@@ -86,7 +87,7 @@ def chunk_scalars(
     terms = torch.where(valid, log_a + until_t[0], _LOG_ZERO)
     from_t = terms.flip(-1).logcumsumexp(-1).flip(-1)
     log_carry, log_c = from_t[..., :1], from_t - until_t[0]
-    # q p_t − P c_t, with the common terms j ≥ t left out of both instead of subtracted
+    # q p_t − P c_t. The common terms j ≥ t are left out of both, instead of subtracted.
     before_t = F.pad(terms, (1, 0), value=_LOG_ZERO)[..., :-1].logcumsumexp(-1)
     log_friction = torch.expm1(log_persist).clamp_max(-torch.finfo(torch.float64).tiny).neg().log()  # of 1 − P
     log_later = log_p + before_t - log_friction

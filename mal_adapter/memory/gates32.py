@@ -1,9 +1,9 @@
-"""What the gates of a chunk come to in float32, as exactly as float32 can say it; for devices that have no float64.
+"""The products of a chunk's gates in float32, to the accuracy of float32; for devices without float64.
 
 `mal_adapter.memory.gates` takes differences of sums of logarithms, whose digits float32 would lose. Here nothing is
-subtracted: products come from sums of terms of one sign, recurrences from sums of positive terms, both by doubling
-(Hillis and Steele, 1986), so that an error grows with log2 of the chunk's size. The operations are those that every
-device has and computes well; log1p, expm1 and logcumsumexp are not among them.
+subtracted: products are sums of terms of one sign, recurrences are sums of positive terms, both computed by doubling
+(Hillis and Steele, 1986), so that an error grows with log2 of the chunk's size. Only operations are used that every
+device has and computes accurately; log1p, expm1 and logcumsumexp are not among them.
 """
 
 import math
@@ -25,20 +25,20 @@ _LOG_ZERO = -1e9  # exp gives 0
 _LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
 
 _ATANH_TERMS = 7
-"""Of the series of log(1 + e), e ≤ 1: the rest is below half a unit in float32's last place."""
+"""Terms of the series of log(1 + e), e ≤ 1: the rest is below half a unit in float32's last place."""
 
 
 def chunk_scalars_float32(
     logits: Float[Tensor, "3 *chunks chunk_size"], valid: Bool[Tensor, "*#chunks chunk_size"]
 ) -> tuple[Float[Tensor, "*chunks chunk_size 3"], Float[Tensor, "3 *chunks 1"]]:
-    """The scalars of `mal_adapter.memory.gates.ChunkScalars`: those per token, and decay, carry, persist.
+    """Compute the fields of `mal_adapter.memory.gates.ChunkScalars`: `tokens`; and decay, carry and persist, stacked.
 
     Args:
-        logits: of θ, η and 1 − α, clamped.
+        logits: The logits of θ, η and 1 − α, clamped.
         valid: At a False token θ = 0, η = 1, α = 0.
     """
     shape = logits.shape[1:-1]
-    # MPS has reductions of tensors of up to four dimensions.
+    # MPS reduces tensors of up to four dimensions only.
     logits, valid = logits.flatten(1, -2), valid.expand(logits.shape[1:]).flatten(0, -2)
     gates = torch.stack((logits[1], logits[2], -logits[1]))
     log_eta, log_keep, log_friction = (_LogSigmoid.apply(gates) * valid).unbind(0)  # type: ignore[no-untyped-call]
@@ -80,7 +80,7 @@ def _running_sums(x: PerToken) -> PerToken:
 
 
 def _recur(log_decay: PerToken, terms: PerToken) -> tuple[PerToken, PerToken]:
-    """log Π_{j≤t} decay_j, and y_t = terms_t + decay_t y_{t−1}. Of every `reach` tokens up to t, both are known."""
+    """log Π_{j≤t} decay_j, and y_t = terms_t + decay_t y_{t−1}. In the loop, both cover the last `reach` tokens."""
     reach = 1
     while reach < terms.shape[-1]:
         terms = torch.addcmul(terms, log_decay.exp(), F.pad(terms[..., :-reach], (reach, 0)))
@@ -90,8 +90,10 @@ def _recur(log_decay: PerToken, terms: PerToken) -> tuple[PerToken, PerToken]:
 
 
 class _LogSigmoid(torch.autograd.Function):
-    """log σ(x) = min(x, 0) − log(1 + e) with e = exp(−|x|), and log(1 + e) = 2 artanh(e / (2 + e)). Some devices
-    compute log1p and logsigmoid by adding e to 1, where a gate near 1 would lose its digits."""
+    """log σ(x) = min(x, 0) − log(1 + e) with e = exp(−|x|), and log(1 + e) = 2 artanh(e / (2 + e)).
+
+    Some devices compute log1p and logsigmoid by adding e to 1, which loses the digits of a gate near 1.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which float a device can compute with, beyond the state's own."""
+"""The widest float of a device, and full precision under autocast."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,10 +11,9 @@ __all__ = ["full_precision", "wide_tensor", "widen"]
 
 
 def widen(tensor: Tensor) -> Tensor:
-    """`tensor` in float64, or in float32 on a device that has no float64, such as Apple's GPUs and Intel's Arc.
+    """Convert `tensor` to float64, or to float32 on a device without float64, such as Apple's GPUs and Intel's Arc.
 
-    The device is not asked what it has, but given the conversion to do: it costs nothing where it works, and there is
-    no list of devices to keep.
+    The conversion to float64 is simply tried. This costs nothing where it works, and needs no list of devices.
 
     Example:
         >>> widen(torch.zeros(2, dtype=torch.bfloat16)).dtype
@@ -24,7 +23,7 @@ def widen(tensor: Tensor) -> Tensor:
 
 
 def wide_tensor(values: Sequence[float], device: torch.device) -> Tensor:
-    """`values` as a tensor on `device`, in float64 where it has that, else in float32.
+    """Make a tensor of `values` on `device`, in float64 if the device has it, otherwise in float32.
 
     Example:
         >>> wide_tensor([0.1], torch.device("cpu")).item()
@@ -38,12 +37,12 @@ def _try_float64(make: Callable[[torch.dtype], Tensor]) -> Tensor:
         return make(torch.float64)
     except torch.cuda.OutOfMemoryError:
         raise
-    except (TypeError, RuntimeError):  # MPS raises the one, XPU and other backends the other
+    except (TypeError, RuntimeError):  # MPS raises TypeError, XPU and other backends RuntimeError
         return make(torch.float32)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Under autocast a state in float32 would meet GEMMs in half precision."""
-    available: Callable[[str], bool] = torch.amp.is_autocast_available  # some devices have no autocast to ask about
+    """A context in which autocast is off, or GEMMs with a float32 state would run in half precision."""
+    available: Callable[[str], bool] = torch.amp.is_autocast_available  # some devices have no autocast
     inside = available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if inside else nullcontext()

@@ -1,7 +1,7 @@
-"""The Titans update token by token, straight from the recurrence: slow, and what `mal_adapter.memory.titans` is tested
-against.
+"""The Titans update token by token, directly from the recurrence. It is slow; it is the reference in the tests.
 
-Gradients come from autograd and every product of gates from a loop, so nothing of the closed form is used here.
+Gradients come from autograd and every product of gates from a loop, so nothing of the closed form of
+`mal_adapter.memory.titans` is used here.
 """
 
 import torch
@@ -10,15 +10,16 @@ from torch import Tensor
 
 from mal_adapter.memory.chunk import MAX_SILU_SLOPE
 from mal_adapter.memory.gates import MAX_LOGIT, Gates
-from mal_adapter.memory.titans import ByHead, InitialWeights, Weights, read
+from mal_adapter.memory.rule import ByHead, InitialWeights, Weights
+from mal_adapter.memory.titans import read
 
 __all__ = ["write_by_token"]
 
 Matrix = Float[Tensor, "_d_in _d_out"]
-"""Of one layer, row and head."""
+"""The weights of one layer, row and head."""
 
 Scalar = Float[Tensor, ""]
-"""Of one token."""
+"""A number of one token."""
 
 
 def write_by_token(
@@ -31,7 +32,7 @@ def write_by_token(
     mask: Bool[Tensor, "batch seq_len"],
     chunk_size: int,
 ) -> tuple[Weights, Weights]:
-    """The same arguments and result as `mal_adapter.memory.titans.write`, one row, head and token at a time.
+    """Write one row, head and token at a time; arguments and result as of `mal_adapter.memory.titans.write`.
 
     Example:
         >>> gates = Gates(*torch.zeros(3, 1, 1, 2))
@@ -86,7 +87,7 @@ def _one_head(
         surprise = [_gradient(current, keys[t], values[t]) for t in tokens]
         curvature = [_curvature(current, keys[t]) for t in tokens]
         theta, eta = ([torch.sigmoid(g[t]) for t in tokens] for g in (gates.step, gates.momentum))
-        # 1 − gate is the sigmoid of minus the logit; a subtraction would lose its digits where the gate is near 1
+        # 1 − gate is the sigmoid of minus the logit; a subtraction would lose digits if the gate is near 1
         friction, keep = ([torch.sigmoid(-g[t]) for t in tokens] for g in (gates.momentum, gates.forget))
         trust = _trust(theta, eta, friction, keep, curvature)
         for t, gradient in enumerate(surprise):

@@ -1,4 +1,4 @@
-"""`MemoryState`: what one or more dialogues have left in their memories, as a value."""
+"""`MemoryState`: the memories of one or more dialogues, as a value."""
 
 import dataclasses
 import os
@@ -31,8 +31,8 @@ class MemoryState:
         momentum: Same shapes: the surprise carried from token to token, S.
         utterances: (batch,) int64: utterances written.
         tokens: (batch,) int64: audio tokens written.
-        skipped_writes: (batch,) int64: writes that were not finite and did not land.
-        fingerprint: Identifies the adapter whose weights give this state a meaning; None while that adapter trains.
+        skipped_writes: (batch,) int64: writes that were not finite and were skipped.
+        fingerprint: Identifies the adapter that the state belongs to; None if that adapter was in training mode.
 
     Example:
         >>> from mal_adapter import MemoryAdapter, MemoryConfig
@@ -53,52 +53,52 @@ class MemoryState:
 
     @property
     def batch_size(self) -> int:
-        """How many dialogues this state holds."""
+        """The number of dialogues."""
         return self.utterances.shape[0]
 
     @property
     def device(self) -> torch.device:
-        """Where the fast weights are."""
+        """The device of the fast weights."""
         return self.weights[0].device
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """The size of all tensors in bytes."""
         return sum(t.numel() * t.element_size() for t in self._tensors().values())
 
     def clone(self) -> "MemoryState":
-        """A copy that shares no memory with this state; gradients flow through it."""
+        """A copy that shares no storage with this state; gradients flow through it."""
         return self.map(Tensor.clone)
 
     def detach(self) -> "MemoryState":
-        """The same values, cut from the autograd graph."""
+        """The same values, detached from the autograd graph."""
         return self.map(Tensor.detach)
 
     def to(self, device: torch.device | str) -> "MemoryState":
-        """The state on `device`; dtypes stay."""
+        """The state on `device`, with the same dtypes."""
         return self.map(lambda t: t.to(device))
 
     def rows(self, index: Int64[Tensor, " n"]) -> "MemoryState":
-        """The dialogues at `index`, (n,) int64, in that order; a row may be asked for more than once."""
+        """The dialogues at `index`, (n,) int64, in that order; an index may occur more than once."""
         return self.map(lambda t: t.index_select(0, index.to(t.device)))
 
     def split(self) -> list["MemoryState"]:
-        """One state of batch size 1 per dialogue; each shares no memory with the others."""
+        """One state of batch size 1 per dialogue; none shares storage with another."""
         return [self.map(lambda t, i=i: t[i : i + 1].clone()) for i in range(self.batch_size)]  # type: ignore[misc]
 
     @classmethod
     def stack(cls, states: "Sequence[MemoryState]") -> "MemoryState":
-        """The inverse of `split`: the dialogues of all `states` behind one another."""
+        """The dialogues of all `states` in one state; the inverse of `split`."""
         tensors = [state._tensors() for state in states]
         merged = {name: torch.cat([t[name] for t in tensors]) for name in tensors[0]}
         return cls._from_tensors(merged, states[0].fingerprint)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "MemoryState":
-        """A state with `function` applied to each tensor, counters included."""
+        """A state with `function` applied to each tensor, including the counters."""
         return self._from_tensors({name: function(t) for name, t in self._tensors().items()}, self.fingerprint)
 
     def equals(self, other: "MemoryState") -> bool:
-        """Whether both hold the same bits and belong to the same adapter."""
+        """Whether both have the same bits and belong to the same adapter."""
         a, b = self._tensors(), other._tensors()
         return (
             self.fingerprint == other.fingerprint
@@ -107,7 +107,7 @@ class MemoryState:
         )
 
     def to_bytes(self) -> bytes:
-        """The state as a safetensors file's bytes."""
+        """The state as the bytes of a safetensors file."""
         tensors = {name: t.detach().cpu().contiguous() for name, t in self._tensors().items()}
         metadata = {"format_version": FORMAT_VERSION, "kind": "mal_adapter.MemoryState"}
         if self.fingerprint is not None:
@@ -116,10 +116,10 @@ class MemoryState:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "MemoryState":
-        """The inverse of `to_bytes`, on the CPU.
+        """The state of such bytes, on the CPU; the inverse of `to_bytes`.
 
         Raises:
-            StateFormatError: `data` is not a memory state, is damaged, or is of a format this version can't read.
+            StateFormatError: `data` is not a memory state, is damaged, or has a format that this version can't read.
         """
         try:
             header, tensors = load_tensors(data)
@@ -133,26 +133,26 @@ class MemoryState:
                 f"memory state format {version!r}, but this version reads {FORMAT_VERSION!r}; "
                 "if it is newer, upgrade mal-adapter"
             )
-        # An unknown key may be a damaged one: without its fingerprint a state would pass for any adapter's.
+        # An unknown key may be the damaged name of `fingerprint`, without which any adapter would accept the state.
         if unknown := sorted(metadata.keys() - _METADATA):
             raise StateFormatError(f"unknown metadata {unknown[:4]} in a memory state of format {version}")
         _check(tensors)
         return cls._from_tensors(tensors, metadata.get("fingerprint"))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the state to a file: all of it or, if interrupted, nothing.
+        """Write the state to a file, atomically: an interrupted save leaves no part of a file.
 
         Raises:
-            FileNotFoundError: There is no folder to write it in; none is made.
+            FileNotFoundError: The folder of `path` does not exist; it is not created.
             IsADirectoryError: `path` is a folder.
-            OSError: It can't be written there.
+            OSError: The file can't be written.
         """
         path = Path(path)
-        # Else the error would name the temporary file, which the caller has never heard of.
+        # Without these checks the error would name the temporary file, which the caller does not know.
         if path.is_dir():
             raise IsADirectoryError(f"can't save a state as {path}: this is a folder; give a file in it")
         if not path.parent.is_dir():
-            raise FileNotFoundError(f"can't save a state as {path}: there is no folder {path.parent}; make it first")
+            raise FileNotFoundError(f"can't save a state as {path}: there is no folder {path.parent}; create it first")
         write_atomically(path, self.to_bytes())
 
     @classmethod
@@ -161,7 +161,7 @@ class MemoryState:
 
         Raises:
             FileNotFoundError: There is no such file.
-            StateFormatError: It is not a memory state this version can read.
+            StateFormatError: The file is not a memory state that this version can read.
         """
         try:
             return cls.from_bytes(Path(path).read_bytes())
@@ -189,11 +189,11 @@ def _depth(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _check(tensors: Mapping[str, Tensor]) -> None:
-    """Raise `StateFormatError` unless a state can be made of what a file holds."""
+    """Raise `StateFormatError` unless these tensors make up a state."""
     depth = _depth(tensors)
     expected = {f"{kind}.{i}" for kind in ("weights", "momentum") for i in range(depth)} | set(_COUNTERS)
     if depth == 0 or set(tensors) != expected:
-        raise StateFormatError(f"a memory state can't be made of the tensors {sorted(tensors)}")
+        raise StateFormatError(f"the tensors {sorted(tensors)} are not those of a memory state")
     first = tensors["weights.0"]
     for weights, momentum in ((tensors[f"weights.{i}"], tensors[f"momentum.{i}"]) for i in range(depth)):
         if weights.dim() != 4 or weights.shape != momentum.shape or weights.shape[:2] != first.shape[:2]:

@@ -70,4 +70,5 @@ if not TYPE_CHECKING:  # a checker that saw this function would take every missp
             "write_manifest": "ser.dialogue",
             "write_report": "ser.evaluation.report",
         },
+        extra="train",
     )

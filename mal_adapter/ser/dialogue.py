@@ -21,6 +21,8 @@ from mal_adapter.errors import ManifestError
 from mal_adapter.ser.names import cleaned, composed
 from mal_adapter.ser.paths import existing_path, file_name, paths_alike
 from mal_adapter.serialization.atomic import write_atomically
+from mal_adapter.serialization.strict_json import unique_keys
+from mal_adapter.serialization.text import clip
 
 __all__ = ["Dialogue", "Utterance", "read_manifest", "write_manifest"]
 
@@ -258,17 +260,13 @@ def write_manifest(dialogues: Iterable[Dialogue], path: str | os.PathLike[str]) 
 
 def _parse_line(line: bytes, folder: Path) -> Utterance:
     try:
-        record = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys)
+        record = json.loads(line.decode("utf-8"), object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
         raise ManifestError(f"not UTF-8 text: {error.reason} at byte {error.start} of the line") from error
     except json.JSONDecodeError as error:
         raise ManifestError(f"not valid JSON: {error.msg} at column {error.colno}") from error
     except (RecursionError, ValueError) as error:
-        if isinstance(error, ManifestError):
-            raise
-        raise ManifestError(
-            f"not valid JSON: {error}"
-        ) from error  # too deeply nested, or a number with too many digits
+        raise ManifestError(f"not valid JSON: {error}") from error  # also a repeated key, and what Python can't parse
     if not isinstance(record, dict):
         raise ManifestError(f"expected a JSON object with the keys {', '.join(_REQUIRED)}, got {_shown(record)}")
     for key in record:
@@ -301,15 +299,6 @@ def _format_line(utterance: Utterance, folder: Path) -> bytes:
         return json.dumps(record).encode("ascii") + b"\n"
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in record:
-            raise ManifestError(f"the key {key!r} is given twice")
-        record[key] = value
-    return record
-
-
 def _require_text(name: str, value: object) -> None:
     if not isinstance(value, str) or not value:
         raise ManifestError(f"{name!r} must be a non-empty string, got {_shown(value)}")
@@ -332,5 +321,4 @@ def _seconds(name: str, value: object) -> float | None:
 
 def _shown(value: object) -> str:
     """The wrong value as in the JSON, short enough for one line."""
-    text = repr(value) if not isinstance(value, (dict, list)) else json.dumps(value, default=repr)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return clip(repr(value) if not isinstance(value, (dict, list)) else json.dumps(value, default=repr))

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from mal_adapter.errors import LabelError
 from mal_adapter.ser.names import cleaned, label_keys
-from mal_adapter.ser.recognizer.scoring import LabelScorer
 
 __all__ = [
     "DEMO",
@@ -16,7 +15,6 @@ __all__ = [
     "IEMOCAP_6",
     "M3ED",
     "MELD",
-    "LabelScorer",
     "LabelSet",
     "emotions_that_occur",
 ]

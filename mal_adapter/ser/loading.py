@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from mal_adapter.extras import require
+
 __all__ = ["load_host"]
 
 _FILES = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
@@ -28,10 +30,13 @@ def load_host(name: str, *, device: str | torch.device | None = None, **kwargs: 
     Raises:
         OSError: There is no such folder or Hub model.
         ValueError: transformers does not support the model.
+        MissingDependencyError: `device_map` is given, but accelerate is not installed.
     """
     import transformers
 
     files = {option: value for option, value in kwargs.items() if option in _FILES}
+    if kwargs.get("device_map") is not None:
+        require("device_map", "accelerate", extra="train")
     config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **files)
     architecture = (getattr(config, "architectures", None) or [""])[0]
     model_class = getattr(transformers, architecture.replace("OmniMoeForC", "OmniMoeThinkerForC"), None)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from mal_adapter.ser.dialogue import Dialogue
+from mal_adapter.serialization.versions import installed_version
 
 __all__ = ["digest_of", "versions"]
 
@@ -25,11 +25,4 @@ def digest_of(*splits: Sequence[Dialogue]) -> str:
 
 def versions() -> dict[str, str | None]:
     """The versions of the packages on which figures may depend."""
-    return {package: _version(package) for package in _PACKAGES}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return {package: installed_version(package) for package in _PACKAGES}

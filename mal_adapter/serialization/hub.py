@@ -1,12 +1,11 @@
-"""Adapters on the Hugging Face Hub: pulled into its cache, pushed as one commit, failures as errors of ours."""
+"""Adapters on the Hugging Face Hub: downloads through its cache, pushes as one commit, typed errors."""
 
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import (
@@ -19,12 +18,12 @@ from huggingface_hub.errors import (
 from torch import Tensor
 
 from mal_adapter.errors import AdapterFormatError, AdapterNotFoundError, HubError, MalAdapterError
-from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.serialization.adapter_folder import (
     CARD_NAME,
     CONFIG_NAME,
     WEIGHTS_NAME,
     AdapterConfig,
+    ShapesOf,
     check_ours,
     copy_into,
     encode,
@@ -32,14 +31,14 @@ from mal_adapter.serialization.adapter_folder import (
     read_weights,
 )
 from mal_adapter.serialization.metadata import AdapterMetadata
+from mal_adapter.serialization.text import clip
+from mal_adapter.serialization.versions import library_version
 
 __all__ = ["HubOptions", "pull_adapter", "push_adapter", "read_adapter"]
 
-Shapes = Mapping[str, tuple[int, ...]]
-
 
 class HubOptions(NamedTuple):
-    """Which commit, and how it is fetched; the fields are those of `MemoryAdapter.from_pretrained`."""
+    """The options of a download; the fields are the arguments of `MemoryAdapter.from_pretrained`."""
 
     revision: str | None = None
     subfolder: str | None = None
@@ -50,20 +49,20 @@ class HubOptions(NamedTuple):
 
 
 def read_adapter(
-    folder_or_repo: str | os.PathLike[str], shapes_of: Callable[[MemoryConfig], Shapes], options: HubOptions
-) -> tuple[MemoryConfig, AdapterMetadata, dict[str, Tensor]]:
-    """Read an adapter from a folder or, where there is no such folder, from the Hub.
+    folder_or_repo: str | os.PathLike[str], shapes_of: ShapesOf, options: HubOptions
+) -> tuple[AdapterConfig, dict[str, Tensor]]:
+    """Read an adapter from a folder or, if there is no such folder, from the Hub.
 
-    Of a repository, `config.json` is fetched and checked first, then the weights of that same commit.
+    From a repository, `config.json` is downloaded and checked first, then the weights of the same commit.
 
     Args:
         folder_or_repo: A folder or Hub id.
-        shapes_of: The names and shapes of the tensors that a configuration asks for.
-        options: Subfolder; the rest is for the Hub.
+        shapes_of: Checks the "memory" section and returns the tensors it requires.
+        options: The subfolder; the other options apply to the Hub only.
 
     Raises:
-        AdapterNotFoundError: There is no such folder, repository or revision, or it may not be seen.
-        AdapterFormatError: A file is missing, damaged, does not fit the configuration, or is of a newer format.
+        AdapterNotFoundError: There is no such folder, repository or revision, or access is denied.
+        AdapterFormatError: A file is missing or damaged, does not fit the configuration, or has a newer format.
         HubError: The Hub can't be reached, and the files are not in its cache.
     """
     name, subfolder = os.fspath(folder_or_repo), _checked_subfolder(options.subfolder)
@@ -73,48 +72,53 @@ def read_adapter(
     else:
         with _named(name, subfolder):
             folder = _inside(Path(name), subfolder)
-            config = read_config(folder / CONFIG_NAME)
-            tensors = read_weights(folder / WEIGHTS_NAME, shapes_of(config.memory), config.weights_sha256)
-    return config.memory, config.metadata, tensors
+            config = read_config(folder / CONFIG_NAME, shapes_of)
+            tensors = read_weights(folder / WEIGHTS_NAME, config.shapes, config.weights_sha256)
+    return config, tensors
 
 
 def pull_adapter(
     repo_id: str,
     folder: str | os.PathLike[str],
-    shapes_of: Callable[[MemoryConfig], Shapes],
+    shapes_of: ShapesOf,
     options: HubOptions,
 ) -> None:
-    """Copy an adapter's files from the Hub into a folder as they are, all of one commit, once they have been checked.
+    """Download an adapter from the Hub, check its files, and copy them into a folder. All are of one commit.
 
     Raises:
-        As `read_adapter`; and AdapterFormatError where `folder` is a file or holds another model.
+        AdapterNotFoundError: As for `read_adapter`.
+        AdapterFormatError: As for `read_adapter`, or `folder` is a file or holds another model.
+        HubError: As for `read_adapter`.
     """
     _, _, files, commit = _fetch_adapter(repo_id, shapes_of, options)
     with contextlib.suppress(AdapterFormatError):  # a card may be missing
         files[CARD_NAME] = _fetch(repo_id, CARD_NAME, commit)
-    copy_into(folder, files)
+    copy_into(folder, files, shapes_of)
 
 
 def _fetch_adapter(
-    repo_id: str, shapes_of: Callable[[MemoryConfig], Shapes], options: HubOptions
+    repo_id: str, shapes_of: ShapesOf, options: HubOptions
 ) -> tuple[AdapterConfig, dict[str, Tensor], dict[str, Path], HubOptions]:
-    """What an adapter on the Hub says and holds, checked; its files by name; and the options that fetch others of the
-    same commit, whatever is pushed meanwhile."""
+    """Download and check an adapter.
+
+    Returns:
+        Its configuration; its tensors; its files by name; and the options that download other files of the same commit.
+    """
     _check_repo_id(repo_id)
     subfolder = _checked_subfolder(options.subfolder)
     with _named(repo_id, subfolder):
         config_path = _fetch(repo_id, CONFIG_NAME, options)
-        config = read_config(config_path)
-        # The cache's folder is named for the commit.
+        config = read_config(config_path, shapes_of)
+        # The cache's folder is named after the commit.
         commit = options._replace(revision=config_path.parents[len(PurePosixPath(subfolder).parts)].name)
         weights_path = _fetch(repo_id, WEIGHTS_NAME, commit)
-        tensors = read_weights(weights_path, shapes_of(config.memory), config.weights_sha256)
+        tensors = read_weights(weights_path, config.shapes, config.weights_sha256)
     return config, tensors, {CONFIG_NAME: config_path, WEIGHTS_NAME: weights_path}, commit
 
 
 @contextlib.contextmanager
 def _named(place: str, subfolder: str) -> Iterator[None]:
-    """Errors about files within say whose files they are."""
+    """Put the folder or repository in front of the message of an error about one of its files."""
     try:
         yield
     except AdapterFormatError as error:
@@ -122,7 +126,7 @@ def _named(place: str, subfolder: str) -> Iterator[None]:
 
 
 def _checked_subfolder(subfolder: str | None) -> str:
-    """With forward slashes; raises `AdapterFormatError` where it could lead out of the folder or repository."""
+    """The subfolder with forward slashes; raises `AdapterFormatError` if it could lead out of the folder."""
     if subfolder is None:
         return ""
     windows = PureWindowsPath(subfolder)
@@ -141,8 +145,7 @@ def _inside(folder: Path, subfolder: str) -> Path:
 
 
 def _check_may_be_repo_id(given: str | os.PathLike[str]) -> None:
-    """Raises `AdapterNotFoundError` for what was surely meant as a folder: the Hub would answer only that it can't be
-    reached, or has no such repository."""
+    """Raise `AdapterNotFoundError` for a path that can't be a Hub id; the Hub's error would not mention the folder."""
     if Path(given).is_file():
         raise AdapterNotFoundError(f"{given} is a file; give the folder with the adapter's {CONFIG_NAME} and weights")
     if not isinstance(given, str):
@@ -166,16 +169,17 @@ def _fetch(repo_id: str, name: str, options: HubOptions) -> Path:
             local_files_only=options.local_files_only,
             force_download=options.force_download,
             library_name="mal_adapter",
-            library_version=version("mal-adapter"),
+            library_version=library_version(),
         )
     return Path(path)
 
 
 def push_adapter(
     repo_id: str,
-    config: MemoryConfig,
+    memory: Mapping[str, Any],
     metadata: AdapterMetadata,
     tensors: Mapping[str, Tensor],
+    shapes_of: ShapesOf,
     *,
     private: bool | None = None,
     commit_message: str,
@@ -183,18 +187,18 @@ def push_adapter(
     create_pr: bool = False,
     token: str | bool | None = None,
 ) -> CommitInfo:
-    """Create the repository and branch where they are missing, and put the adapter's three files there in one commit.
+    """Push the adapter's three files to the Hub in one commit. A missing repository or branch is created.
 
-    Other files of the repository stay, and so does the user's own text in its `README.md`.
+    Other files of the repository are not changed, nor is the user's own text in its `README.md`.
 
     Raises:
-        AdapterNotFoundError: The repository may not be seen or written, or `repo_id` is not one.
+        AdapterNotFoundError: Access to the repository is denied, or `repo_id` is not a valid id.
         AdapterFormatError: The repository holds another model, or its README's metadata can't be read.
-        HubError: The Hub can't be reached or refuses, for example because someone else pushed in between.
+        HubError: The Hub can't be reached or refuses, for example because of another push in the meantime.
     """
     _check_repo_id(repo_id)
     with _typed_errors(repo_id, revision, "push"):
-        api = HfApi(token=token, library_name="mal_adapter", library_version=version("mal-adapter"))
+        api = HfApi(token=token, library_name="mal_adapter", library_version=library_version())
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not create_pr and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -204,45 +208,45 @@ def push_adapter(
         def read(name: str) -> bytes:
             return Path(api.hf_hub_download(repo_id, name, revision=present.sha)).read_bytes()
 
-        check_ours(repo_id, names, lambda: read(CONFIG_NAME))
+        check_ours(repo_id, names, lambda: read(CONFIG_NAME), shapes_of)
         existing_card = read(CARD_NAME).decode(errors="replace") if CARD_NAME in names else ""
-        files = encode(config, metadata, tensors, repo_id=repo_id, existing_card=existing_card)
+        files = encode(memory, metadata, tensors, repo_id=repo_id, existing_card=existing_card)
         return api.create_commit(
             repo_id,
             [CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in files.items()],
             commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,
-            # What was read above is what is replaced; a push of someone else in between must not be lost.
+            # The Hub refuses if another push came after the read above, so that push is not lost.
             parent_commit=present.sha,
         )
 
 
 @contextlib.contextmanager
 def _typed_errors(repo_id: str, revision: str | None, verb: str) -> Iterator[None]:
-    """Whatever huggingface_hub raises within becomes an error of ours that says what to do."""
+    """Convert each error of huggingface_hub to one of this library that says what to do."""
     try:
         yield
     except MalAdapterError:
         raise
     except Exception as error:
-        # requests, httpx or httpx2, by huggingface_hub's version: their errors have no other base in common
+        # Its HTTP client is requests, httpx or httpx2, by its version. Their errors have no other common base.
         place = repo_id if revision is None else f"{repo_id} at revision {revision!r}"
         raise _typed(error, f"can't {verb} {place}") from error
 
 
 def _typed(error: Exception, failure: str) -> MalAdapterError:
-    # What the server said may be a cause: of "not in the cache either", or of "force download failed".
+    # The server's answer may be the cause of another error: "not in the cache either", "force download failed".
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
     answers = (e for e in chain if isinstance(e, HfHubHTTPError) and not isinstance(e, LocalEntryNotFoundError))
     reason = next(answers, chain[-1])
-    said = " ".join(f"{type(reason).__name__}: {reason}".split())[:300]
+    answer = clip(" ".join(f"{type(reason).__name__}: {reason}".split()), 300)
     if isinstance(reason, RevisionNotFoundError):
         return AdapterNotFoundError(f"{failure}: the repository has no such branch, tag or commit")
     if isinstance(reason, EntryNotFoundError) and not isinstance(reason, LocalEntryNotFoundError):
-        return AdapterFormatError("a file is missing in the repository; push_to_hub would have put it there")
+        return AdapterFormatError("a file is missing in the repository; push_to_hub writes all of them")
     if getattr(getattr(reason, "response", None), "status_code", None) in (401, 403, 404):
         return AdapterNotFoundError(
             f"{failure}: there is no such repository on the Hub, or it is private or gated and your token does not "
@@ -252,7 +256,7 @@ def _typed(error: Exception, failure: str) -> MalAdapterError:
         return AdapterNotFoundError(f"{failure}: {error}")
     if isinstance(error, LocalEntryNotFoundError):
         return HubError(
-            f"{failure}: the Hub could not be asked ({said}), and the files are not in the cache; go online, unset "
-            "HF_HUB_OFFLINE or local_files_only, or try again later. If a folder is meant, there is none of that name"
+            f"{failure}: the Hub could not be asked ({answer}), and the files are not in the cache; go online, unset "
+            "HF_HUB_OFFLINE or local_files_only, or try again later. There is no local folder of this name either"
         )
-    return HubError(f"{failure}: {said}; try again later")
+    return HubError(f"{failure}: {answer}; try again later")

@@ -1,17 +1,18 @@
-"""`AdapterMetadata`: what an adapter knows about its host, its task and its training."""
+"""`AdapterMetadata`: an adapter's host, task, training data and results."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from mal_adapter.errors import AdapterFormatError
+from mal_adapter.serialization.text import shown
 
 __all__ = ["AdapterMetadata"]
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterMetadata:
-    """Where an adapter belongs: everything about its host, task and training that its weights do not say.
+    """An adapter's host, task, training data and results: everything but its configuration and weights.
 
     Attributes:
         layer_idx: The decoder layer it was trained on.
@@ -19,14 +20,14 @@ class AdapterMetadata:
         model_type: The host's `config.model_type`.
         hidden_size: The width of the host's decoder layers.
         num_hidden_layers: How many decoder layers the host has.
-        task: `{"labels": [...], "prompt": "..."}` of the recogniser it was trained for, or None. Where corpora have
-            other names for its labels, with `"aliases": {"hap": "happy"}`.
+        task: `{"labels": [...], "prompt": "..."}` of the recogniser it was trained for, or None. If corpora use
+            other names for its labels, also `"aliases": {"hap": "happy"}`.
         datasets: Hub ids of the datasets it was trained on.
-        training_data: What it was trained on, in words.
+        training_data: A description of its training data.
         evaluation: Results, each `{"dataset_name": "MELD", "dataset_type": "user/meld", "dataset_split": "test",
             "metrics": {"f1": 0.6}, "host_metrics": {"f1": 0.5}}`: `dataset_type` is a Hub id or a name without spaces,
-            `metrics` are with the memory, `host_metrics` those of the bare host on the same. `dataset_split` and
-            `host_metrics` may be absent.
+            `metrics` are measured with the memory, `host_metrics` without it on the same data. `dataset_split` and
+            `host_metrics` are optional.
 
     Example:
         >>> AdapterMetadata(layer_idx=16).with_task(["happy", "sad"], "How does the speaker feel?").task["labels"]
@@ -44,14 +45,14 @@ class AdapterMetadata:
     evaluation: list[dict[str, Any]] | None = None
 
     def with_task(self, labels: Sequence[str], prompt: str) -> "AdapterMetadata":
-        """The card of an adapter trained to answer `prompt` with one of `labels`."""
+        """The same metadata, for an adapter that answers `prompt` with one of `labels`."""
         return dataclasses.replace(self, task={"labels": list(labels), "prompt": prompt})
 
     def check(self) -> None:
-        """Raise `AdapterFormatError` where a field is not of its type or out of range; None always passes."""
+        """Raise `AdapterFormatError` if a field has the wrong type or is out of range; None is always valid."""
         for name, expected in _EXPECTED.items():
             if (value := getattr(self, name)) is not None and not _CHECKS[expected](value):
-                raise AdapterFormatError(f"{name} is {_shown(value)}, expected {expected}")
+                raise AdapterFormatError(f"{name} is {shown(value)}, expected {expected}")
 
 
 def _is_text(value: object) -> bool:
@@ -112,8 +113,3 @@ _EXPECTED = {
     "training_data": "a string",
     "evaluation": "a list of results with dataset_name, dataset_type and metrics",
 }
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -7,7 +7,6 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mal_adapter.errors import AdapterFormatError
-from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.serialization.metadata import AdapterMetadata
 
 __all__ = ["model_card"]
@@ -18,25 +17,26 @@ _TAGS = ["mal_adapter", "speech-emotion-recognition", "test-time-memory", "titan
 
 
 def model_card(
-    config: MemoryConfig, metadata: AdapterMetadata, *, repo_id: str | None = None, existing: str = ""
+    memory: Mapping[str, Any], metadata: AdapterMetadata, *, repo_id: str | None = None, existing: str = ""
 ) -> str:
     """The text of an adapter's `README.md`.
 
     Args:
-        config: The memory's sizes.
+        memory: The memory's sizes: `memory_dim`, `num_heads` and `depth`.
         metadata: Host, task, training data and results.
-        repo_id: The Hub repository that the snippet loads from; a folder unless given.
-        existing: The present text. What a user wrote outside of the two marks stays, and so do metadata of keys that
-            are not ours (`license`, `language`, …) and additional tags.
+        repo_id: The Hub repository that the snippet loads from; a folder if None.
+        existing: The present text. The user's own text outside of the two marks is kept, and so are metadata under
+            other keys (`license`, `language`, …) and additional tags.
 
     Raises:
         AdapterFormatError: The metadata of `existing` can't be read.
 
     Example:
-        >>> text = model_card(MemoryConfig(hidden_size=32), AdapterMetadata(base_model_name_or_path="org/host"))
+        >>> memory = {"memory_dim": 256, "num_heads": 4, "depth": 2}
+        >>> text = model_card(memory, AdapterMetadata(base_model_name_or_path="org/host"))
         >>> ModelCard(text).data.base_model
         'org/host'
-        >>> "MIT" in model_card(MemoryConfig(hidden_size=32), AdapterMetadata(), existing=text + "License: MIT")
+        >>> "MIT" in model_card(memory, AdapterMetadata(), existing=text + "License: MIT")
         True
     """
     ours = _metadata(metadata, repo_id)
@@ -48,11 +48,11 @@ def model_card(
             theirs, text = before.data.to_dict(), before.text  # type: ignore[no-untyped-call]
             tags = [*ours["tags"], *(theirs.get("tags") or [])]
             ours["tags"] = list(dict.fromkeys(map(str, tags)))
-        except Exception as error:  # YAML's own kinds, and whatever a value of an unexpected type leads to
+        except Exception as error:  # YAML's errors, and any other that a value of an unexpected type causes
             raise AdapterFormatError(
-                f"the metadata at the top of README.md can't be read ({error}); mend or remove them"
+                f"the metadata at the top of README.md can't be read ({error}); correct or remove them"
             ) from error
-    generated = f"{BEGIN}\n{_body(config, metadata, repo_id)}\n{END}"
+    generated = f"{BEGIN}\n{_body(memory, metadata, repo_id)}\n{END}"
     head, found, rest = text.partition(BEGIN)
     _, closed, tail = rest.partition(END)
     if found and closed:
@@ -95,21 +95,22 @@ def _metadata(metadata: AdapterMetadata, repo_id: str | None) -> dict[str, Any]:
     return header
 
 
-def _body(config: MemoryConfig, metadata: AdapterMetadata, repo_id: str | None) -> str:
+def _body(memory: Mapping[str, Any], metadata: AdapterMetadata, repo_id: str | None) -> str:
     host = metadata.base_model_name_or_path or "an audio language model"
     place = "a decoder layer" if metadata.layer_idx is None else f"decoder layer {metadata.layer_idx}"
     parts = [
         f"# A dialogue memory for {_plain(host)}",
         "A [mal_adapter](https://pypi.org/project/mal-adapter/) memory: it writes the audio tokens of each utterance "
         "into fast weights at test time and reads them back at the later ones, so that the host knows how this speaker "
-        f"usually sounds. It sits on {place}, is {config.memory_dim} wide, and has {config.num_heads} heads of depth "
-        f"{config.depth}. The host's own weights are unchanged and not part of this repository.",
+        f"usually sounds. It is attached to {place}, has a width of {memory['memory_dim']}, and "
+        f"{memory['num_heads']} heads of depth {memory['depth']}. "
+        "The host's own weights are unchanged and not part of this repository.",
         "## Use",
         f"```python\n{_snippet(metadata, repo_id)}\n```",
     ]
     if metadata.task and metadata.task.get("labels"):
         parts.append(f"Labels: {_plain(', '.join(metadata.task['labels']))}.")
-    training = metadata.training_data or "Not told by its author."
+    training = metadata.training_data or "Not documented by its author."
     if metadata.datasets:
         training += f" Datasets: {', '.join(metadata.datasets)}."
     parts += ["## Training data", _plain(training)]
@@ -122,7 +123,7 @@ def _body(config: MemoryConfig, metadata: AdapterMetadata, repo_id: str | None) 
         "- Each dialogue needs a session of its own; a state must not be shared between dialogues.\n"
         "- A state is derived from a voice: treat a saved one like the recording it came from.\n"
         "- Labels are those of its training data. How well they transfer to other languages, microphones or "
-        "spontaneous speech is not known unless it stands under Results.",
+        "spontaneous speech is not known unless it is reported under Results.",
     ]
     return "\n\n".join(parts)
 
@@ -142,7 +143,7 @@ model, processor = load_host({_literal(host)})
 memory = attach_memory(model, adapter={_literal(adapter)})
 recognizer = EmotionRecognizer(model, processor, memory)
 
-for n in range(2):  # noise in the place of your recordings
+for n in range(2):  # noise instead of your recordings
     soundfile.write(f"turn{{n}}.wav", 0.1 * np.random.default_rng(n).standard_normal(16_000), 16_000)
 turns = [Utterance("call-42", str(n), "A", f"turn{{n}}.wav") for n in range(2)]
 for result in recognizer.recognize(Dialogue("call-42", turns)):
@@ -150,7 +151,7 @@ for result in recognizer.recognize(Dialogue("call-42", turns)):
 
 
 def _literal(value: object) -> str:
-    """Python for `value`, without comments of HTML that could pass for our marks."""
+    """A Python literal of `value`, in which no HTML comment can be mistaken for one of the two marks."""
     return repr(value).replace("<!--", "<\\x21--")
 
 
@@ -165,5 +166,5 @@ def _results(evaluation: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """On one line, and without comments that could pass for our marks."""
+    """The text on one line, in which no HTML comment can be mistaken for one of the two marks."""
     return re.sub(r"\s+", " ", text).replace("<!--", "&lt;!--").strip()

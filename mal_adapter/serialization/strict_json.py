@@ -1,4 +1,4 @@
-"""Regular files, and JSON that is parsed strictly; anything else is a `ValueError`."""
+"""Strict reading: regular files only, and JSON without ambiguities; anything else is a `ValueError`."""
 
 import json
 import math
@@ -7,17 +7,17 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["open_regular", "parse_json"]
+__all__ = ["open_regular", "parse_json", "unique_keys"]
 
 
 def open_regular(path: Path) -> tuple[BinaryIO, int]:
-    """The opened file and its size in bytes; what is not a regular file is never opened for good.
+    """Open a regular file and return it with its size in bytes.
 
     Raises:
-        ValueError: It is a directory, pipe or device.
-        OSError: It is missing or can't be opened.
+        ValueError: `path` is a directory, pipe or device.
+        OSError: `path` is missing or can't be opened.
     """
-    # Opening a pipe without this flag waits for a writer.
+    # Without O_NONBLOCK the opening of a pipe waits for a writer.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     file = None
     try:
@@ -32,10 +32,10 @@ def open_regular(path: Path) -> tuple[BinaryIO, int]:
 
 
 def parse_json(data: bytes) -> Any:
-    """JSON in UTF-8 that means the same to every reader.
+    """Parse JSON in UTF-8 that has the same meaning for every reader.
 
     Raises:
-        ValueError: It is not JSON, repeats a key, nests too deeply, or has NaN, infinities or lone surrogates.
+        ValueError: `data` is not JSON, repeats a key, nests too deeply, or has NaN, infinities or lone surrogates.
 
     Example:
         >>> parse_json(b'{"layer_idx": 16}')
@@ -43,21 +43,30 @@ def parse_json(data: bytes) -> Any:
         >>> parse_json(b'{"layer_idx": 16, "layer_idx": 17}')
         Traceback (most recent call last):
         ...
-        ValueError: the key 'layer_idx' stands twice
+        ValueError: the key 'layer_idx' is given twice
     """
     try:
-        content = json.loads(data.decode(), object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite)
+        content = json.loads(data.decode(), object_pairs_hook=unique_keys, parse_constant=_finite, parse_float=_finite)
         json.dumps(content, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return content
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` of `json.loads` that refuses a repeated key.
+
+    Raises:
+        ValueError: A key is given twice.
+
+    Example:
+        >>> unique_keys([("layer_idx", 16), ("task", None)])
+        {'layer_idx': 16, 'task': None}
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Safetensors, read within bounds; a damaged or hostile file is a `ValueError`."""
+"""Safetensors, read with bounds on sizes; a damaged or hostile file is a `ValueError`."""
 
 import json
 import math
@@ -12,8 +12,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from mal_adapter.serialization.strict_json import parse_json
+from mal_adapter.serialization.text import shown
 
-__all__ = ["TensorHeader", "in_unicode", "load_tensors", "read_header", "save_tensors"]
+__all__ = ["TensorHeader", "load_tensors", "read_header", "save_tensors"]
 
 HEADER_LIMIT = 2**20  # bytes; an adapter's header has fewer than twenty entries
 
@@ -21,35 +22,25 @@ ITEM_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8}
 
 
 class TensorHeader(NamedTuple):
-    """What a safetensors file says of itself before its numbers."""
+    """The header of a safetensors file."""
 
     dtypes: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
 
 
-def in_unicode(name: str) -> str:
-    """The name of a file or folder as text for JSON. What is not UTF-8 in it, lone surrogates in Python, becomes �.
-
-    Example:
-        >>> in_unicode("m\\udcfasica"), in_unicode("\\udcc3\\udca9")
-        ('m�sica', 'é')
-    """
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
 def read_header(file: BinaryIO, size: int) -> TensorHeader:
-    """The header of a safetensors file of `size` bytes, whose data the file then exactly holds. Reads up to them.
+    """Read the header of a safetensors file of `size` bytes, up to the first tensor.
 
     Raises:
-        ValueError: It is not a safetensors file of known dtypes, or is shorter or longer than its header says.
+        ValueError: It is not a safetensors file of known dtypes, or its size is not the one in its header.
     """
     try:
         (length,) = struct.unpack("<Q", file.read(8))
     except struct.error as error:
         raise ValueError(f"its {size} bytes are too few") from error
     if length > min(HEADER_LIMIT, size - 8):
-        raise ValueError(f"it does not begin with a header (of {length} bytes, it says, in a file of {size})")
+        raise ValueError(f"its header would have {length} bytes, in a file of {size}")
     content = parse_json(file.read(length))
     if not isinstance(content, dict):
         raise ValueError("its header is not a JSON object")
@@ -59,12 +50,12 @@ def read_header(file: BinaryIO, size: int) -> TensorHeader:
     dtypes, shapes, total = {}, {}, 8 + length
     for name, entry in content.items():
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(f"the header's entry for {name} is {_short(entry)}")
+            raise ValueError(f"the header's entry for {name} is {shown(entry)}")
         dtype, shape = entry["dtype"], entry["shape"]
         if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
-            raise ValueError(f"{name} has dtype {_short(dtype)}, expected one of {', '.join(ITEM_SIZES)}")
+            raise ValueError(f"{name} has dtype {shown(dtype)}, expected one of {', '.join(ITEM_SIZES)}")
         if not isinstance(shape, list) or not all(type(n) is int and 0 < n < 2**48 for n in shape):
-            raise ValueError(f"{name} has shape {_short(shape)}")
+            raise ValueError(f"{name} has shape {shown(shape)}")
         dtypes[name], shapes[name] = dtype, tuple(shape)
         total += math.prod(shape) * ITEM_SIZES[dtype]
     if total != size:
@@ -73,10 +64,10 @@ def read_header(file: BinaryIO, size: int) -> TensorHeader:
 
 
 def load_tensors(data: bytes) -> tuple[TensorHeader, dict[str, Tensor]]:
-    """The header and the tensors of a safetensors file's bytes, on the CPU, finite.
+    """Read the header and the tensors from a safetensors file's bytes, on the CPU.
 
     Raises:
-        ValueError: As `read_header`, or the tensors overlap, leave gaps or are not finite.
+        ValueError: As for `read_header`, or the tensors overlap, leave gaps or are not finite.
     """
     header = read_header(BytesIO(data), len(data))
     try:
@@ -90,15 +81,10 @@ def load_tensors(data: bytes) -> tuple[TensorHeader, dict[str, Tensor]]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file's bytes; equal tensors and metadata give equal bytes."""
+    """The bytes of a safetensors file. Equal tensors and metadata give equal bytes."""
     data = save(dict(tensors), metadata=dict(metadata))
     # safetensors 0.8 writes metadata in random order.
     end = 8 + int(struct.unpack("<Q", data[:8])[0])
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     return bytes(data[:8] + json.dumps(header, separators=(",", ":")).encode().ljust(end - 8) + data[end:])
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -21,10 +21,11 @@ _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_.")
 
 
 def file_name(session_id: str) -> str:
-    """The name of a session's file: its id, percent-encoded where it could leave the folder, hide, or be confused.
+    """The name of a session's file: its id, percent-encoded so that it is one visible file of this folder and
+    differs from the names of all other ids.
 
     Raises:
-        SessionError: The id is no non-empty string of Unicode, or its name would be too long for a file.
+        SessionError: The id is not a non-empty Unicode string, or too long for a file name.
 
     Example:
         >>> file_name("room-7/Anna")
@@ -45,7 +46,7 @@ def file_name(session_id: str) -> str:
 
 
 def session_id_of(name: str) -> str | None:
-    """The inverse of `file_name`; None for a file that is no session's.
+    """The inverse of `file_name`; None for other files.
 
     Example:
         >>> session_id_of("room-7%2F%41nna.safetensors")
@@ -55,7 +56,7 @@ def session_id_of(name: str) -> str | None:
     """
     try:
         session_id = unquote_to_bytes(name.removesuffix(SUFFIX)).decode()
-        # a name with one more or one less letter encoded decodes too, but no session is kept under it
+        # a name in which other letters are encoded decodes too, but it is not a session's
         return session_id if file_name(session_id) == name else None
     except (UnicodeError, SessionError):
         return None
@@ -63,13 +64,14 @@ def session_id_of(name: str) -> str | None:
 
 @contextmanager
 def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock on `path`, which is created if need be and never deleted; the system frees a dead holder's lock.
+    """Hold the lock on `path`, which is created if it does not exist and never deleted. The system releases
+    it when its process ends.
 
     Raises:
-        BlockingIOError: Someone else holds it, and `wait` is False.
+        BlockingIOError: Another process or thread holds it, and `wait` is False.
         OSError: The file can't be opened or locked.
     """
-    import fcntl  # not on Windows, where this module is imported all the same
+    import fcntl  # missing on Windows, where this module is imported too
 
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -77,7 +79,7 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
         try:
             yield
         finally:
-            # Closing alone would not do: a process forked meanwhile has a copy of the handle and would keep the lock.
+            # Closing is not enough: a process forked meanwhile has a copy of the handle and would hold the lock.
             fcntl.flock(handle, fcntl.LOCK_UN)
     finally:
         os.close(handle)
@@ -90,16 +92,16 @@ _ADVICE = {
     errno.EACCES: "check its owner and permissions",
     errno.EPERM: "check its owner and permissions",
     errno.EROFS: "mount the file system for writing",
-    errno.ENOENT: "the folder is gone; mount it again, or open the store anew to create it",
-    errno.ENOTDIR: "a file is where a folder should be",
-    errno.EEXIST: "a file is where a folder should be",
+    errno.ENOENT: "the folder is gone; mount it again, or open the store again to create it",
+    errno.ENOTDIR: "it is a file and not a folder",
+    errno.EEXIST: "it is a file and not a folder",
     errno.EMFILE: "close files, or raise the limit on open ones (ulimit -n)",
 }
 
 
 @contextmanager
 def explained(action: str, path: Path) -> Iterator[None]:
-    """Turn an OSError inside into a `StoreError` that says what could not be done with `path`, why, and what helps."""
+    """Turn an OSError in the block into a `StoreError` with the action, the path, the reason and a remedy."""
     try:
         yield
     except OSError as error:

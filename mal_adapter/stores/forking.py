@@ -1,4 +1,4 @@
-"""Locks in a forked process: another thread may have held them, and there is no such thread in the child."""
+"""New locks in a forked process: a lock that another thread held at the fork would never be released there."""
 
 import os
 from typing import Protocol
@@ -15,7 +15,7 @@ _OWNERS: "WeakValueDictionary[int, _Owner]" = WeakValueDictionary()  # by identi
 
 
 def renew_after_fork(owner: _Owner) -> None:
-    """Have `owner._renew_locks()` called in every process that is forked from this one."""
+    """Call `owner._renew_locks()` in every process that is forked from this one."""
     _OWNERS[id(owner)] = owner
 
 

@@ -1,4 +1,4 @@
-"""`InMemoryStore`: sessions in this process's memory, the least recently used of which give way."""
+"""`InMemoryStore`: sessions in this process's memory, of which the least recently used are evicted."""
 
 import itertools
 import threading
@@ -22,17 +22,18 @@ class _Entry(NamedTuple):
 
 
 class InMemoryStore:
-    """Keeps states as they are, uncopied, until they are used too rarely. Of bounded size: a server may run for ever.
+    """Sessions in the memory of this process. Its size is bounded: the least recently used sessions are evicted.
 
-    A get or a put uses a session; listing does not. The newest session always stays, whatever its size.
+    A get or a put uses a session; listing does not. The newest session always stays, whatever its size. States are not
+    copied.
 
     Args:
-        max_sessions: How many sessions stay; None for no limit.
-        ttl_s: Seconds after its last use at which a session expires; None for never.
-        max_bytes: How many bytes of tensors stay (`MemoryState.nbytes`); None for no limit.
+        max_sessions: The largest number of sessions; None for no limit.
+        ttl_s: A session expires this many seconds after its last use; None means never.
+        max_bytes: The largest number of bytes of all tensors (`MemoryState.nbytes`); None for no limit.
 
     Attributes:
-        evicted: How many sessions have given way to others so far; those that expired are not counted.
+        evicted: How many sessions have been evicted so far; expired ones are not counted.
 
     Raises:
         ConfigError: A limit is not positive.
@@ -62,13 +63,14 @@ class InMemoryStore:
         self.evicted = 0
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
         self._nbytes = 0
-        # Never used twice: a session that was dropped and begun anew is another one to who still holds an old version.
+        self._clock = monotonic  # tests replace it
+        # Never used twice: the version of a deleted session must not match a new session with the same id.
         self._versions = itertools.count(1)
         self._renew_locks()
         renew_after_fork(self)
 
     def get(self, session_id: str) -> Stored | None:
-        """The state of a session, the very tensors that were put, or None where there is none, or none any more.
+        """The state of a session, the same tensors that were put, or None if it does not exist or has expired.
 
         Raises:
             SessionError: `session_id` is not a non-empty string.
@@ -84,12 +86,12 @@ class InMemoryStore:
             return entry.stored
 
     def put(self, session_id: str, state: MemoryState, version: str | None = None) -> str:
-        """Keep `state` itself, not a copy; evicts others if there are too many now.
+        """Save `state` itself, not a copy, and evict other sessions if there are too many.
 
         Arguments and result are those of `SessionStore.put`.
 
         Raises:
-            SessionConflictError: Someone else has kept another state since; theirs stays.
+            SessionConflictError: Another writer has saved another state since; its state stays.
             SessionError: `session_id` is not a non-empty string.
         """
         id_bytes(session_id)
@@ -98,7 +100,7 @@ class InMemoryStore:
             kept = self._entries.get(session_id)
             if kept is not None and kept.stored.version != version:
                 raise SessionConflictError(
-                    f"session {session_id!r} has been kept by someone else since version {version}; get it again"
+                    f"another writer has saved session {session_id!r} since version {version}; get it again"
                 )
             self._remove(session_id)
             stored = Stored(state, str(next(self._versions)))
@@ -108,7 +110,7 @@ class InMemoryStore:
             return stored.version
 
     def drop(self, session_id: str) -> bool:
-        """Forget a session; whether there was one.
+        """Delete a session. Returns whether it existed.
 
         Raises:
             SessionError: `session_id` is not a non-empty string.
@@ -119,7 +121,7 @@ class InMemoryStore:
             return self._remove(session_id)
 
     def __iter__(self) -> Iterator[str]:
-        """The ids of all sessions as of now, least recently used first."""
+        """The ids of all current sessions, least recently used first."""
         with self._lock:
             self._purge()
             return iter(tuple(self._entries))
@@ -134,8 +136,8 @@ class InMemoryStore:
 
     def __getstate__(self) -> NoReturn:
         raise CopyError(
-            "an InMemoryStore is in one process; a copy would be a second store, and dialogues would split. Give the "
-            "other process a FolderStore or the URL of a Redis, or send it single states: MemoryState.to_bytes"
+            "an InMemoryStore belongs to one process; a copy would be another store with other sessions. Give the "
+            "other process a FolderStore or a Redis URL, or send it single states: MemoryState.to_bytes"
         )
 
     def _renew_locks(self) -> None:
@@ -149,8 +151,8 @@ class InMemoryStore:
         return True
 
     def _purge(self) -> float:
-        """Forget what has expired; the order of use is the order of expiry. Returns the time in seconds."""
-        now = monotonic()
+        """Delete expired sessions, in the order of their last use. Returns the time in seconds."""
+        now = self._clock()
         while self.ttl_s is not None and self._entries:
             first = next(iter(self._entries))
             if now - self._entries[first].used_at_s < self.ttl_s:

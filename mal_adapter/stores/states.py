@@ -1,4 +1,4 @@
-"""The states of all dialogues, as they lie in a store, and what the store could not keep."""
+"""The states of all dialogues: those in the store, and those that the store could not save."""
 
 import hashlib
 import logging
@@ -21,21 +21,21 @@ log = logging.getLogger(__name__)
 
 
 class SessionStates(MutableMapping[str, MemoryState]):
-    """The states of all dialogues by session id, each of batch size 1 and detached, as they lie in a store.
+    """The states of all dialogues by session id, each of batch size 1 and detached.
 
-    Setting a state checks that it fits the adapter. Copy a state to fork a dialogue; delete it to forget one.
+    Setting a state checks that it fits the adapter. Copy a state to fork a dialogue; delete it to forget a dialogue.
 
-    What the store could not keep while it was out of reach stays in this process, within the limits of `backlog`, and
-    its sessions continue from there. It is saved again by a thread of its own soon after the store is back, by the next
-    utterance of its session, or by `flush`; call that before the process ends.
+    If the store can't be reached, states stay in this process, within the limits of `backlog`, and their sessions
+    continue from them. A thread saves them soon after the store is back; so does the next utterance of a session, and
+    `flush`, which you should call before the process ends.
 
     Args:
-        store: Where the states lie.
+        store: Where the states are saved.
         check: Called with each state that is set; raises if the state does not fit.
 
     Attributes:
-        backlog: What waits for the store: its limits `max_sessions` and `max_bytes`, and how many states were `lost`,
-            since another process continued their sessions meanwhile; each of them is logged as an error.
+        backlog: The unsaved states: the limits `max_sessions` and `max_bytes`, and how many states were `lost`, since
+            another process continued their sessions meanwhile. Each lost state is logged as an error.
 
     Example:
         >>> from mal_adapter import MemoryAdapter, MemoryConfig
@@ -51,20 +51,20 @@ class SessionStates(MutableMapping[str, MemoryState]):
     def __init__(self, store: SessionStore, check: Callable[[MemoryState], None]) -> None:
         self.store = store
         self._check = check
-        self._versions: dict[str, str | None] = {}  # of the sessions that are open, as this process knows them
+        self._versions: dict[str, str | None] = {}  # of the open sessions
         self._renew_locks()
         renew_after_fork(self)
         self.backlog = Backlog(self, _save_in_background)
 
     @property
     def unsaved(self) -> list[str]:
-        """The sessions whose last state is in this process only."""
+        """The ids of sessions whose last state is only in this process."""
         return self.backlog.ids()
 
     @property
     def outage(self) -> Outage | None:
-        """How many states wait for the store, since when, its last error and when the next attempt is; None if none
-        does."""
+        """How many states are unsaved, since when, the last error and the time of the next attempt; None if all are
+        saved."""
         return self.backlog.outage()
 
     def __getitem__(self, session_id: str) -> MemoryState:
@@ -74,11 +74,11 @@ class SessionStates(MutableMapping[str, MemoryState]):
         return state
 
     def __setitem__(self, session_id: str, state: MemoryState) -> None:
-        id_bytes(session_id)  # raises for what is none
+        id_bytes(session_id)  # raises if it is not valid
         given: object = state
         if not isinstance(given, MemoryState):
             kind = type(given).__name__
-            raise SessionError(f"a session's state is a MemoryState, this is a {kind}; MemoryState.load reads a file")
+            raise SessionError(f"a session's state is a MemoryState, not a {kind}; MemoryState.load reads a file")
         self._check(state)
         if state.batch_size != 1:
             raise SessionError(f"a session's state has batch size 1, this one {state.batch_size}; split() it")
@@ -110,30 +110,35 @@ class SessionStates(MutableMapping[str, MemoryState]):
 
     def __getstate__(self) -> NoReturn:
         raise CopyError(
-            "the sessions of a memory belong to the process and the model that it is attached to, and can't be pickled "
-            "or deep-copied; a single state can: memory.states[id]. In another process call "
-            "attach_memory(model, adapter=…, store=…) with the adapter's folder and the place of the store"
+            "the sessions of a memory belong to this process and its model, and can't be pickled or deep-copied; a "
+            "single state can: memory.states[id]. In another process call "
+            "attach_memory(model, adapter=…, store=…) with the adapter's folder and the path or URL of the store"
         )
 
     def forget(self, session_ids: Iterable[str]) -> None:
-        """Drop these sessions, those that there are; unlike `pop`, without reading what they hold."""
+        """Delete those of these sessions that exist; unlike `pop`, without reading their states.
+
+        Raises:
+            SessionError: One of them is open.
+            StoreError: The store can't be reached.
+        """
         for session_id in session_ids:
             with suppress(KeyError):
                 del self[session_id]
 
     def clear(self) -> None:
-        """Forget every session."""
+        """Delete all sessions."""
         self.forget(list(self))
 
     def flush(self) -> None:
-        """Save at once what the store could not keep when it was written. Sessions that are open are left to their
-        blocks, which save them with the next utterance or at the end. Call it before the process ends.
+        """Save all unsaved states now. Call it before the process ends. Sessions that are open are saved by their
+        blocks, with the next utterance or at the end.
 
         Raises:
-            StoreError: The store is still out of reach, at least for one session; the others are saved, unless several
-                in a row failed. What could not be saved stays in this process.
-            SessionConflictError: Another process has continued one of these sessions. Its state stays, this process's
-                is the error's `state`; flush again for the others.
+            StoreError: At least one session can't be saved. The others are saved, unless several in a row failed.
+                Unsaved states stay in this process.
+            SessionConflictError: Another process has continued one of these sessions. Its state stays in the store;
+                this process's state is the error's `state`. Call flush again for the others.
         """
         failure: Exception | None = None
         in_a_row = 0
@@ -143,7 +148,7 @@ class SessionStates(MutableMapping[str, MemoryState]):
                 in_a_row = 0
             except SessionConflictError:
                 raise
-            except Exception as error:  # of one session; the others are saved all the same
+            except Exception as error:  # of one session; the others are still saved
                 failure = error
                 if (in_a_row := in_a_row + 1) == GIVE_UP_AFTER:
                     break
@@ -152,8 +157,15 @@ class SessionStates(MutableMapping[str, MemoryState]):
 
     @contextmanager
     def opened(self, session_ids: Sequence[str]) -> Iterator[dict[str, MemoryState]]:
-        """Hold `session_ids` for one session at a time: a dialogue that two threads continue would lose an update.
-        Gives the states of those that have one."""
+        """Open `session_ids` for one block at a time: two threads that continue one dialogue would lose an update.
+        Yields the states of those that exist.
+
+        Raises:
+            SessionError: One of them is open already.
+            StateFormatError: A stored state is damaged.
+            SessionConflictError: Another process has continued one of the unsaved sessions.
+            StoreError: The store can't be reached when the block begins, or still not when it ends.
+        """
         with self._lock:
             if busy := self._versions.keys() & set(session_ids):
                 raise SessionError(f"sessions {sorted(busy)} are open in another block, thread or task; wait for it")
@@ -174,12 +186,12 @@ class SessionStates(MutableMapping[str, MemoryState]):
                     del self._versions[session_id]
 
     def keep(self, states: Mapping[str, MemoryState]) -> None:
-        """Save the states that open sessions have reached; unchecked, for the session itself. A store that is out of
-        reach is no error here, since the host has answered: the block's end tries again, and raises.
+        """Save new states of open sessions, without checking them. If the store can't be reached, this only warns,
+        since the host has answered: the end of the block tries again, and raises.
 
         Raises:
             SessionConflictError: Another process has continued one of the sessions; the others are saved.
-            StoreError: The store is out of reach, and this process has no room for a state; the others are kept.
+            StoreError: The store can't be reached, and this process has no room for a state; the others are kept.
         """
         error: Exception | None = None
         outage, unsaved = None, []
@@ -222,11 +234,14 @@ class SessionStates(MutableMapping[str, MemoryState]):
         return version
 
     def _save_again(self, session_id: str) -> None:
-        """Save what waits of a session, unless its block does so. It is not held meanwhile: a block that opens it goes
-        on from the state that waits, and finds out with its own save, by digest, that this one has arrived."""
+        """Save the unsaved state of a session unless it is open. A block may open the session meanwhile: it continues
+        from the unsaved state, and its own save recognizes by digest that this state is already in the store."""
         with self._one_at_a_time(session_id):
             unsaved = self.backlog.get(session_id)
-            if unsaved is None or session_id in self._versions:
+            if unsaved is None:
+                return
+            if session_id in self._versions:
+                self.backlog.postpone(session_id)
                 return
             try:
                 self._put(session_id, unsaved.state, unsaved.version)
@@ -246,12 +261,13 @@ class SessionStates(MutableMapping[str, MemoryState]):
         if before is not None:
             stored = self.store.get(session_id)
             if stored is not None and _digest(stored.state) in before.attempts:
-                version = stored.version  # it had arrived, and only the answer was lost
+                version = stored.version  # it was saved, and only the answer was lost
         return self.store.put(session_id, state, version)
 
     def _forget_unless_open(self, session_id: str) -> bool:
         with self._lock:
             if session_id in self._versions:
+                self.backlog.postpone(session_id)
                 return False
             self.backlog.pop(session_id)
             return True
@@ -265,7 +281,7 @@ class SessionStates(MutableMapping[str, MemoryState]):
 
     def _renew_locks(self) -> None:
         self._lock = threading.Lock()
-        # A state is saved by a forward, a block's end, a flush or the backlog's thread: per session one at a time.
+        # A forward, a block's end, a flush and the backlog's thread save states: per session one at a time.
         self._saving: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
 
     def _must_be_closed(self, session_id: str, remedy: str) -> None:
@@ -274,15 +290,15 @@ class SessionStates(MutableMapping[str, MemoryState]):
 
 
 def _save_in_background(states: object, session_id: str) -> None:
-    """One attempt of the backlog's thread, which nobody waits for: what is lost is logged."""
+    """One attempt of the backlog's thread. It has no caller to raise to, so it logs lost states."""
     assert isinstance(states, SessionStates)
     try:
         states._save_again(session_id)
     except SessionConflictError as error:
         states.backlog.lost += 1
         log.error(
-            "another process has continued session %r while its state of %d utterances waited for the store here; that "
-            "state is lost: %s",
+            "another process has continued session %r while its state of %d utterances was unsaved here; that state "
+            "is lost: %s",
             session_id,
             int(error.state.utterances),
             error,

@@ -1,4 +1,4 @@
-"""What a store could not keep: held in this process within limits, and due to be saved again."""
+"""States that a store could not save: kept in this process within limits, and saved again later."""
 
 import contextlib
 import dataclasses
@@ -16,22 +16,22 @@ from mal_adapter.stores.forking import renew_after_fork
 __all__ = ["GIVE_UP_AFTER", "Backlog", "Outage", "Unsaved"]
 
 FIRST_S, LONGEST_S = 0.5, 30.0  # between two attempts; doubled each time, and shortened at random by up to a half
-GIVE_UP_AFTER = 3  # failures in a row: the store is away, and a round of attempts ends
+GIVE_UP_AFTER = 3  # failures in a row: the store can't be reached, and a round of attempts ends
 
 
 @dataclasses.dataclass(frozen=True)
 class Unsaved:
-    """A state that a store failed to keep.
+    """A state that a store failed to save.
 
     Attributes:
         state: Of batch size 1 and detached.
-        version: The version that it follows.
-        attempts: Digests of all states of this session that the store failed to keep since, this one included.
+        version: The version before it.
+        attempts: Digests of all states of this session that the store failed to save since, including this one.
         nbytes: Of the state's tensors.
-        since_s: When the first of them failed, on a monotonic clock.
-        due_s: When to try again, on that clock.
-        failures: How often it was tried again in vain.
-        stuck: Whether it failed again although the store kept another session just before.
+        since_s: Time of the first failure, on a monotonic clock.
+        due_s: Time of the next attempt, on that clock.
+        failures: How many further attempts failed.
+        stuck: Whether it failed again although the store saved another session just before.
     """
 
     state: MemoryState
@@ -45,10 +45,10 @@ class Unsaved:
 
 
 class Outage(NamedTuple):
-    """What waits for the store, as of now.
+    """The states that are unsaved now.
 
     Attributes:
-        sessions: How many sessions have their last state in this process only.
+        sessions: How many sessions have their last state only in this process.
         nbytes: Bytes of those states.
         for_s: Seconds since the first of them could not be saved.
         next_try_s: Seconds until the next attempt; 0 while one is under way.
@@ -63,31 +63,33 @@ class Outage(NamedTuple):
 
 
 class Backlog:
-    """The states that a store could not keep, by session id, and a thread that works them off while there are any.
+    """The states that a store could not save, by session id, and a thread that saves them.
 
-    Attempts are made one at a time. They are due after half a second, then more and more rarely, and at once when the
-    store has kept a state of any other session. A session that fails again while others are saved waits for its own
-    time, and holds up none of them. The thread ends with the last state, with `owner`, or with the process.
+    Attempts are made one at a time: after half a second, then with growing delays, and immediately when the store has
+    saved a state of any other session. A session that fails again while others are saved has a delay of its own, and
+    delays no other. The thread ends after the last state, with `owner`, or with the process.
 
     Args:
-        owner: Whose states these are; referred to weakly by the thread.
-        attempt: A method of the owner's that saves one session by its id: raises what the store raises.
+        owner: The owner of the states. The thread has a weak reference to it.
+        attempt: A method of the owner that saves one session by its id, and raises the store's errors.
 
     Attributes:
-        max_sessions: How many sessions may wait here.
-        max_bytes: How many bytes of tensors may wait here.
-        lost: How many states could never be saved, since another process had continued their sessions.
+        max_sessions: The largest number of unsaved sessions.
+        max_bytes: The largest number of bytes of unsaved tensors.
+        lost: How many states were lost, since another process had continued their sessions.
     """
 
     def __init__(self, owner: object, attempt: Callable[[object, str], None]) -> None:
         self.max_sessions = 1024
         self.max_bytes = 2**30
         self.lost = 0
+        self._clock = monotonic  # tests replace it
         self._owner = weakref.ref(owner)
         self._attempt = attempt
-        self._records: dict[str, Unsaved] = {}  # the one to be tried next is first
+        self._records: dict[str, Unsaved] = {}  # the next attempt is of the first
         self._error = ""
-        self._answered = False  # whether the last attempt of any session succeeded
+        self._answered = False  # whether the last attempt, of any session, succeeded
+        self._failed_in_a_row = 0  # also over several rounds: due times differ, and a round may have one session
         self._failed_rounds = 0
         self._pause_until_s = 0.0  # after a round that gave up
         self._renew_locks()
@@ -101,36 +103,37 @@ class Backlog:
         return session_id in self._records
 
     def ids(self) -> list[str]:
-        """The sessions that wait, sorted."""
-        return sorted(self._records)
+        """The ids of the unsaved sessions, sorted."""
+        with self._lock:
+            return sorted(self._records)
 
     def get(self, session_id: str) -> Unsaved | None:
-        """What waits of a session."""
+        """The unsaved state of a session."""
         return self._records.get(session_id)
 
     def pop(self, session_id: str) -> Unsaved | None:
-        """Take a session out: it is saved, dropped or lost."""
+        """Remove a session: it is saved, deleted or lost."""
         with self._lock:
             record = self._records.pop(session_id, None)
             if record is not None and not self._records:
-                self._wake.set()  # the thread has nothing to wait for
+                self._wake.set()  # so that the thread ends
             return record
 
     def put(self, session_id: str, state: MemoryState, version: str | None, digest: bytes, error: Exception) -> None:
-        """Take in a state that the store failed to keep.
+        """Add a state that the store failed to save.
 
         Raises:
-            StoreError: There is no room for one more session. What waits of others stays.
+            StoreError: There is no room for one more session. The other sessions stay.
         """
         with self._lock:
-            now, before = monotonic(), self._records.get(session_id)
+            now, before = self._clock(), self._records.get(session_id)
             nbytes = state.nbytes
             too_large = self._nbytes() + nbytes > self.max_bytes
             if before is None and (len(self._records) >= self.max_sessions or too_large):
                 raise StoreError(
-                    f"{error}; and {len(self._records)} sessions wait for the store in this process already, with "
-                    f"which it is full (memory.states.backlog). This utterance of {session_id!r} is not kept; open the "
-                    "session again and repeat it when the store is back"
+                    f"{error}; and this process has no room for more than {len(self._records)} unsaved sessions "
+                    f"(memory.states.backlog). This utterance of {session_id!r} is not kept; open the session again "
+                    "and repeat it when the store is back"
                 ) from error
             self._answered, self._error = False, str(error)
             if before is None:
@@ -143,20 +146,27 @@ class Backlog:
             self._start()
 
     def failed_again(self, session_id: str, error: Exception) -> None:
-        """The store failed to keep it once more; the others come first."""
+        """The store failed to save it again; the other sessions come first."""
         with self._lock:
             if (record := self._records.pop(session_id, None)) is not None:
-                due_s, stuck = monotonic() + _delay(record.failures), self._answered
+                due_s, stuck = self._clock() + _delay(record.failures), self._answered
                 self._records[session_id] = dataclasses.replace(
                     record, failures=record.failures + 1, due_s=due_s, stuck=stuck
                 )
             self._answered, self._error = False, str(error)
 
-    def store_answers(self) -> None:
-        """The store has kept a state of some session, so it is back for the others too."""
+    def postpone(self, session_id: str) -> None:
+        """The session is open and saved by its block, so its next attempt is after another delay."""
         with self._lock:
-            self._answered, self._failed_rounds, self._pause_until_s = True, 0, 0.0
-            now = monotonic()
+            if (record := self._records.get(session_id)) is not None:
+                due_s = self._clock() + _delay(record.failures)
+                self._records[session_id] = dataclasses.replace(record, due_s=due_s)
+
+    def store_answers(self) -> None:
+        """The store has saved a state of any session, so the others are due now."""
+        with self._lock:
+            self._answered, self._failed_in_a_row, self._failed_rounds, self._pause_until_s = True, 0, 0, 0.0
+            now = self._clock()
             for session_id, record in self._records.items():
                 if not record.stuck and record.due_s > now:
                     self._records[session_id] = dataclasses.replace(record, due_s=now)
@@ -164,15 +174,15 @@ class Backlog:
                 self._wake.set()
 
     def outage(self) -> Outage | None:
-        """What waits, and since when; None if nothing does."""
+        """The unsaved states, and since when; None if there are none."""
         with self._lock:
             if not self._records:
                 return None
-            for_s = monotonic() - min(record.since_s for record in self._records.values())
+            for_s = self._clock() - min(record.since_s for record in self._records.values())
             return Outage(len(self._records), self._nbytes(), for_s, self._wait_s(), self._error)
 
     def full(self) -> bool:
-        """Whether no further session can wait here."""
+        """Whether there is no room for another session."""
         with self._lock:
             return len(self._records) >= self.max_sessions or self._nbytes() >= self.max_bytes
 
@@ -190,26 +200,26 @@ class Backlog:
     def _start(self) -> None:
         if self._thread is not None and self._thread.is_alive():
             return
-        self._thread = threading.Thread(target=_work_off, args=(self._owner, self), name="mal_adapter", daemon=True)
-        with contextlib.suppress(RuntimeError):  # the interpreter is about to end
+        self._thread = threading.Thread(target=_save_all, args=(self._owner, self), name="mal_adapter", daemon=True)
+        with contextlib.suppress(RuntimeError):  # the interpreter is ending
             self._thread.start()
 
     def _round(self, owner: object) -> float | None:
-        """Try those that are due. Returns seconds until the next one is; None when nothing waits any more."""
+        """Attempt all sessions that are due. Returns seconds until the next attempt; None if all are saved."""
         with self._lock:
-            now = monotonic()
+            now = self._clock()
             due = [session_id for session_id, record in self._records.items() if record.due_s <= now]
-        in_a_row = 0
         for session_id in due if now >= self._pause_until_s else ():
             try:
                 self._attempt(owner, session_id)
-                in_a_row = 0
-            except Exception:  # it is in failed_again, and this thread must go on
-                in_a_row += 1
-            if in_a_row == GIVE_UP_AFTER:
+                self._failed_in_a_row = 0
+            except Exception:  # it is in failed_again, and this thread must continue
+                self._failed_in_a_row += 1
+            if self._failed_in_a_row == GIVE_UP_AFTER:
                 with self._lock:
-                    self._pause_until_s = monotonic() + _delay(self._failed_rounds)
+                    self._pause_until_s = self._clock() + _delay(self._failed_rounds)
                     self._failed_rounds += 1
+                    self._failed_in_a_row = 0
                 break
         with self._lock:
             if not self._records:
@@ -219,18 +229,18 @@ class Backlog:
 
     def _wait_s(self) -> float:
         first_due_s = min(record.due_s for record in self._records.values())
-        return max(0.0, max(first_due_s, self._pause_until_s) - monotonic())
+        return max(0.0, max(first_due_s, self._pause_until_s) - self._clock())
 
 
 def _delay(failures: int) -> float:
-    # Shortened at random, or all replicas would come at the same moments.
+    # Shortened at random, or all replicas would try at the same time.
     return float(min(LONGEST_S, FIRST_S * 2 ** min(failures, 16)) * random.uniform(0.5, 1.0))
 
 
-def _work_off(reference: "weakref.ref[object]", backlog: Backlog) -> None:
+def _save_all(reference: "weakref.ref[object]", backlog: Backlog) -> None:
     while (owner := reference()) is not None:
         wait_s = backlog._round(owner)
-        del owner  # it may be forgotten while this thread waits
+        del owner  # it may be deleted while this thread waits
         if wait_s is None:
             return
         backlog._wake.wait(wait_s)

@@ -21,14 +21,13 @@ from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
 from mal_adapter.stores import FolderStore
 from tests.commands import interrupted, mal_adapter, on_a_terminal
-from tests.ser.conftest import make_dialogue, model, processor, write_audio  # noqa: F401  fixtures
 from tests.stores.states import state_of
 
 LABELS, PROMPT = ["neutral", "sad", "happy"], "How do they feel?"
 
 
 @pytest.fixture(scope="module")
-def saved(model, processor, tmp_path_factory):  # noqa: F811
+def saved(model, processor, tmp_path_factory):
     """Folders of a host and of an adapter that makes a difference."""
     folder = tmp_path_factory.mktemp("saved")
     model.save_pretrained(folder / "host")
@@ -56,7 +55,7 @@ def run(saved, monkeypatch):
     return mal_adapter
 
 
-def test_sound_files_in_order_are_one_dialogue(run, saved, write_audio, tmp_path):  # noqa: F811
+def test_sound_files_in_order_are_one_dialogue(run, saved, write_audio, tmp_path):
     files = [
         write_audio("b.wav", 0.7, 22_050),
         write_audio("a.flac", 0.9, 44_100, pitch_hz=170, channels=2),
@@ -83,7 +82,7 @@ def test_sound_files_in_order_are_one_dialogue(run, saved, write_audio, tmp_path
     assert alone["utterances"][-1]["probabilities"] != answer["utterances"][-1]["probabilities"]
 
 
-def test_a_manifest_prints_a_table_per_dialogue_with_the_truth(run, make_dialogue, tmp_path):  # noqa: F811
+def test_a_manifest_prints_a_table_per_dialogue_with_the_truth(run, make_dialogue, tmp_path):
     dialogues = [make_dialogue("first"), make_dialogue("second", [0.5])]
     labelled = [
         Dialogue(dialogue.dialogue_id, tuple(dataclasses.replace(turn, emotion="sad") for turn in dialogue.utterances))
@@ -102,7 +101,7 @@ def test_a_manifest_prints_a_table_per_dialogue_with_the_truth(run, make_dialogu
     assert result.stderr == ""
 
 
-def test_bad_files_give_a_line_each_and_good_ones_are_answered(run, write_audio, tmp_path):  # noqa: F811
+def test_bad_files_give_a_line_each_and_good_ones_are_answered(run, write_audio, tmp_path):
     good = write_audio("good.wav")
     (tmp_path / "text.wav").write_text("no sound")
     soundfile.write(tmp_path / "silent.wav", np.zeros(9000), 16_000)
@@ -122,7 +121,7 @@ def test_bad_files_give_a_line_each_and_good_ones_are_answered(run, write_audio,
     assert run("predict").exit_code == 2
 
 
-def test_your_own_model_labels_and_question(run, saved, write_audio):  # noqa: F811
+def test_your_own_model_labels_and_question(run, saved, write_audio):
     path = write_audio("a.wav")
     result = run("predict", path, "--model", saved / "host", "--json")
     assert result.stderr == "note: no --adapter, so each utterance is recognised on its own\n"
@@ -139,14 +138,14 @@ def test_your_own_model_labels_and_question(run, saved, write_audio):  # noqa: F
     assert json.loads(run("predict", path, "--prompt", "Well?", "--json").stdout)["prompt"] == "Well?"
 
 
-def test_the_same_file_twice(run, write_audio):  # noqa: F811
+def test_the_same_file_twice(run, write_audio):
     path = write_audio("a.wav")
     entries = json.loads(run("predict", path, path, "--json").stdout)["utterances"]
     assert [entry["utterance_id"] for entry in entries] == ["0-a.wav", "1-a.wav"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file's name is Unicode")
-def test_names_that_are_not_utf_8(run, write_audio, tmp_path):  # noqa: F811
+def test_names_that_are_not_utf_8(run, write_audio, tmp_path):
     folder = tmp_path / os.fsdecode(b"m\xfasica")
     folder.mkdir()
     done = run("predict", write_audio("a.wav").rename(folder / os.fsdecode(b"\xe9.wav")))
@@ -155,7 +154,7 @@ def test_names_that_are_not_utf_8(run, write_audio, tmp_path):  # noqa: F811
     assert "\n\N{REPLACEMENT CHARACTER}.wav " in done.stdout
 
 
-def test_the_device_and_the_dtype_of_the_weights(run, write_audio):  # noqa: F811
+def test_the_device_and_the_dtype_of_the_weights(run, write_audio):
     path = write_audio("a.wav")
     answers = {
         options: json.loads(run("predict", path, *options, "--json").stdout)
@@ -169,7 +168,7 @@ def test_the_device_and_the_dtype_of_the_weights(run, write_audio):  # noqa: F81
     assert probabilities[1] != probabilities[0]
     assert probabilities[1] == pytest.approx(probabilities[0], abs=0.05)
     assert probabilities[2] == pytest.approx(probabilities[0], abs=1e-6)
-    for device, words in (("gpu", "'gpu' is no device"), ("cuda:99", "there is no cuda:99 here")):
+    for device, words in (("gpu", "'gpu' is not a device"), ("cuda:99", "there is no cuda:99 here")):
         done = run("predict", path, "--device", device, "--json")
         assert done.exit_code == 2
         assert words in json.loads(done.stdout)["error"]["message"]
@@ -179,14 +178,14 @@ def test_the_device_and_the_dtype_of_the_weights(run, write_audio):  # noqa: F81
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "kind", "message"),
     [
-        (["--model", "/no/where"], 1, "HostError", "the model /no/where can not be loaded: there is no such folder"),
-        (["--model", "no/where"], 1, "HostError", "the model no/where can not be loaded: "),
+        (["--model", "/no/where"], 1, "HostError", "the model /no/where can't be loaded: the folder does not exist"),
+        (["--model", "no/where"], 1, "HostError", "the model no/where can't be loaded: "),
         (["--adapter", "/no/where"], 1, "AdapterNotFoundError", ""),
         (["--labels", "one"], 2, "LabelError", "a label set needs at least two names"),
         (["missing.jsonl"], 2, "ManifestError", "missing.jsonl: the manifest can not be read"),
     ],
 )
-def test_typed_errors_are_one_line_without_a_traceback(arguments, exit_code, kind, message, run, write_audio):  # noqa: F811
+def test_typed_errors_are_one_line_without_a_traceback(arguments, exit_code, kind, message, run, write_audio):
     sounds = [] if kind == "ManifestError" else [write_audio("a.wav")]
     plain, as_json = (run("predict", *sounds, *arguments, *more) for more in ([], ["--json"]))
     assert plain.stderr.startswith(f"error: {message}")
@@ -237,7 +236,7 @@ def test_wrong_usage_with_json_prints_an_object(run):
     assert run("pedict").exit_code == 2
 
 
-def test_colours_and_a_bar_appear_only_on_a_terminal(run, make_dialogue, tmp_path, monkeypatch):  # noqa: F811
+def test_colours_and_a_bar_appear_only_on_a_terminal(run, make_dialogue, tmp_path, monkeypatch):
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
@@ -264,7 +263,7 @@ def test_colours_and_a_bar_appear_only_on_a_terminal(run, make_dialogue, tmp_pat
     assert "recognising: " in split.stderr
 
 
-def test_wide_letters_keep_the_columns_aligned(run, write_audio, tmp_path):  # noqa: F811
+def test_wide_letters_keep_the_columns_aligned(run, write_audio, tmp_path):
     turns = (Utterance("d", "一", "悲伤", write_audio("a.wav")), Utterance("d", "b", "B", write_audio("b.wav")))
     write_manifest([Dialogue("d", turns)], tmp_path / "calls.jsonl")
     lines = run("predict", tmp_path / "calls.jsonl").stdout.splitlines()[2:]

@@ -1,4 +1,4 @@
-"""`--help` teaches what is true: its examples parse, its fields come, its lines fit; and it is quick."""
+"""`--help` is correct: its examples parse, its JSON fields exist and its lines fit; and it is quick."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def shown_help(path: tuple[str, ...], columns: int, monkeypatch: pytest.MonkeyPa
 
 
 def examples(text: str) -> list[list[str]]:
-    """The words of each example in a help text, without what `accelerate launch -m mal_adapter.cli` stands for."""
+    """The arguments of each example in a help text, after `mal-adapter` or `accelerate launch -m mal_adapter.cli`."""
     whole = re.sub(r"\\ *\n +", "", text)
     lines = re.findall(r"^ {2,4}(?:mal-adapter|accelerate launch -m mal_adapter\.cli) (.+?) *$", whole, re.MULTILINE)
     return [shlex.split(line.split(" > ")[0]) for line in lines]
@@ -47,7 +47,7 @@ def test_the_examples_are_whole_in_80_columns_and_parse(path, tmp_path, monkeypa
     assert max(map(len, text.splitlines())) <= 80
     found = examples(text)
     assert found
-    assert found == examples(shown_help(path, 200, monkeypatch))  # where nothing is broken
+    assert found == examples(shown_help(path, 200, monkeypatch))  # a width that breaks no line
     monkeypatch.chdir(tmp_path)
     Path("call-42.safetensors").touch()
     for folder in ("my-memory", "gru-evaluation", *(f"eval-{n}" for n in range(1, 6))):
@@ -62,7 +62,7 @@ def test_the_examples_are_whole_in_80_columns_and_parse(path, tmp_path, monkeypa
         assert (*path, name)[: len(path)] == tuple(words[: len(path)])
 
 
-def test_every_command_says_how_it_ends(monkeypatch):
+def test_the_help_lists_exit_codes_and_environment_variables(monkeypatch):
     text = shown_help((), 80, monkeypatch)
     assert re.findall(r"^ +(\d+)  ", text, re.MULTILINE) == ["0", "1", "2", "130", "141"]
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "NO_COLOR"):
@@ -70,13 +70,13 @@ def test_every_command_says_how_it_ends(monkeypatch):
 
 
 def fields(path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """What `--json` is said to print."""
+    """The fields in the help text of `--json`."""
     said = re.search(r"Print one JSON object: (.*?)\. ", shown_help(path, 500, monkeypatch))
     assert said is not None
     return set(re.findall(r"\w+", said[1]))
 
 
-def test_the_fields_that_json_is_said_to_have_are_there(tmp_path, monkeypatch):
+def test_the_json_output_has_no_fields_beyond_the_documented_ones(tmp_path, monkeypatch):
     state_of(2).save(tmp_path / "a.safetensors")
     FolderStore(tmp_path / "sessions").put("a", state_of(2))
     store = ["--store", tmp_path / "sessions"]
@@ -95,7 +95,7 @@ def test_the_fields_that_json_is_said_to_have_are_there(tmp_path, monkeypatch):
             assert answer.keys() <= fields(path, monkeypatch), path
 
 
-def test_what_is_installed_here():
+def test_version_lists_python_and_the_libraries():
     lines = mal_adapter("--version").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["Python", "mal-adapter", "torch", "transformers", "huggingface-hub"]
     assert all(line.split()[1][0].isdigit() for line in lines)

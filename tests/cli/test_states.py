@@ -9,7 +9,6 @@ from mal_adapter import MemoryState
 from mal_adapter.stores import FolderStore, RedisStore, SessionStore
 from tests.commands import mal_adapter as run
 from tests.hosts.probes import random_adapter
-from tests.stores.conftest import server  # noqa: F401
 from tests.stores.servers import PASSWORD, RedisServer
 from tests.stores.states import state_of
 
@@ -57,7 +56,7 @@ def test_a_session_goes_out_and_comes_in_again(place: tuple[SessionStore, list[s
     assert json.loads(run("states", "drop", "a/1", *options, "--json").stdout) == {"dropped": ["a/1"]}
     assert list(store) == ["b"]
     back = run("states", "import", "a/1", file, *options)
-    assert (back.exit_code, back.stdout.split(":")[0]) == (0, f"a/1 goes on from {file}")
+    assert (back.exit_code, back.stdout.split(":")[0]) == (0, f"a/1 continues from {file}")
     assert store.get("a/1").state.equals(state_of(3))
 
 
@@ -81,7 +80,7 @@ def test_a_mistyped_folder_is_not_made(tmp_path: Path):
     assert run("states", "list", "--store", tmp_path / "sessions").stdout == "no sessions\n"
 
 
-def test_no_message_shows_a_password(server: RedisServer, tmp_path: Path):  # noqa: F811
+def test_no_message_shows_a_password(server: RedisServer, tmp_path: Path):
     RedisStore(server.url, f"cli {tmp_path.name}:").put("a", state_of(1))
     state_of(1).save(tmp_path / "a")
     as_option = f"{server.url.replace(f':{PASSWORD}@', '')}?password={PASSWORD}"

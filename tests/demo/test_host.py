@@ -10,7 +10,7 @@ from mal_adapter.demo.dialogues import make_dialogues
 from mal_adapter.ser.loading import load_host
 
 HOST_LENGTH_S = 6
-"""The longest audio that the host takes."""
+"""The longest audio that the host accepts."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def prompt_text(processor, question):
 
 
 def real_inputs(processor, dialogues, question=PROMPT):
-    """What a user's code feeds the model: the processor on whole audio, padded to the host's full length."""
+    """The inputs of a user's code: the processor on whole audio, padded to the host's full length."""
     audio = [turn.audio for dialogue in dialogues for turn in dialogue.turns]
     texts = [prompt_text(processor, question)] * len(audio)
     return processor(text=texts, audio=audio, sampling_rate=16_000, return_tensors="pt", padding=True)
@@ -66,8 +66,8 @@ def test_audio_hidden_states_do_not_depend_on_the_question(host, dialogues):
     assert torch.allclose(*states, atol=1e-5)
 
 
-def test_the_shipped_host_hears_but_cannot_know_the_speaker(host, dialogues):
-    """60 utterances: the best possible reader of one utterance is right on 61 %, always neutral on 38 %."""
+def test_the_shipped_host_alone_is_better_than_chance_and_below_the_bound(host, dialogues):
+    """60 utterances: the best possible reader of one utterance has an accuracy of 61 %, always neutral 38 %."""
     model, processor = host
     label_ids = [processor.tokenizer(name, add_special_tokens=False)["input_ids"][0] for name in EMOTIONS]
     labels = torch.tensor([turn.label for dialogue in dialogues for turn in dialogue.turns])

@@ -39,7 +39,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
 
 def test_a_call_resumed_by_another_process_is_answered_as_by_one(run, tmp_path: Path, capfd):
     printed = run("resume_a_call.py", tmp_path / "sessions")
-    assert re.findall(r"has heard (\d+) utterances", printed) == ["5", "10"]
+    assert re.findall(r"has (\d+) utterances in memory", printed) == ["5", "10"]
     runpy.run_path(str(EXAMPLES / "resume_a_call.py"))["answer"](str(tmp_path / "alone"), 0, 10)
     assert answers(printed) == answers(capfd.readouterr().out)
     assert len(answers(printed)) == 10

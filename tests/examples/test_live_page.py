@@ -1,4 +1,4 @@
-"""examples/live_page.py as its users meet it: a real server, and a real browser that adds files and reads the page."""
+"""examples/live_page.py with a real server, and a real browser that adds files and reads the page."""
 
 import os
 import re
@@ -37,8 +37,8 @@ class Server(NamedTuple):
     """Where it may leave temporary files."""
 
 
-class Heard(NamedTuple):
-    """A dialogue as the recogniser hears it in this process."""
+class Expected(NamedTuple):
+    """A dialogue, and the recogniser's answers in this process."""
 
     dialogue: Dialogue
     alone: Answers
@@ -77,13 +77,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         assert "Traceback" not in log.read_text(), log.read_text()
         assert not [path for path in folder.rglob("*") if path.suffix in (".wav", ".safetensors")]  # the end deletes
         proxy.setblocking(False)
-        with pytest.raises(BlockingIOError):  # nobody has asked for the world outside
+        with pytest.raises(BlockingIOError):  # no request went to another server
             proxy.accept()
 
 
 @pytest.fixture(scope="module")
 def browser(server: Server) -> Iterator[BrowserContext]:
-    """A browser that may ask nobody but the server."""
+    """A browser that requests nothing but the server."""
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         profile = started.new_context(viewport={"width": 1200, "height": 900})
@@ -97,7 +97,7 @@ def browser(server: Server) -> Iterator[BrowserContext]:
 
 
 @pytest.fixture(scope="module")
-def heard(tmp_path_factory: pytest.TempPathFactory) -> Heard:
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Expected:
     (dialogue,) = write_wavs([make_dialogue("test", 7, 0, turns=6)], tmp_path_factory.mktemp("wavs"))
     model, processor, memory = load_demo()
     with memory:
@@ -108,7 +108,7 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> Heard:
             remembered.append(answer_of(result))
             if number == 4:
                 after_four = memory.states[dialogue.dialogue_id]
-    return Heard(dialogue, alone, remembered, after_four)
+    return Expected(dialogue, alone, remembered, after_four)
 
 
 def answer_of(result: object) -> tuple[str, list[int]]:
@@ -135,7 +135,7 @@ def add(page: Page, *files: Path) -> None:
 
 
 def shows(page: Page, utterances: int) -> None:
-    expect(page.locator("[data-heard]")).to_have_attribute("data-heard", str(utterances), timeout=30_000)
+    expect(page.locator("[data-utterances]")).to_have_attribute("data-utterances", str(utterances), timeout=30_000)
 
 
 def read(page: Page) -> tuple[Answers, Answers]:
@@ -147,14 +147,14 @@ def read(page: Page) -> tuple[Answers, Answers]:
     return answers[0::2], answers[1::2]
 
 
-def test_a_dialogue_is_heard_as_by_the_recogniser_and_goes_on_from_its_state(
-    tab: Page, heard: Heard, tmp_path: Path
+def test_answers_are_those_of_the_recogniser_and_a_dialogue_continues_from_its_state(
+    tab: Page, expected: Expected, tmp_path: Path
 ) -> None:
-    add(tab, heard.files[0])
+    add(tab, expected.files[0])
     shows(tab, 1)
-    add(tab, *reversed(heard.files[1:4]))  # several at once come in the order of their names
+    add(tab, *reversed(expected.files[1:4]))  # several at once come in the order of their names
     shows(tab, 4)
-    assert read(tab) == (heard.alone[:4], heard.remembered[:4])
+    assert read(tab) == (expected.alone[:4], expected.remembered[:4])
     assert tab.locator(".facts").inner_text().split()[:6] == ["In", "memory:", "4", "utterances", "72", "audio"]
     duration = "audio => new Promise(done => { audio.onloadedmetadata = () => done(audio.duration); audio.load() })"
     assert tab.locator("audio").nth(2).evaluate(duration) == pytest.approx(1.45)
@@ -164,26 +164,26 @@ def test_a_dialogue_is_heard_as_by_the_recogniser_and_goes_on_from_its_state(
     assert download.value.suggested_filename == "dialogue-after-4-utterances.safetensors"
     file = tmp_path / "kept.safetensors"
     download.value.save_as(file)
-    assert MemoryState.load(file).equals(heard.after_four)
+    assert MemoryState.load(file).equals(expected.after_four)
 
     tab.locator("#new").click()
     shows(tab, 0)
     expect(tab.locator(".turn")).to_have_count(0)
-    add(tab, heard.files[2])
+    add(tab, expected.files[2])
     shows(tab, 1)
-    assert read(tab) != (heard.alone[2:3], heard.remembered[2:3])  # the past is gone, so this is another answer
+    assert read(tab) != (expected.alone[2:3], expected.remembered[2:3])  # the past is gone, so this is another answer
 
     tab.locator("input[type=file][accept]").set_input_files(str(file))
     shows(tab, 4)
     expect(tab.locator(".turn")).to_have_count(0)
-    add(tab, *heard.files[4:])
+    add(tab, *expected.files[4:])
     shows(tab, 6)
-    assert read(tab) == (heard.alone[4:], heard.remembered[4:])
+    assert read(tab) == (expected.alone[4:], expected.remembered[4:])
 
 
-def test_what_can_not_be_heard_is_told_and_changes_nothing(tab: Page, heard: Heard, tmp_path: Path) -> None:
+def test_an_invalid_file_is_named_and_changes_nothing(tab: Page, expected: Expected, tmp_path: Path) -> None:
     hostile = tmp_path / "a${1+1}{{2*3}}<img src=x onerror=alert(1)>.wav"
-    shutil.copy(heard.files[0], hostile)
+    shutil.copy(expected.files[0], hostile)
     add(tab, hostile)
     shows(tab, 1)
     expect(tab.locator(".turn img")).to_have_count(0)
@@ -202,25 +202,25 @@ def test_what_can_not_be_heard_is_told_and_changes_nothing(tab: Page, heard: Hea
     assert read(tab) == before
     assert str(tmp_path.parent.name) not in tab.get_by_role("alert").inner_text()
 
-    add(tab, tmp_path / "broken.wav", *heard.files[1:2])  # the good ones among bad ones are heard
+    add(tab, tmp_path / "broken.wav", *expected.files[1:2])  # good files among bad ones are answered
     shows(tab, 2)
     expect(tab.get_by_role("alert")).to_contain_text("broken.wav")
-    assert read(tab) == (heard.alone[:2], heard.remembered[:2])
+    assert read(tab) == (expected.alone[:2], expected.remembered[:2])
 
 
-def test_each_tab_has_a_dialogue_of_its_own_which_goes_with_it(
-    tab: Page, browser: BrowserContext, server: Server, heard: Heard
+def test_each_tab_has_its_own_dialogue_which_is_deleted_with_it(
+    tab: Page, browser: BrowserContext, server: Server, expected: Expected
 ) -> None:
-    add(tab, *heard.files[:2])
+    add(tab, *expected.files[:2])
     shows(tab, 2)
     other = opened(browser, server)
     expect(other.locator(".turn")).to_have_count(0)
-    add(other, *heard.files[:3])
-    add(tab, *heard.files[2:4])
+    add(other, *expected.files[:3])
+    add(tab, *expected.files[2:4])
     shows(other, 3)
     shows(tab, 4)
-    assert read(other) == (heard.alone[:3], heard.remembered[:3])
-    assert read(tab) == (heard.alone[:4], heard.remembered[:4])
+    assert read(other) == (expected.alone[:3], expected.remembered[:3])
+    assert read(tab) == (expected.alone[:4], expected.remembered[:4])
     source = other.locator("audio").first.get_attribute("src") or ""
     recordings = Path(source.removeprefix("gradio_api/file="))
     assert recordings.is_relative_to(server.folder)
@@ -230,10 +230,10 @@ def test_each_tab_has_a_dialogue_of_its_own_which_goes_with_it(
     while recordings.parent.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not recordings.parent.exists()
-    assert read(tab) == (heard.alone[:4], heard.remembered[:4])
+    assert read(tab) == (expected.alone[:4], expected.remembered[:4])
 
 
-def test_an_example_grows_is_judged_and_can_be_broken_off(tab: Page) -> None:
+def test_an_example_grows_is_scored_and_can_be_stopped(tab: Page) -> None:
     tab.get_by_text("Play an example dialogue").click()
     shows(tab, 10)
     assert [cells.locator("i").count() for cells in tab.locator(".cells").all()] == [10, 10, 10]

@@ -117,7 +117,7 @@ def bodies(dialogues: list[Dialogue]) -> list[list[bytes]]:
 
 @pytest.fixture(scope="module")
 def expected(dialogues: list[Dialogue]) -> list[list[dict[str, float]]]:
-    """Probabilities of each utterance of each dialogue, heard one by one and without a server."""
+    """Probabilities of each utterance of each dialogue, one by one and without a server."""
     model, processor = load_host(str(HOST_FOLDER))
     with attach_memory(model, adapter=ADAPTER_FOLDER) as memory:
         recognizer = EmotionRecognizer(model, processor, memory, EMOTIONS, PROMPT)
@@ -128,8 +128,8 @@ def post(url: str, session: str, content: bytes) -> httpx.Response:
     return httpx.post(f"{url}/sessions/{session}/utterances", content=content, timeout=60)
 
 
-def heard(url: str, session: str) -> int:
-    """How many utterances the session's memory holds."""
+def utterances_of(url: str, session: str) -> int:
+    """The number of utterances in the session's memory."""
     answer = httpx.get(f"{url}/sessions/{session}")
     return answer.json()["utterances"] if answer.status_code == 200 else 0
 
@@ -149,7 +149,7 @@ async def until(client: httpx.AsyncClient, enough: Callable[[int], bool]) -> Non
 async def begin(
     url: str, session: str, body: bytes, sent: int | None = None
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A POST of which `sent` bytes are sent, by someone who may leave."""
+    """A POST of which `sent` bytes are sent, by a client that may disconnect."""
     address = httpx.URL(url)
     reader, writer = await asyncio.open_connection(address.host, address.port)
     head = f"POST /sessions/{session}/utterances HTTP/1.1\r\nHost: {address.host}\r\n"
@@ -158,7 +158,7 @@ async def begin(
 
 
 def test_fifty_calls_at_once_are_answered_as_one_by_one(url, bodies, expected):
-    """Five dialogues, ten times each, two utterances. In between, someone hangs up before it is their turn."""
+    """Five dialogues, ten times each, two utterances. In between, a client disconnects while it is queued."""
     calls = [(f"crowd-{index}", index % 5) for index in range(50)]
 
     async def crowd(turn: int) -> list[httpx.Response]:
@@ -180,31 +180,31 @@ def test_fifty_calls_at_once_are_answered_as_one_by_one(url, bodies, expected):
             assert answer["emotion"] == max(EMOTIONS, key=answer["probabilities"].__getitem__)
     state = httpx.get(f"{url}/sessions/crowd-0").json()
     assert state == {"session": "crowd-0", "utterances": 2, "tokens": 36, "skipped_writes": 0, "saved": True}
-    assert heard(url, "gone") == 0
+    assert utterances_of(url, "gone") == 0
 
 
-def stalled(body: bytes, go_on: asyncio.Event) -> AsyncIterator[bytes]:
+def stalled(body: bytes, resume: asyncio.Event) -> AsyncIterator[bytes]:
     async def parts() -> AsyncIterator[bytes]:
         yield body[:1000]
-        await go_on.wait()
+        await resume.wait()
         yield body[1000:]
 
     return parts()
 
 
-def test_utterances_of_one_call_are_heard_in_the_order_in_which_they_begin(url, bodies, expected):
+def test_utterances_of_one_call_are_processed_in_the_order_in_which_they_begin(url, bodies, expected):
     """The later ones have arrived while the first is still on its way."""
 
     async def call() -> list[httpx.Response]:
         async with client_of(url) as client:
-            go_on, tasks = asyncio.Event(), []
+            resume, tasks = asyncio.Event(), []
             for turn, body in enumerate(bodies[0]):
-                content = stalled(body, go_on) if turn == 0 else body
+                content = stalled(body, resume) if turn == 0 else body
                 tasks.append(asyncio.create_task(client.post("/sessions/pipelined/utterances", content=content)))
                 await until(client, (turn + 1).__eq__)
             tasks.append(asyncio.create_task(client.delete("/sessions/pipelined")))
             await until(client, (4).__eq__)
-            go_on.set()
+            resume.set()
             return await asyncio.gather(*tasks)
 
     *answers, deleted = asyncio.run(call())
@@ -232,8 +232,8 @@ def test_formats(url, file_format):
 
 
 BAD = {
-    "text": (b"turn1.wav", 415, "these 9 bytes are no sound file; send the file itself"),
-    "empty": (b"", 415, "these 0 bytes are no sound file; send the file itself"),
+    "text": (b"turn1.wav", 415, "these 9 bytes are not a sound file; send the file itself"),
+    "empty": (b"", 415, "these 0 bytes are not a sound file; send the file itself"),
     "cut": (sound(1.0)[:20_000], 422, "the file is cut short"),
     "silent": (sound(1.0, amplitude=0.0), 422, "the audio is silent"),
     "long": (sound(20.0), 422, "the audio lasts 20.00 s, but this host processes at most"),
@@ -243,7 +243,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_what_is_no_utterance_is_refused_and_leaves_no_session(url, what):
+def test_what_is_not_an_utterance_is_refused_and_makes_no_session(url, what):
     content, status, reason = BAD[what]
     answer = post(url, f"bad-{what}", content)
     assert answer.status_code == status
@@ -251,7 +251,7 @@ def test_what_is_no_utterance_is_refused_and_leaves_no_session(url, what):
     assert httpx.get(f"{url}/sessions/bad-{what}").status_code == 404
 
 
-def test_a_body_without_end_is_refused_while_it_arrives(url):
+def test_an_endless_body_is_refused_during_the_upload(url):
     def endless() -> Iterator[bytes]:
         for _ in range(10_000):
             nonlocal sent
@@ -263,17 +263,17 @@ def test_a_body_without_end_is_refused_while_it_arrives(url):
     assert sent < 100_000_000
 
 
-def test_more_requests_than_there_are_places_are_sent_away(url, limits, bodies, monkeypatch):
+def test_requests_beyond_max_pending_are_refused(url, limits, bodies, monkeypatch):
     monkeypatch.setattr(limits, "max_pending", 3)
 
     async def crowd() -> list[httpx.Response]:
         async with client_of(url) as client:
-            go_on = asyncio.Event()
-            contents = [stalled(bodies[0][0], go_on) for _ in range(3)]
+            resume = asyncio.Event()
+            contents = [stalled(bodies[0][0], resume) for _ in range(3)]
             tasks = [asyncio.create_task(client.post("/sessions/full/utterances", content=each)) for each in contents]
             await until(client, (3).__eq__)
             more = await client.post("/sessions/more/utterances", content=bodies[0][0])
-            go_on.set()
+            resume.set()
             return [more, *await asyncio.gather(*tasks)]
 
     more, *answers = asyncio.run(crowd())
@@ -282,8 +282,8 @@ def test_more_requests_than_there_are_places_are_sent_away(url, limits, bodies, 
     assert post(url, "more", bodies[0][0]).json()["utterance"] == 1
 
 
-def test_who_waits_too_long_is_sent_away_unheard(url, limits, bodies, monkeypatch):
-    """Behind others, or while the own upload stalls. Whatever the speed of the machine: heard exactly if answered."""
+def test_a_request_that_waits_too_long_is_refused_and_not_processed(url, limits, bodies, monkeypatch):
+    """Behind others, or during its own upload. Whatever the speed of the machine: processed exactly if answered."""
     monkeypatch.setattr(limits, "timeout_s", 0.1)
     sessions = [f"late-{number}" for number in range(5)]
 
@@ -301,10 +301,10 @@ def test_who_waits_too_long_is_sent_away_unheard(url, limits, bodies, monkeypatc
     assert 503 in statuses
     assert set(statuses) <= {200, 503}
     for number, session in enumerate(sessions):
-        assert heard(url, session) == statuses[number::5].count(200)
+        assert utterances_of(url, session) == statuses[number::5].count(200)
 
 
-def test_a_database_that_is_away_is_told_and_found_again(url, database, bodies, expected):
+def test_an_outage_of_the_database_is_answered_503_and_then_over(url, database, bodies, expected):
     assert post(url, "outage", bodies[1][0]).status_code == 200
     database.kill()
     try:
@@ -314,13 +314,13 @@ def test_a_database_that_is_away_is_told_and_found_again(url, database, bodies, 
     finally:
         database.start()
     assert [answer.status_code for answer in answers] == [503] * 3
-    assert "127.0.0.1" not in "".join(answer.text for answer in answers)  # where it is, is for the log
+    assert "127.0.0.1" not in "".join(answer.text for answer in answers)  # its address is for the log only
     answer = post(url, "outage", bodies[1][1]).json()
     assert answer["utterance"] == 2
     assert answer["probabilities"] == pytest.approx(expected[1][1], abs=1e-5)
 
 
-def test_what_is_in_one_replica_only_does_not_overwrite_what_another_has_heard(url, replica, database, bodies):
+def test_an_unsaved_state_of_one_replica_does_not_overwrite_that_of_another(url, replica, database, bodies):
     other = replica.wait()
     with read_only(database):
         assert [post(other, "shared", bodies[0][turn]).json()["saved"] for turn in (0, 1)] == [False, False]
@@ -334,10 +334,10 @@ def test_what_is_in_one_replica_only_does_not_overwrite_what_another_has_heard(u
     assert "session 'shared'" in replica.log.read_text()
     answer = post(other, "shared", bodies[0][1]).json()
     assert (answer["utterance"], answer["saved"]) == (2, True)
-    assert heard(url, "shared") == 2
+    assert utterances_of(url, "shared") == 2
 
 
-def test_sigterm_answers_what_is_under_way_and_saves_what_is_not_so_that_another_replica_goes_on(
+def test_sigterm_answers_running_requests_and_saves_states_so_that_another_replica_continues(
     url, replica, database, bodies, expected
 ):
     old = replica.wait()

@@ -741,3 +741,13 @@ def test_a_pool_of_callers_shares_one_block_and_every_utterance_counts(served: S
             )
         )
     assert served.utterances("call") == 24
+
+
+def test_unused_blocks_do_not_keep_earlier_sessions(served: Served):
+    sessions = []
+    for number in range(3):
+        with served.memory.session(f"call-{number}") as session:
+            sessions.append(weakref.ref(session))
+        del session
+    gc.collect()
+    assert [reference() is None for reference in sessions] == [True, True, False]

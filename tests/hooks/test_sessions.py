@@ -20,7 +20,6 @@ from mal_adapter.errors import (
 from mal_adapter.stores import FolderStore, InMemoryStore, RedisStore, SessionStore, unsaved
 from tests.hosts.builders import HOSTS
 from tests.hosts.probes import random_adapter, same_bits
-from tests.stores.conftest import make_store, server, short_path  # noqa: F401
 from tests.stores.servers import Proxy, RedisServer
 
 HOST = HOSTS["qwen2_audio"]
@@ -33,7 +32,7 @@ def model() -> PreTrainedModel:
 
 
 @pytest.fixture
-def store(make_store: Stores) -> SessionStore:  # noqa: F811
+def store(make_store: Stores) -> SessionStore:
     return make_store()
 
 
@@ -99,7 +98,7 @@ def test_states_are_listed_forked_exported_imported_and_dropped(
             memory.states["a"]
         with pytest.raises(KeyError):
             del memory.states["a"]
-        with pytest.raises(SessionError, match=r"this is a \w+Path; MemoryState\.load"):
+        with pytest.raises(SessionError, match=r"not a \w+Path; MemoryState\.load"):
             memory.states["a"] = tmp_path / "a.safetensors"  # a file's name is no state
 
 
@@ -213,7 +212,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def own_server(short_path: Path) -> Iterator[RedisServer]:  # noqa: F811
+def own_server(short_path: Path) -> Iterator[RedisServer]:
     own = RedisServer(short_path, "--appendonly", "yes", "--appendfsync", "always", "--save", "").start()
     yield own
     own.kill()

@@ -1,4 +1,4 @@
-"""MemoryAdapter: exact no-op when fresh, learnable, safe against bad numbers, and the same after a round trip."""
+"""MemoryAdapter: an exact no-op when fresh, trainable, safe with numbers that are not finite, unchanged by a save."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def make_adapter(seed: int = 0, *, trained: bool = True, **fields) -> MemoryAdap
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_a_fresh_adapter_answers_exactly_zero(depth):
+def test_a_fresh_adapter_has_a_residual_of_exactly_zero(depth):
     adapter = make_adapter(trained=False, depth=depth)
     hidden = torch.randn(2, 9, 16)
     state = adapter.write(adapter.initial_state(2), hidden)
@@ -65,7 +65,7 @@ def test_a_padded_batch_equals_the_singles(lengths, depth, pool, chunk_size, see
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_write_that_is_not_finite_leaves_its_row_alone_and_is_counted(bad):
+def test_a_write_that_is_not_finite_does_not_change_its_row_and_is_counted(bad):
     adapter = make_adapter()
     hidden = torch.randn(2, 9, 16)
     before = adapter.write(adapter.initial_state(2), hidden)
@@ -129,7 +129,7 @@ def test_wrong_shapes_are_refused_with_both_shapes():
         adapter.check_state(make_adapter(seed=1).initial_state())
 
 
-def test_a_saved_adapter_comes_back_the_same_and_in_eval_mode(tmp_path):
+def test_a_saved_adapter_is_loaded_unchanged_and_in_eval_mode(tmp_path):
     adapter = make_adapter().train()
     adapter.save_pretrained(tmp_path / "adapter")
     loaded = MemoryAdapter.from_pretrained(tmp_path / "adapter")
@@ -156,7 +156,7 @@ def edit_config(folder, **changes):
         (lambda f: (f / "config.json").write_text('{"model_type": "bert"}'), "does not describe"),
         (
             lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04pickle"),
-            "model.safetensors is not a safetensors file",
+            "model.safetensors is not a readable safetensors file",
         ),
         (lambda f: edit_config(f, format_version=99), "99"),
         (lambda f: edit_config(f, layer_idx="4"), "layer_idx"),
@@ -185,8 +185,8 @@ def test_a_missing_folder_is_not_looked_up_on_the_hub(tmp_path):
 
 
 @torch.no_grad()
-def test_a_causal_read_hears_nothing_of_what_is_still_to_come():
-    """The first tokens' residual is the same whatever follows; without `causal` the utterance's mean tells of it."""
+def test_a_causal_read_does_not_depend_on_later_tokens():
+    """The first tokens' residual is the same whatever follows; without `causal` the utterance's mean depends on it."""
     adapter = random_adapter()
     torch.manual_seed(0)
     hidden_states = torch.randn(2, 9, WIDTH)
@@ -200,7 +200,7 @@ def test_a_causal_read_hears_nothing_of_what_is_still_to_come():
     assert not torch.allclose(whole[:, 1], adapter.read(state, hidden_states, mask)[:, 1], atol=1e-3)
 
 
-def test_a_save_clears_what_a_killed_one_left_an_hour_ago(tmp_path):
+def test_a_save_deletes_temporary_files_older_than_an_hour(tmp_path):
     for name, age_s in (("old", 4000), ("new", 10)):
         (tmp_path / f".saving.{name}").mkdir()
         (tmp_path / f".saving.{name}" / "config.json").write_text("{")

@@ -1,4 +1,4 @@
-"""MemoryConfig refuses what can't work, and says what to do."""
+"""MemoryConfig refuses invalid fields with a ConfigError that names them."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def test_a_bad_field_is_named(field, value):
         MemoryConfig(**{"hidden_size": 32, field: value})
 
 
-def test_it_is_a_value_that_survives_json():
+def test_it_is_immutable_and_equal_after_a_round_trip_through_json():
     config = MemoryConfig(hidden_size=32, memory_dim=48, num_heads=3, depth=1, readout_dim=7)
     assert MemoryConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -1,4 +1,4 @@
-"""How many tensor operations a read and a write are: what a GPU would launch, and what a small write costs on a CPU."""
+"""The number of tensor operations of a read and a write: launches on a GPU, the cost of a small write on a CPU."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""MemoryState is a value: copies, files and bytes keep every bit, and nothing else passes for one."""
+"""MemoryState is a value: copies, files and bytes keep every bit, and other files are refused."""
 
 import os
 import stat
@@ -50,7 +50,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(state, tmp_path, monkeyp
 
 
 def test_a_save_where_no_file_can_be_names_what_was_given(state, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"call\.safetensors: there is no folder .*absent; make it first"):
+    with pytest.raises(FileNotFoundError, match=r"call\.safetensors: there is no folder .*absent; create it first"):
         state.save(tmp_path / "absent" / "call.safetensors")
     with pytest.raises(IsADirectoryError, match="this is a folder; give a file in it"):
         state.save(tmp_path)

@@ -1,4 +1,4 @@
-"""The closed form against the recurrence, token by token, and what no input may do to a memory."""
+"""The closed form against the recurrence, token by token, and stability for every input."""
 
 import pytest
 import torch
@@ -91,7 +91,7 @@ def test_the_written_out_derivative_passes_gradcheck(depth, scale):
     assert torch.autograd.gradcheck(flat, leaves, atol=1e-7)
 
 
-def test_many_rows_go_through_in_slabs_as_they_would_alone(monkeypatch):
+def test_rows_processed_in_slabs_equal_all_rows_at_once(monkeypatch):
     problem = random_problem(1, batch=5, heads=2, seq_len=7, depth=2)
     leaves = [t.requires_grad_() for t in tensors(problem)]
     mask = torch.rand(5, 7, generator=torch.Generator().manual_seed(1)) < 0.8
@@ -146,7 +146,7 @@ def test_a_padded_batch_equals_its_rows_alone(problem, mask_seed, chunk_size):
 
 @SMALL
 @given(problem=problems, garbage=st.sampled_from([0.0, 1e300, -1e300]))
-def test_masked_tokens_leave_no_trace(problem, garbage):
+def test_masked_tokens_have_no_effect(problem, garbage):
     initial, weights, momentum, keys, values, gates = random_problem(**problem)
     mask = random_mask(problem, problem["seed"])
     clean = write(initial, weights, momentum, keys, values, gates, mask, 4)
@@ -175,7 +175,7 @@ def test_ten_thousand_tokens_of_any_scale_leave_a_finite_memory(depth, momentum_
     initial, weights, _, keys, values, gates = random_problem(
         0, batch=1, heads=1, seq_len=10_000, depth=depth, dim=8, dtype=torch.float32
     )
-    momentum = tuple(torch.zeros_like(w) for w in weights)  # without friction, a push from outside would go on for ever
+    momentum = tuple(torch.zeros_like(w) for w in weights)  # without friction, an initial momentum would never end
     keys = keys[..., :1, :].expand_as(keys) if keys_alike else keys
     gates = Gates(gates.step + 5, torch.full_like(gates.momentum, momentum_logit), gates.forget - 8)
     mask = torch.ones(1, 10_000, dtype=torch.bool)
@@ -183,7 +183,7 @@ def test_ten_thousand_tokens_of_any_scale_leave_a_finite_memory(depth, momentum_
         weights, momentum = write(initial, weights, momentum, scale * keys, scale * values, gates, mask, 64)
         answer = read(tuple(w0 + w for w0, w in zip(initial, weights, strict=True)), scale * keys[..., -64:, :])
     assert all(t.isfinite().all() for t in (*weights, *momentum))
-    # stable is more than finite: what is read stays of the size of what was written
+    # stable is more than finite: answers are of the size of the written values
     assert answer.abs().max() <= 30 * scale * max(1.0, values.abs().max().item(), scale)
 
 
@@ -217,7 +217,7 @@ def test_float32_drifts_little_from_float64_over_500_utterances(depth):
     assert relative_error(states[torch.float32], states[DOUBLE]) < 5e-6
 
 
-def test_a_full_step_makes_the_memory_answer_the_value():
+def test_after_a_full_step_the_memory_answers_with_the_value():
     key = torch.tensor([[[[0.6, 0.8]]]])
     value = torch.tensor([[[[3.0, -1.0]]]])
     open_step = Gates(*(torch.full((1, 1, 1), logit) for logit in (50.0, -50.0, -50.0)))

@@ -20,6 +20,7 @@ from mal_adapter.errors import (
     HostError,
     LabelError,
     MetricsError,
+    MissingDependencyError,
     SessionError,
     TrainingError,
     UninformativeDataWarning,
@@ -223,7 +224,7 @@ def test_a_folder_that_can_not_be_written_to_is_refused_first(demo, trainee, dia
 def test_a_training_never_overwrites_another_one(trainee, dialogues, forwards, tmp_path):
     shutil.copytree(ADAPTER_FOLDER, tmp_path / "adapter")
     for resume in (False, True):
-        with pytest.raises(TrainingError, match="holds an adapter"):
+        with pytest.raises(TrainingError, match="has an adapter"):
             train_memory(trainee, dialogues, output=tmp_path / "adapter", resume=resume)
     shutil.copytree(HOST_FOLDER, tmp_path / "host")
     with pytest.raises(AdapterFormatError):
@@ -270,20 +271,28 @@ def test_weights_of_labels_that_do_not_occur_have_no_effect(trainee, dialogues, 
 
 def without(monkeypatch, *packages):
     find = importlib.util.find_spec
-    for module in ("mal_adapter.ser.evaluation.report", "mal_adapter.ser.training.checks"):
-        monkeypatch.setattr(f"{module}.find_spec", lambda name, *rest: None if name in packages else find(name, *rest))
+    monkeypatch.setattr(
+        "mal_adapter.extras.find_spec", lambda name, *rest: None if name in packages else find(name, *rest)
+    )
 
 
 def test_missing_packages_are_named_first_and_together(trainee, dialogues, forwards, tmp_path, monkeypatch):
     without(monkeypatch, "peft", "jinja2", "matplotlib")
-    with pytest.raises(TrainingError, match="peft"):
+    with pytest.raises(MissingDependencyError, match="peft"):
         train_memory(trainee, dialogues, output=tmp_path / "out", config=TrainingConfig(lora_rank=2))
     done = mal_adapter("evaluate", "test.jsonl", "--model", "/nowhere", "--output", tmp_path / "out")
-    assert "matplotlib, jinja2: pip install" in done.stderr
-    with pytest.raises(EvaluationError, match="jinja2"):
+    assert "matplotlib, jinja2, which are not installed: pip install 'mal-adapter[train]'" in done.stderr
+    with pytest.raises(MissingDependencyError, match="jinja2"):
         write_report(tmp_path / "out", [])
     assert forwards == []
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_a_missing_package(trainee, dialogues, forwards, tmp_path, monkeypatch):
+    monkeypatch.setattr("mal_adapter.ser.training.arguments.get_available_trackers", lambda: ["tensorboard"])
+    with pytest.raises(MissingDependencyError, match="pip install wandb"):
+        train_memory(trainee, dialogues, output=tmp_path / "out", log_with="wandb")
+    assert forwards == []
 
 
 def test_a_precision_that_this_process_can_not_change_to_is_typed(trainee, dialogues, forwards, tmp_path):
@@ -392,8 +401,8 @@ def test_commands_refuse_what_they_can_before_a_model_is_loaded(dialogues, loade
         "a label set needs": ["predict", tmp_path / "gone.jsonl", manifest, *judge, "--labels", "sad"],
         "there is no such file": ["predict", tmp_path / "gone.jsonl", *judge],
         "are missing": ["train", tmp_path / "gone.jsonl", *learn, *out],
-        "is a file and": ["train", manifest, *learn, "--output", tmp_path / "file"],
-        "holds an adapter": ["train", manifest, *learn, "--output", tmp_path / "adapter"],
+        "is a file, not a folder": ["train", manifest, *learn, "--output", tmp_path / "file"],
+        "has an adapter": ["train", manifest, *learn, "--output", tmp_path / "adapter"],
         "(7)": ["train", tmp_path / "bored.jsonl", *learn, *out, "--labels", "sad,happy"],
     }.items():
         done = mal_adapter(*command)
@@ -450,7 +459,7 @@ def test_evaluate_prints_what_is_not_scored(dialogues, tmp_path):
         tmp_path / "out", "--arms", "host_only,own", "--device", "cpu",
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
-    assert "note: 2 utterances are 'bored', no label" in done.stderr
+    assert "note: 2 utterances are 'bored', which is not a label" in done.stderr
     assert "note: 2 of 7 sound files are missing" in done.stderr
     assert "fewer than 6 dialogues" in done.stderr
 

@@ -212,7 +212,7 @@ def sound(path):
 
 
 def keeps_forms(folder) -> bool:
-    """Whether the file system tells é from e and an accent, and a from A, as Linux's do."""
+    """Whether the file system distinguishes é from e and an accent, and a from A, as on Linux."""
     (folder / "é").touch()
     return not (folder / NFD("é")).exists() and not (folder / "É").exists()
 
@@ -240,7 +240,7 @@ def test_a_manifest_with_the_backslashes_of_windows(tmp_path):
     record = {"dialogue_id": "d", "utterance_id": "0", "speaker": "A", "audio": "données\\wav\\0.wav"}
     (dialogue,) = read_manifest(lines(tmp_path / "m.jsonl", record))
     assert os.path.samefile(dialogue.utterances[0].audio, path)
-    if os.sep == "/":  # where a backslash may be part of a name, a file of that name is meant
+    if os.sep == "/":  # where a backslash may be part of a name, it is the name of a file
         exact = sound(tmp_path / "données\\wav\\0.wav")
         assert read_manifest(tmp_path / "m.jsonl")[0].utterances[0].audio == exact
 

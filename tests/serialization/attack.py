@@ -1,5 +1,5 @@
-"""Reads thousands of damaged adapter folders and states in a process of its own, whose memory is limited: a crash or a
-huge allocation shows. Each must be a typed error, or load with exactly the numbers that the file holds.
+"""Read thousands of damaged adapter folders and states in a process of limited memory, so that a crash or a huge
+allocation is noticed. Each must be a typed error, or load with exactly the numbers in the file.
 
 python -m tests.serialization.attack FOLDER SEED COUNT
 """
@@ -28,7 +28,7 @@ ALLOWANCE = 512 * 2**20  # bytes of address space beyond what imports and first 
 
 
 def numbers(data):
-    """The tensors of a safetensors file by numpy alone: exactly these a load must give."""
+    """The tensors of a safetensors file by numpy alone: a load must give exactly these."""
     header, body = split(data)
     types = {"F32": "<f4", "F64": "<f8", "F16": "<f2", "I64": "<i8"}
     return {
@@ -100,17 +100,17 @@ def adapters(rng, count, tried, bomb, folder):
         tried[part, kind, "loaded"] += 1
         same(loaded.state_dict(), data)
         assert not loaded.training
-        said = json.loads(text)
-        assert json.loads(json.dumps(loaded.config.to_dict())) == {**loaded.config.to_dict(), **said["memory"]}
+        written = json.loads(text)
+        assert json.loads(json.dumps(loaded.config.to_dict())) == {**loaded.config.to_dict(), **written["memory"]}
         for field in dataclasses.fields(loaded.metadata):
-            assert getattr(loaded.metadata, field.name) == said.get(field.name)
+            assert getattr(loaded.metadata, field.name) == written.get(field.name)
         if part == "weights":
-            assert data == good_weights or "weights_sha256" not in said
+            assert data == good_weights or "weights_sha256" not in written
 
 
 def attack(folder, seed, count):
-    """Tries `count` files in a process whose memory is limited, and prints how many of which kind were refused and
-    loaded. Imports, and a first load of each, come before the limit."""
+    """Try `count` files, and print how many of each kind were refused and loaded. The memory is limited after the
+    imports and a first load of each kind."""
     states(random.Random(seed), 20, Counter(), str(folder / "exploded"))
     adapters(random.Random(seed), 20, Counter(), str(folder / "exploded"), folder / "adapter")
 

@@ -1,5 +1,5 @@
-"""A process of its own in which the Hub is asked as a user would: HF_ENDPOINT is read when huggingface_hub is imported,
-which in the process of the tests has long happened. One process takes many scripts, so torch is imported once.
+"""A separate process that uses the Hub as a user would. HF_ENDPOINT is read when huggingface_hub is imported, which the
+process of the tests has done already. One process runs many scripts, so torch is imported once.
 
 client = Client(HF_ENDPOINT=hub.url, HF_HOME=folder)
 client.run("result = MemoryAdapter.from_pretrained(name).metadata.layer_idx", name="alice/memory")
@@ -27,7 +27,7 @@ class Raised(Exception):  # noqa: N818 -- it carries another process's error
 
 
 class Client:
-    """Runs scripts in a fresh Python whose environment has `environment`, and no token but what that gives."""
+    """Runs scripts in a new Python process with `environment`, and without any token that is not in it."""
 
     def __init__(self, **environment: str) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
@@ -43,7 +43,7 @@ class Client:
         )
 
     def run(self, script: str, **names: Any) -> Any:
-        """The value of `result` after `script`, in which `names` are known. JSON values only.
+        """Run `script` with the variables `names` and return the value of `result`. JSON values only.
 
         Raises:
             Raised: The script raised.
@@ -65,12 +65,12 @@ class Client:
 
 def serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a script prints must not mix with the answers
+    os.dup2(2, 1)  # the output of a script must not mix with the answers
     for line in sys.stdin:
-        asked = json.loads(line)
-        scope = dict(asked["names"])
+        request = json.loads(line)
+        scope = dict(request["names"])
         try:
-            exec(PRELUDE + asked["script"], scope)
+            exec(PRELUDE + request["script"], scope)
             answer = {"result": scope.get("result")}
         except BaseException as error:
             kinds = [kind.__name__ for kind in type(error).__mro__]
@@ -79,7 +79,7 @@ def serve() -> None:
             answer = {"raised": {"kinds": kinds, "message": message, "cause": cause, "trace": trace}}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
-    os._exit(0)  # torch's own goodbye takes seconds
+    os._exit(0)  # the exit of torch takes seconds
 
 
 PRELUDE = """

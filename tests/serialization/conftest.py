@@ -1,4 +1,4 @@
-"""One hub and one client for all tests; each test has repositories of its own names."""
+"""One hub and one client for all tests; each test uses its own repository names."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def client(hub_server, cache):
-    """A user logged in as nobody: tokens are given in the scripts."""
+    """A user who is not logged in; the scripts give the tokens."""
     client = Client(HF_ENDPOINT=hub_server.url, HF_HOME=str(cache))
     yield client
     client.close()

@@ -1,4 +1,4 @@
-"""Ways in which a JSON or safetensors file can be wrong, by chance or by intent."""
+"""Damaged and hostile JSON and safetensors files."""
 
 import io
 import json
@@ -48,7 +48,7 @@ KINDS += ["zip", "header", "padding", "appended", "metadata", "swapped", "empty"
 
 
 class Bomb:
-    """Unpickling it would leave a file behind."""
+    """A pickle that would create a file when it is loaded."""
 
     def __init__(self, path):
         self.path = path

@@ -1,4 +1,4 @@
-"""A hub on loopback that speaks HTTP to the unmodified huggingface_hub client, and fails on demand.
+"""A hub on loopback for the unmodified huggingface_hub client, with failures on demand.
 
 with HubServer() as hub:
     os.environ["HF_ENDPOINT"] = hub.url          # before huggingface_hub is imported
@@ -24,14 +24,14 @@ __all__ = ["Fault", "HubServer"]
 
 @dataclass
 class Fault:
-    """What goes wrong at the next `times` requests of `method` whose path contains `path`."""
+    """A failure of the next `times` requests of `method` whose path contains `path`."""
 
     method: str
     path: str
     times: int = 1
-    status: int | None = None  # answer so, with `headers`
+    status: int | None = None  # the status of the answer, sent with `headers`
     headers: tuple[tuple[str, str], ...] = ()
-    cut: int | None = None  # send so many bytes of the body and hang up; 0 hangs up without an answer
+    cut: int | None = None  # close the connection after so many bytes of the body; 0 closes it without an answer
     delay_s: float = 0
 
 
@@ -52,7 +52,7 @@ class HubServer(ThreadingHTTPServer):
 
     @property
     def storage_url(self) -> str:
-        """Where large files are: another host to a client, which must not send its token there."""
+        """The URL of large files. For a client it is another host, to which it must not send its token."""
         return f"http://localhost:{self.server_port}/storage"
 
     def __enter__(self) -> "HubServer":
@@ -102,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
             if fault.status is not None:
                 return self.send(fault.status, b"{}", dict(fault.headers))
             if fault.cut == 0:
-                return self.hang_up()
+                return self.close_early()
         try:
             with self.server.lock:
                 self.user = self.authenticated()
@@ -128,9 +128,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body[: self.cut])
         if self.cut is not None:
-            self.hang_up()
+            self.close_early()
 
-    def hang_up(self) -> None:
+    def close_early(self) -> None:
         self.wfile.flush()
         self.close_connection = True
         self.connection.shutdown(2)

@@ -1,4 +1,4 @@
-"""What a hub keeps: repositories with commits, branches, tags and pull requests, all in memory."""
+"""The data of a hub, in memory: repositories with commits, branches, tags and pull requests."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ class Repo:
         return self.refs.get(revision) or (revision if revision in self.commits else None)
 
     def commit(self, ref: str, changes: dict[str, Entry], message: str, onto: str | None = None) -> str:
-        """Puts a commit on `ref`, whose parent is what `onto`, or else `ref`, points at. Returns its hash."""
+        """Add a commit to `ref` and return its hash. Its parent is the commit of `onto`, or of `ref` if None."""
         parent = self.refs.get(onto or ref, "")
         files = {**self.commits.get(parent, {}), **changes}
         content = [parent, message, *(f"{name} {files[name].etag}" for name in sorted(files))]

@@ -65,8 +65,8 @@ result = mal_adapter("pull", "alice/named", "alice/named", "--token", "hf_alice"
     assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "alice" / "named").iterdir()}
 
 
-def test_a_lora_that_is_not_pushed_is_told(hub, client, tmp_path):
-    said = client.run(
+def test_a_lora_that_is_not_pushed_is_reported(hub, client, tmp_path):
+    stderr = client.run(
         COMMANDS
         + """
 random_adapter().save_pretrained(folder)
@@ -75,7 +75,7 @@ result = CliRunner().invoke(app, ["push", folder, "alice/beside-a-lora", "--toke
 """,
         folder=str(tmp_path),
     )
-    assert f"note: {tmp_path / 'lora'} stays here" in said
+    assert f"note: {tmp_path / 'lora'} is not pushed" in stderr
     assert set(hub.store.repos["alice/beside-a-lora"].messages)
 
 

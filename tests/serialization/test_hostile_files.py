@@ -1,4 +1,4 @@
-"""Adapter folders and state files that are damaged or hostile: a typed error each, or exactly the numbers they hold."""
+"""Damaged and hostile adapter folders and state files: each is a typed error, or is read exactly."""
 
 import json
 import os
@@ -53,10 +53,12 @@ def refused(folder, **options):
     return str(raised.value)
 
 
-def test_what_can_only_be_meant_as_a_folder_is_not_looked_for_on_the_hub(folder, tmp_path, monkeypatch):
+def test_a_path_that_can_not_be_a_hub_id_is_not_requested_from_the_hub(folder, tmp_path, monkeypatch):
     """Without a network the Hub's error would hide the misspelt folder, after half a minute of retries."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mal_adapter.serialization.hub.hf_hub_download", lambda *_, **__: pytest.fail("asked the Hub"))
+    monkeypatch.setattr(
+        "mal_adapter.serialization.hub.hf_hub_download", lambda *_, **__: pytest.fail("a request to the Hub")
+    )
     assert "there is no folder absent" in refused(Path("absent"))
     (tmp_path / "notes.txt").write_text("")
     assert "is a file; give the folder" in refused("notes.txt")
@@ -64,7 +66,7 @@ def test_what_can_only_be_meant_as_a_folder_is_not_looked_for_on_the_hub(folder,
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "broken link", "loop", "oversized"])
-def test_what_is_not_a_plain_file_is_refused_at_once(folder, name, kind):
+def test_a_file_that_is_not_regular_is_refused_at_once(folder, name, kind):
     path = folder / name
     path.unlink()
     if kind == "folder":
@@ -90,10 +92,10 @@ def test_a_configuration_of_terabytes_costs_nothing(folder):
         {"hidden_size": 2**20, "memory_dim": 2**20, "num_heads": 1, "expansion": 2**20},
     ):
         (folder / "config.json").write_text(json.dumps({**content, "memory": {**content["memory"], **claims}}))
-        assert "absurdly large" in (message := refused(folder)) or "do not fit" in message
+        assert "too large" in (message := refused(folder)) or "do not fit" in message
 
 
-def test_a_subfolder_stays_inside(folder, tmp_path):
+def test_a_subfolder_can_not_lead_out_of_the_folder(folder, tmp_path):
     for subfolder in ("..", "../adapter", "/etc", "a/../../adapter", "a\0b", "..\\adapter", "C:/x", "//server/share"):
         assert "subfolder" in refused(folder, subfolder=subfolder)
     (tmp_path / "elsewhere").mkdir()
@@ -108,7 +110,7 @@ def test_a_subfolder_of_a_folder_is_read(folder, tmp_path):
     assert MemoryAdapter.from_pretrained(tmp_path / "many", subfolder="meld/seed-0").config.hidden_size == 16
 
 
-def test_two_saves_mixed_are_noticed(folder, tmp_path):
+def test_a_mixture_of_two_saves_is_refused(folder, tmp_path):
     random_adapter(16, seed=1).save_pretrained(tmp_path / "other")
     (tmp_path / "other" / "model.safetensors").replace(folder / "model.safetensors")
     assert "sha256" in refused(folder)
@@ -118,7 +120,7 @@ def test_two_saves_mixed_are_noticed(folder, tmp_path):
     "name",
     ["model.safetensors", "pytorch_model.bin", "model-00001-of-00002.safetensors", "model.safetensors.index.json"],
 )
-def test_a_save_leaves_other_models_alone(tmp_path, name):
+def test_a_save_refuses_a_folder_with_another_model(tmp_path, name):
     (tmp_path / name).write_bytes(b"another model's")
     with pytest.raises(AdapterFormatError, match="another model"):
         random_adapter(16).save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""The model card: read by the Hub's own parser, the user's words kept, and a snippet that runs as it is pasted."""
+"""The model card: the Hub's own parser reads it, the user's text is kept, and its snippet runs as pasted."""
 
 import re
 
@@ -13,6 +13,7 @@ from mal_adapter.serialization.model_card import BEGIN, END, model_card
 from tests.serialization.client import Client
 
 CONFIG = MemoryConfig(hidden_size=16, memory_dim=8, num_heads=2)
+MEMORY = CONFIG.to_dict()
 RESULT = {
     "dataset_name": "MELD",
     "dataset_type": "user/meld",
@@ -31,7 +32,7 @@ CARD = AdapterMetadata(
 
 
 def test_the_hubs_own_parser_reads_the_metadata():
-    data = ModelCard(model_card(CONFIG, CARD, repo_id="user/memory")).data
+    data = ModelCard(model_card(MEMORY, CARD, repo_id="user/memory")).data
     assert data.base_model == "Qwen/Qwen2-Audio-7B-Instruct"
     assert data.library_name == "mal_adapter"
     assert data.pipeline_tag == "audio-classification"
@@ -47,28 +48,28 @@ def test_the_hubs_own_parser_reads_the_metadata():
     }
 
 
-def test_what_is_not_known_is_left_out():
-    data = ModelCard(model_card(CONFIG, AdapterMetadata())).data.to_dict()
+def test_unknown_metadata_are_left_out():
+    data = ModelCard(model_card(MEMORY, AdapterMetadata())).data.to_dict()
     assert data.keys() == {"library_name", "pipeline_tag", "tags"}
 
 
-def test_a_card_says_what_people_ask():
-    text = model_card(CONFIG, CARD, repo_id="user/memory")
-    for said in (
+def test_a_card_has_layer_labels_training_data_results_and_limits():
+    text = model_card(MEMORY, CARD, repo_id="user/memory")
+    for part in (
         "decoder layer 16",
         "happy, sad",
         "acted television",
         "| MELD | test | f1 | 0.52 | 0.61 |",
         "## Limits",
     ):
-        assert said in text
+        assert part in text
 
 
-def test_the_users_own_text_and_metadata_stay_and_ours_are_refreshed():
-    first = model_card(CONFIG, CARD)
+def test_the_users_own_text_and_metadata_are_kept_and_ours_are_updated():
+    first = model_card(MEMORY, CARD)
     edited = first.replace("tags:\n", "license: mit\nlanguage: [de, en]\ntags:\n- my-tag\n")
     edited = edited.replace(BEGIN, f"My introduction.\n\n{BEGIN}") + "\n## How I trained it\n\nWith care.\n"
-    second = model_card(CONFIG, AdapterMetadata(layer_idx=3, datasets=["user/iemocap"]), existing=edited)
+    second = model_card(MEMORY, AdapterMetadata(layer_idx=3, datasets=["user/iemocap"]), existing=edited)
     card = ModelCard(second)
     assert card.data.license == "mit"
     assert card.data.language == ["de", "en"]
@@ -78,11 +79,11 @@ def test_the_users_own_text_and_metadata_stay_and_ours_are_refreshed():
     assert second.index("My introduction.") < second.index(BEGIN) < second.index(END) < second.index("With care.")
     assert "decoder layer 3" in second
     assert "decoder layer 16" not in second
-    assert model_card(CONFIG, AdapterMetadata(layer_idx=3, datasets=["user/iemocap"]), existing=second) == second
+    assert model_card(MEMORY, AdapterMetadata(layer_idx=3, datasets=["user/iemocap"]), existing=second) == second
 
 
 def test_a_readme_written_by_hand_is_kept_before_ours():
-    text = model_card(CONFIG, CARD, existing="# Mine\n\nAll about it.\n")
+    text = model_card(MEMORY, CARD, existing="# Mine\n\nAll about it.\n")
     assert text.index("All about it.") < text.index(BEGIN)
 
 
@@ -97,17 +98,17 @@ def test_metadata_that_cannot_be_read_are_refused_and_not_lost(metadata, tmp_pat
     assert (tmp_path / "README.md").read_text() == before
 
 
-def test_words_of_the_card_cannot_pass_for_its_marks_or_metadata():
+def test_text_of_the_metadata_cannot_be_mistaken_for_marks_or_yaml():
     hostile = f"x\n---\nlicense: evil\n{END} {BEGIN} ```"
     card = AdapterMetadata(
         base_model_name_or_path=hostile, training_data=hostile, evaluation=[RESULT | {"dataset_name": hostile}]
     )
-    text = model_card(CONFIG, card)
+    text = model_card(MEMORY, card)
     body, data = ModelCard(text).text, ModelCard(text).data
     assert body.count(BEGIN) == body.count(END) == 1
     assert data.base_model == hostile
     assert data.license is None
-    assert model_card(CONFIG, card, existing=text) == text
+    assert model_card(MEMORY, card, existing=text) == text
     (snippet,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert f"load_host({hostile!r})".replace("<!--", "<\\x21--") in snippet
 

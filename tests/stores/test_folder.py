@@ -132,5 +132,5 @@ def test_a_fork_while_the_lock_is_held_does_not_keep_it(tmp_path: Path):
 def test_a_file_in_the_folders_place_is_a_store_error(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"")
     for folder in (tmp_path / "file", tmp_path / "file" / "sessions"):
-        with pytest.raises(StoreError, match="a file is where a folder should be"):
+        with pytest.raises(StoreError, match="it is a file and not a folder"):
             FolderStore(folder)

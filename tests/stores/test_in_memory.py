@@ -1,8 +1,7 @@
-"""InMemoryStore stays within its limits, and gives up what was used longest ago."""
+"""InMemoryStore stays within its limits, and evicts the least recently used sessions."""
 
 import dataclasses
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from mal_adapter.errors import ConfigError, SessionConflictError
 from mal_adapter.stores import InMemoryStore
-from mal_adapter.stores import in_memory as module
+from tests.stores.passing_time import let_time_pass
 from tests.stores.states import state_of
 
 STATES = {width: state_of(1, width=width) for width in (1, 2, 3, 5)}
@@ -68,36 +67,35 @@ STEPS = st.one_of(
 )
 def test_it_does_what_a_slow_reference_does(max_sessions, ttl_s, max_bytes, steps):
     now = 100.0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "monotonic", lambda: now)  # so that expiry is exact; real time has a test of its own
-        store, slow = InMemoryStore(max_sessions, ttl_s, max_bytes), Slow(max_sessions, ttl_s, max_bytes)
-        for action, *arguments in steps:
-            slow.purge(now)
-            if action == "wait":
-                now += arguments[0]
-            elif action == "list":
-                assert sorted(store) == sorted(slow.kept)
-            elif action == "drop":
-                assert store.drop(arguments[0]) == (slow.kept.pop(arguments[0], None) is not None)
-            elif action == "get":
-                stored, expected = store.get(arguments[0]), slow.kept.get(arguments[0])
-                assert (stored is None) == (expected is None)
-                if stored is not None:
-                    assert stored.version == expected["version"]
-                    slow.use(arguments[0], now)
+    store, slow = InMemoryStore(max_sessions, ttl_s, max_bytes), Slow(max_sessions, ttl_s, max_bytes)
+    store._clock = lambda: now  # so that expiry is exact
+    for action, *arguments in steps:
+        slow.purge(now)
+        if action == "wait":
+            now += arguments[0]
+        elif action == "list":
+            assert sorted(store) == sorted(slow.kept)
+        elif action == "drop":
+            assert store.drop(arguments[0]) == (slow.kept.pop(arguments[0], None) is not None)
+        elif action == "get":
+            stored, expected = store.get(arguments[0]), slow.kept.get(arguments[0])
+            assert (stored is None) == (expected is None)
+            if stored is not None:
+                assert stored.version == expected["version"]
+                slow.use(arguments[0], now)
+        else:
+            session_id, width, which = arguments
+            there = slow.kept.get(session_id)
+            version = {"right": there and there["version"], "stale": "0", "none": None}[which]
+            if there is not None and which != "right":
+                with pytest.raises(SessionConflictError):
+                    store.put(session_id, STATES[width], version)
             else:
-                session_id, width, which = arguments
-                there = slow.kept.get(session_id)
-                version = {"right": there and there["version"], "stale": "0", "none": None}[which]
-                if there is not None and which != "right":
-                    with pytest.raises(SessionConflictError):
-                        store.put(session_id, STATES[width], version)
-                else:
-                    slow.put(session_id, STATES[width].nbytes, store.put(session_id, STATES[width], version), now)
-            slow.purge(now)
-            assert len(store) == len(slow.kept)
-            assert store.evicted == slow.evicted
-        assert {k: store.get(k).version for k in list(store)} == {k: e["version"] for k, e in slow.kept.items()}
+                slow.put(session_id, STATES[width].nbytes, store.put(session_id, STATES[width], version), now)
+        slow.purge(now)
+        assert len(store) == len(slow.kept)
+        assert store.evicted == slow.evicted
+    assert {k: store.get(k).version for k in list(store)} == {k: e["version"] for k, e in slow.kept.items()}
 
 
 def test_a_get_is_a_use():
@@ -114,7 +112,7 @@ def test_a_get_keeps_a_session_from_expiring():
     store.put("a", state_of(1))
     store.put("b", state_of(1))
     for _ in range(5):
-        time.sleep(0.3)
+        let_time_pass(store, 0.3)
         assert store.get("a") is not None
     assert list(store) == ["a"]
 
@@ -127,7 +125,7 @@ def test_the_newest_session_stays_however_large():
     assert store.get("b").state.equals(state_of(2))
 
 
-def test_an_evicted_session_begins_anew_without_conflict_but_not_over_another():
+def test_writing_to_an_evicted_session_starts_a_new_one_but_does_not_replace_another():
     store = InMemoryStore(max_sessions=1)
     version = store.put("a", state_of(1))
     store.put("b", state_of(1))
@@ -145,7 +143,7 @@ def test_repr_counts():
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True, "9"], ids=repr)
 @pytest.mark.parametrize("name", ["max_sessions", "max_bytes"])
-def test_a_limit_that_is_no_count_is_refused(name: str, limit: object):
+def test_a_limit_that_is_not_a_count_is_refused(name: str, limit: object):
     with pytest.raises(ConfigError, match=name):
         InMemoryStore(**{name: limit})
 

@@ -19,4 +19,5 @@ if not TYPE_CHECKING:  # a checker that saw this function would take every missp
             "evaluate": "ser.evaluation.evaluation",
             "read_evaluation": "ser.evaluation.evaluation",
         },
+        extra="train",
     )

@@ -5,11 +5,13 @@ This file has the one title of each arm, which the plots, the report, the comman
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-__all__ = ["ARMS", "AUDIT", "WRONG_PASTS", "Arm"]
+from mal_adapter.errors import ConfigError
+
+__all__ = ["ARMS", "AUDIT", "WRONG_PASTS", "Arm", "check_arms"]
 
 
 class Arm(NamedTuple):
@@ -48,3 +50,15 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
 WRONG_PASTS = ("reset", "swapped", "other_dialogues")
 #: The arms that run by default. An arm that needs a longer prompt or the true speakers is requested by name.
 AUDIT = ("host_only", "own", *WRONG_PASTS, "shuffled")
+
+
+def check_arms(arms: Sequence[str]) -> None:
+    """Raise `ConfigError` unless `arms` are different names of `ARMS`, at least one.
+
+    Example:
+        >>> check_arms(["own", "left"])
+        Traceback (most recent call last):
+        mal_adapter.errors.ConfigError: arms are own, left; expected different ones of host_only, own, ...
+    """
+    if not arms or len(set(arms)) != len(arms) or not set(arms) <= set(ARMS):
+        raise ConfigError(f"arms are {', '.join(arms) or 'none'}; expected different ones of {', '.join(ARMS)}")

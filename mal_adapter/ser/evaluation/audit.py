@@ -96,10 +96,9 @@ def _other_dialogues(turns: list[list[Utterance]], seed: int) -> list[list[Utter
     for turn in range(max(map(len, turns))):
         present = [number for number, us in enumerate(turns) if turn < len(us)]
         longest_first = -np.array([len(session) for session in sessions])
-        costs = (
-            own[present] * (1 + turn * len(turns)) + longest_first
-        )  # all lengths together weigh less than one of own
-        costs += rng.random(costs.shape) / (2 * len(turns))  # all together less than one utterance of length
+        # One utterance of its own dialogue outweighs all lengths together, and one of length all random numbers.
+        costs = own[present] * (1 + turn * len(turns)) + longest_first
+        costs += rng.random(costs.shape) / (2 * len(turns))
         for number, session in zip(present, linear_sum_assignment(costs)[1], strict=True):
             sessions[session].append(turns[number][turn])
             own[number, session] += 1

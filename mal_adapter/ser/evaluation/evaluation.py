@@ -20,7 +20,7 @@ from accelerate import PartialState
 from mal_adapter.errors import ConfigError, EvaluationError, MalAdapterError, raise_problems
 from mal_adapter.memory.config import check_integer
 from mal_adapter.ser.dialogue import Dialogue
-from mal_adapter.ser.evaluation.arms import ARMS, AUDIT
+from mal_adapter.ser.evaluation.arms import AUDIT, check_arms
 from mal_adapter.ser.evaluation.audit import Answer, audit
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.names import composed_all
@@ -31,7 +31,7 @@ from mal_adapter.ser.recognizer.results import Prediction
 from mal_adapter.ser.suitability import id_problems, label_problems, sound_problems, warn_of_no_past
 from mal_adapter.serialization.atomic import folder_problem, write_atomically
 from mal_adapter.serialization.strict_json import parse_json
-from mal_adapter.serialization.tensors import in_unicode
+from mal_adapter.serialization.text import in_unicode
 
 __all__ = ["Evaluation", "evaluate", "read_evaluation"]
 
@@ -77,7 +77,8 @@ def evaluate(
     """Recognise dialogues once per arm and keep all answers in `output`.
 
     Call it again to continue an evaluation that was stopped; a complete one is read from `output`. Under `accelerate
-    launch` each process runs a part of the dialogues.
+    launch` each process runs a part of the dialogues. Arguments and data are checked before the host runs, and one
+    error lists all problems.
 
     What is mutated: the folder `output`. The memory forgets its sessions with ids such as "audit/0".
 
@@ -94,9 +95,6 @@ def evaluate(
     Returns:
         All answers, on every process.
 
-    Arguments and data are checked before the host runs, and one error lists all problems. If no labelled utterance
-    has another utterance before it, no memory can make a difference; an `UninformativeDataWarning` says so.
-
     Raises:
         ConfigError: An arm is unknown, or needs a memory, more dialogues or more speakers; a dialogue id is repeated;
             or a number is not an integer or too small.
@@ -104,6 +102,10 @@ def evaluate(
         AudioError: The sound files of all labelled utterances are missing.
         SessionError: The memory is detached, or the caller has a session open.
         EvaluationError: `output` can't be written to, or holds another evaluation.
+
+    Warns:
+        UninformativeDataWarning: No labelled utterance has an earlier one in its dialogue, so no memory can make a
+            difference.
     """
     dialogues = list(dialogues)
     chosen = (arms,) if isinstance(arms, str) else None if arms is None else tuple(arms)
@@ -187,8 +189,10 @@ def _problems(
 def _arm_problems(
     recognizer: EmotionRecognizer, dialogues: list[Dialogue], arms: Sequence[str]
 ) -> list[MalAdapterError]:
-    if not arms or len(set(arms)) != len(arms) or not set(arms) <= set(ARMS):
-        return [ConfigError(f"arms are {', '.join(arms) or 'none'}; expected different ones of {', '.join(ARMS)}")]
+    try:
+        check_arms(arms)
+    except ConfigError as error:
+        return [error]
     problems: list[MalAdapterError] = []
     if not recognizer.reads_memory and (needed := sorted(set(arms) - {"host_only", "history"})):
         problems.append(ConfigError(f"the arms {', '.join(needed)} need a memory, and this recogniser has none"))

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mal_adapter.errors import MetricsError
+from mal_adapter.extras import explain_missing
 from mal_adapter.ser.evaluation.scores import METRICS, ClassScores, Comparison, Scores, TurnScores
 from mal_adapter.ser.labels import LabelSet
 
@@ -53,8 +54,9 @@ def score(
         The scores of all utterances, of each class and of each turn.
 
     Raises:
-        MetricsError: Lengths differ, no utterance has a label, or scikit-learn is not installed.
+        MetricsError: Lengths differ, no utterance has a label, or `resamples` is negative.
         LabelError: An emotion or answer is not in the label set.
+        MissingDependencyError: scikit-learn is not installed.
 
     Example:
         >>> labels = LabelSet(("neutral", "happy", "sad"))
@@ -129,7 +131,7 @@ def compare(
         Both scores, their difference and p.
 
     Raises:
-        MetricsError: Lengths differ, no utterance has a label, or the metric is unknown.
+        MetricsError: Lengths differ, no utterance has a label, the metric is unknown, or `resamples` is below 1.
         LabelError: An emotion or answer is not in the label set.
 
     Example:
@@ -161,10 +163,8 @@ def compare(
 
 
 def _sklearn_metrics() -> Any:
-    try:
+    with explain_missing("a score", extra="train"):
         import sklearn.metrics
-    except ImportError as error:
-        raise MetricsError("scores need scikit-learn: pip install 'mal-adapter[train]'") from error
     return sklearn.metrics
 
 

@@ -7,13 +7,13 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mal_adapter.errors import EvaluationError, MalAdapterError, MetricsError, raise_problems
+from mal_adapter.extras import missing_dependency
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.evaluation.arms import ARMS, WRONG_PASTS
 from mal_adapter.ser.evaluation.evaluation import Evaluation
@@ -37,7 +37,6 @@ JSON_NAME, HTML_NAME = "report.json", "report.html"
 Rows = list[dict[str, Any]]
 
 _BINS = 10  # of the reliability plot
-_NEEDED = {"scikit-learn": "sklearn", "matplotlib": "matplotlib", "jinja2": "jinja2"}
 _ABSENT = object()
 FEWEST_DIALOGUES = 6
 """With fewer dialogues, no difference is significant at 5 %: with n dialogues, p is at least 2 / 2 ** n."""
@@ -57,7 +56,8 @@ def write_report(
         The content of `report.json`, see `figures_of`.
 
     Raises:
-        EvaluationError: The evaluations do not fit together, `folder` can't be written to, or a package is missing.
+        EvaluationError: The evaluations do not fit together, or `folder` can't be written to.
+        MissingDependencyError: scikit-learn, matplotlib or jinja2 is not installed.
         MetricsError: No labelled utterance has an answer.
     """
     raise_problems(report_problems(folder))
@@ -76,8 +76,8 @@ def write_report(
 def report_problems(folder: str | os.PathLike[str]) -> list[MalAdapterError]:
     """Why a report can't be written into a folder, as far as it is known before the evaluation."""
     problems: list[MalAdapterError] = []
-    if missing := [name for name, package in _NEEDED.items() if find_spec(package) is None]:
-        problems.append(EvaluationError(f"reports need {', '.join(missing)}: pip install 'mal-adapter[train]'"))
+    if missing := missing_dependency("a report", "sklearn", "matplotlib", "jinja2", extra="train"):
+        problems.append(missing)
     if problem := folder_problem(Path(folder)):
         problems.append(EvaluationError(problem))
     return problems

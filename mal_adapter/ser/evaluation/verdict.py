@@ -1,4 +1,4 @@
-"""What the figures of an evaluation show of the memory, as a finding and as two sentences."""
+"""The verdict of an evaluation: what its figures show of the memory, as a finding and in words."""
 
 from __future__ import annotations
 
@@ -23,13 +23,18 @@ class Finding(Enum):
 
 
 def finding_of(figures: Mapping[str, Any]) -> Finding | None:
-    """What is shown at the 5 % level, by the accuracies of `figures_of`.
+    """Choose the finding that the accuracies support at the 5 % level.
 
     Args:
-        figures: `arms`, `compared` and `audit`, as `mal_adapter.ser.evaluation.report.figures_of` makes them.
+        figures: With `arms`, `compared` and `audit`, as `mal_adapter.ser.evaluation.report.figures_of` makes them.
 
     Returns:
-        None without the arms "own" and "host_only", which are needed to speak of a gain.
+        None without the arms "own" and "host_only", since the gain is their difference.
+
+    Example:
+        >>> gain = {"first": "host_only", "wa": {"difference": 0.1, "p_value": 0.01}}
+        >>> finding_of({"arms": {"own": {}, "host_only": {}}, "compared": [gain], "audit": {}}).name
+        'UNTESTED_GAIN'
     """
     if not {"own", "host_only"} <= figures["arms"].keys():
         return None
@@ -41,10 +46,15 @@ def finding_of(figures: Mapping[str, Any]) -> Finding | None:
 
 
 def verdict_of(figures: Mapping[str, Any]) -> str:
-    """The finding in words, with its figures; empty where there is none.
+    """Write the finding in words, with its figures; an empty string if there is none.
 
     Args:
-        figures: as for `finding_of`.
+        figures: As for `finding_of`.
+
+    Example:
+        >>> gain = {"first": "host_only", "wa": {"difference": 0.02, "p_value": 0.7}}
+        >>> verdict_of({"arms": {"own": {}, "host_only": {}}, "compared": [gain], "audit": {}})
+        'No gain is shown. With memory: +2.0 points of accuracy over the host alone (p = 0.7000).'
     """
     finding = finding_of(figures)
     if finding is None:

@@ -14,7 +14,7 @@ import soxr
 from transformers.audio_utils import load_audio
 from transformers.utils import is_torchcodec_available
 
-from mal_adapter.errors import AudioError, AudioFormatError, AudioTooLongError
+from mal_adapter.errors import AudioError, AudioFormatError, AudioTooLongError, MissingDependencyError
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.paths import existing_sound
 from mal_adapter.ser.recognizer.sound.levels import Levels
@@ -65,6 +65,7 @@ def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform
             reason and what to do.
         AudioFormatError: The file is of no audio format that can be read here.
         AudioTooLongError: The utterance is longer than an hour.
+        MissingDependencyError: torchcodec, which would decode the file, is installed but can't be imported.
 
     Example:
         >>> import soundfile, tempfile
@@ -208,8 +209,13 @@ def _decode_elsewhere(path: Path, sampling_rate: int, error: UnknownFormatError)
         status = os.fstat(file.fileno())
     try:
         return _load_audio(path.absolute(), sampling_rate, status.st_mtime_ns, status.st_size)
-    except ImportError:  # an incomplete installation, not a damaged file
-        raise
+    except ImportError as cause:  # not the file's fault
+        reason = " ".join(str(cause).split()).rstrip(".")
+        raise MissingDependencyError(
+            f"{path}: torchcodec, which decodes this format, can't be imported ({reason}): pip install torchcodec, or "
+            "convert the file to WAV, FLAC, OGG or MP3",
+            name="torchcodec",
+        ) from cause
     except Exception as cause:  # torchcodec's exceptions have no common base
         reason = " ".join(str(cause).split()).rstrip(".") or type(cause).__name__
         raise DamagedSoundError(f"the audio can not be decoded ({reason}); convert or copy it again") from cause

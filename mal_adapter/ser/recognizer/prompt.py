@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from mal_adapter.errors import AudioTooLongError, ConfigError, HostError
+from mal_adapter.errors import AudioTooLongError, ConfigError, HostError, MissingDependencyError
 from mal_adapter.ser.labels import DEMO, LabelSet
 from mal_adapter.ser.recognizer.audio import Waveform
 from mal_adapter.serialization.metadata import AdapterMetadata
@@ -66,7 +66,7 @@ class AudioPrompt:
         tokenizer = getattr(processor, "tokenizer", None)
         if self._audio_kwarg is None and isinstance(tokenizer, PreTrainedTokenizerFast) and not tokenizer.chat_template:
             # transformers 5 silently falls back to it where mistral-common is missing or too old
-            raise HostError(
+            raise MissingDependencyError(
                 f"{type(processor).__name__} leaves prompts with audio to Mistral's own tokenizer, which was not "
                 "loaded: pip install -U 'mistral-common[audio]', and load the processor again"
             )

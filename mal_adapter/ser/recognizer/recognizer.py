@@ -19,7 +19,7 @@ from mal_adapter.memory.config import check_integer
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.recognizer.inputs import HostInputs, Prepared, argument_names
-from mal_adapter.ser.recognizer.pretrained import load_named_host, with_lora
+from mal_adapter.ser.recognizer.pretrained import find_host, load_named_host, with_lora
 from mal_adapter.ser.recognizer.prompt import AudioPrompt, choose_task
 from mal_adapter.ser.recognizer.results import Failure, Prediction
 from mal_adapter.ser.recognizer.scoring import LabelScorer
@@ -124,11 +124,13 @@ class EmotionRecognizer:
         Args:
             adapter: A folder, a Hub id, or a loaded `MemoryAdapter`. A LoRA is looked for in the subfolder `lora` of a
                 folder only: for a Hub id, load it with peft and pass the pair as `model`.
-            model: The host: a folder, a Hub id, or a loaded (model, processor). None is the one that the adapter names.
+            model: The host: a folder, a Hub id, or a loaded (model, processor). Unless given, the host that the adapter
+                names; a relative path is looked up in the working directory, then beside the adapter's folder.
             device: Where the host goes; the first CUDA device where there is one, else the CPU.
             dtype: Of the host's weights; the checkpoint's unless given.
             labels: The possible answers; the adapter's unless given.
-            prompt: The question behind the audio; the adapter's unless given, if the labels are the adapter's too.
+            prompt: The question after the audio. Unless given, the adapter's if `labels` is not given either, else one
+                that names the labels.
             store: Where the sessions' states are kept, as for `attach_memory`.
             **model_kwargs: For the host's `from_pretrained`, as in `load_host`: `device_map="auto"`, `revision`, ….
                 `token`, `cache_dir` and `local_files_only` are used for the adapter too.
@@ -141,7 +143,9 @@ class EmotionRecognizer:
             ConfigError: `model` is neither a name nor a pair, or options for loading are given with a loaded pair.
             HostError: The host is not known, can't be loaded or does not take the LoRA; or as the constructor says.
             HostMismatchError: The adapter was trained for another kind of host.
-            LabelError: The labels are no label set, or the host can't distinguish them.
+            LabelError: The labels are not a label set, or the host can't distinguish them.
+            MissingDependencyError: The adapter has a LoRA and peft is not installed, or `device_map` is given and
+                accelerate is not installed.
 
         Example:
             >>> from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
@@ -229,7 +233,7 @@ class EmotionRecognizer:
 
         Raises:
             ManifestError: There are no files, or one is a manifest.
-            SessionError: The dialogue id can't be the id of a session.
+            HostError, SessionError, SessionConflictError, StoreError: As `answer`.
         """
         one = dialogue if isinstance(dialogue, Dialogue) else Dialogue.from_files(dialogue)
         return self.recognize_many([one], batch_size=1)
@@ -251,7 +255,7 @@ class EmotionRecognizer:
         Raises:
             ConfigError: `batch_size` is not an integer of at least 1, or two dialogues have the same id. In a list of
                 dialogues this is found before anything runs.
-            SessionError: A dialogue id can't be the id of a session.
+            HostError, SessionError, SessionConflictError, StoreError: As `answer`.
         """
         check_integer("batch_size", batch_size, 1)
         if isinstance(dialogues, Sequence):
@@ -294,6 +298,10 @@ class EmotionRecognizer:
             ConfigError: Two utterances have the same session, so that the second could not read what the first writes;
                 or the number of session ids is not that of the utterances.
             HostError: The host's answer is NaN. The batch's utterances are written all the same, unless they are NaN.
+            SessionError: The memory is detached, an id can't be the id of a session, or a session is open elsewhere.
+            SessionConflictError: Another process has continued a session meanwhile.
+            StoreError: A session can't be read from the store, so that no utterance was processed. If only saving
+                fails, the answers are returned and the states are in `memory.states.unsaved`.
         """
         ids = [utterance.dialogue_id for utterance in utterances] if session_ids is None else list(session_ids)
         if len(ids) != len(utterances):
@@ -404,7 +412,7 @@ def _load_host_of(
     """(model, processor) by the given name, else by the one in the adapter."""
     place = "this adapter" if isinstance(source, MemoryAdapter) else f"the adapter {source}"
     advice = "pass model=, a folder, a Hub id or a loaded (model, processor)"
-    name = adapter.metadata.base_model_name_or_path if model is None else model
+    name = find_host(adapter.metadata, source) if model is None else model
     if not name:
         raise HostError(f"{place} does not name its host; {advice}")
     try:

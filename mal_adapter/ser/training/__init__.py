@@ -17,4 +17,5 @@ if not TYPE_CHECKING:  # a checker that saw this function would take every missp
             "TrainingConfig": "ser.training.config",
             "train_memory": "ser.training.train",
         },
+        extra="train",
     )

@@ -1,4 +1,4 @@
-"""Which dialogues are heard together, and what of them is heard next."""
+"""The batches of an epoch, and the next utterances of the dialogues in a batch."""
 
 import logging
 from collections import deque
@@ -11,23 +11,22 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mal_adapter.ser.dialogue import Dialogue, Utterance
-from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
 from mal_adapter.ser.recognizer.results import Failure
-from mal_adapter.ser.training.cached_host import CachedHost
+from mal_adapter.ser.training.batch_scorer import BatchScorer
 
 __all__ = ["Turn", "Unusable", "batches_of_epoch", "report_unusable", "side_by_side"]
 
 _LOGGER = logging.getLogger(__name__)
 
-#: Why an utterance can not be heard, by (dialogue_id, utterance_id).
+#: Why the audio of an utterance can not be used, by (dialogue_id, utterance_id).
 Unusable = MutableMapping[tuple[str, str], str]
 
-# Sorted as a whole, an epoch would always group the same dialogues; so only this many batches are sorted by length.
+# Sorting a whole epoch by length would always group the same dialogues, so only this many batches are sorted at once.
 _POOL = 16
 
 
 def batches_of_epoch(dialogues: Sequence[Dialogue], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The indices of all dialogues in batches, shuffled anew in each epoch, dialogues of like length together.
+    """Group the indices of all dialogues into batches of similar length, in another random order for each epoch.
 
     Example:
         >>> lengths = [2, 9, 3, 8]
@@ -50,9 +49,9 @@ class Turn:
     """The next utterance of each dialogue that has one.
 
     Args:
-        utterances: one per row.
-        inputs: the host's, a row per utterance.
-        audio_mask: for the session, if the inputs do not tell where audio is.
+        utterances: One per row.
+        inputs: Those of the host, a row per utterance.
+        audio_mask: Where audio is, for the session, if the inputs don't show it.
     """
 
     utterances: list[Utterance]
@@ -61,22 +60,21 @@ class Turn:
 
     @property
     def ids(self) -> list[str]:
-        """The dialogue of each row."""
+        """The dialogue id of each row."""
         return [utterance.dialogue_id for utterance in self.utterances]
 
 
-def side_by_side(
-    recognizer: EmotionRecognizer | CachedHost, dialogues: Sequence[Dialogue], unusable: Unusable
-) -> Iterator[Turn]:
-    """Goes through several dialogues at once; those that are over drop out, the others keep their order.
+def side_by_side(scorer: BatchScorer, dialogues: Sequence[Dialogue], unusable: Unusable) -> Iterator[Turn]:
+    """Iterate over several dialogues at once. Finished dialogues drop out, the others keep their order.
 
-    An utterance that can not be heard is reported to the log once, and the next one of its dialogue takes its place.
+    If the audio of an utterance can't be used, this is logged once, and the next utterance of its dialogue takes its
+    place.
 
-    What is mutated: `unusable` learns of them.
+    What is mutated: `unusable` gets an entry for each such utterance.
     """
     waiting = [deque(dialogue.utterances) for dialogue in dialogues]
 
-    def following(turns: deque[Utterance]) -> Utterance | None:
+    def next_usable(turns: deque[Utterance]) -> Utterance | None:
         while turns:
             utterance = turns.popleft()
             if (utterance.dialogue_id, utterance.utterance_id) not in unusable:
@@ -84,26 +82,26 @@ def side_by_side(
         return None
 
     while waiting:
-        nexts = [following(turns) for turns in waiting]
+        candidates = [next_usable(turns) for turns in waiting]
         while True:
-            active = [(turns, heard) for turns, heard in zip(waiting, nexts, strict=True) if heard is not None]
-            waiting, chosen = [turns for turns, _ in active], [heard for _, heard in active]
+            active = [(turns, u) for turns, u in zip(waiting, candidates, strict=True) if u is not None]
+            waiting, chosen = [turns for turns, _ in active], [utterance for _, utterance in active]
             if not chosen:
                 return
-            prepared = recognizer.prepare(chosen)
+            prepared = scorer.prepare(chosen)
             if not prepared.failures:
                 yield Turn(chosen, prepared.inputs, prepared.audio_mask)
                 break
             for failure in prepared.failures.values():
                 report_unusable(failure, unusable)
-            nexts = [
-                following(waiting[row]) if row in prepared.failures else utterance
+            candidates = [
+                next_usable(waiting[row]) if row in prepared.failures else utterance
                 for row, utterance in enumerate(chosen)
             ]
 
 
 def report_unusable(failure: Failure, unusable: Unusable) -> None:
-    """Tells the log, and remembers in `unusable`, that an utterance is left out."""
+    """Log that an utterance is left out, and record the reason in `unusable`."""
     lost = failure.utterance
     unusable[lost.dialogue_id, lost.utterance_id] = str(failure.error)
     _LOGGER.warning("left out: dialogue %s, utterance %s: %s", lost.dialogue_id, lost.utterance_id, failure.error)

@@ -1,7 +1,7 @@
-"""The frozen part of a host, run once per utterance: what leaves the hooked layer is kept on disk.
+"""Run the frozen part of a host once per utterance, and keep the output of the hooked layer on disk.
 
-Up to there nothing is trained and nothing knows the dialogue. In training the host then starts from what was kept: its
-own forward runs with the layers up to the hooked one answering at once, and without audio, whose encoder rests.
+Up to that layer nothing is trained and nothing depends on the dialogue. In training the host's own forward then runs
+without audio, and its layers up to the hooked one return the kept hidden states without computing anything.
 """
 
 from __future__ import annotations
@@ -33,41 +33,47 @@ if TYPE_CHECKING:
 __all__ = ["CachedHost"]
 
 _REFUSED = "this host can't be run from cached activations ({}); leave cache_activations off"
-# Of log-probabilities, between the host run from the cache and as a whole; float32 hosts differ by about 1e-6.
+# Largest difference of log-probabilities with and without the cache; float32 hosts differ by about 1e-6.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _TOLERANCE_HALF = 0.1
 
 
 class CachedHost:
-    """Prepares utterances and scores labels as the recogniser does, from what leaves the hooked layer.
+    """Prepare utterances and score labels as the recogniser does, from cached activations: a `BatchScorer`.
 
-    Whether a host can be run so is not guessed: for the first utterance both ways are compared.
+    For the first utterance the scores are compared with those of the whole host, so that a host that can't run from the
+    cache is refused.
+
+    What is mutated: `folder` is made, and gets a file per utterance.
 
     Args:
-        recognizer: of a frozen host, with labels of one token each.
-        memory: the recogniser's.
-        folder: where a file per utterance is kept, seq_len · hidden_size numbers in the host's dtype.
+        recognizer: With a frozen host and labels of one token each.
+        memory: The recogniser's.
+        folder: For the files, each with seq_len · hidden_size numbers in the host's dtype.
 
     Raises:
-        HostError: the host can't be run so.
+        HostError: The host can't run from cached activations.
     """
 
     def __init__(self, recognizer: EmotionRecognizer, memory: AttachedMemory, folder: Path) -> None:
         if memory.host.audio_positions == "every" or memory.host.stream_idx is not None:
-            raise HostError(_REFUSED.format("it hears while it speaks, or has several streams"))
+            raise HostError(_REFUSED.format("it has audio at every position, or several streams"))
         self.labels = recognizer.labels
         self._recognizer, self._memory, self._folder = recognizer, memory, folder
         self._layers: list[nn.Module] = list(memory.decoder_layers)[: memory.layer_idx + 1]
         if any("forward" in vars(layer) for layer in self._layers):
             raise HostError(_REFUSED.format("its layers are offloaded or wrapped"))
-        self._extras: dict[nn.Module, int | None] = {}  # how many Nones follow the hidden states; None for no tuple
+        self._extras: dict[nn.Module, int | None] = {}  # number of Nones after the hidden states; None if no tuple
         folder.mkdir(parents=True, exist_ok=True)
 
     def keep(self, utterances: Sequence[Utterance]) -> list[Failure]:
-        """Runs the host on utterances in one forward and keeps what leaves the hooked layer, unless it is on disk.
+        """Save the hooked layer's output for the utterances that are not on disk yet, in one forward of the host.
 
         Returns:
             A failure for each utterance whose audio can't be used.
+
+        Raises:
+            HostError: The host can't run from cached activations.
         """
         missing = [utterance for utterance in utterances if not self._is_kept(utterance)]
         if not missing and self._extras:
@@ -88,7 +94,7 @@ class CachedHost:
         return list(prepared.failures.values())
 
     def _run(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """What leaves the hooked layer, (batch, seq_len, hidden_size), and where audio is, (batch, seq_len)."""
+        """Return the hooked layer's output, (batch, seq_len, hidden_size), and where audio is, (batch, seq_len)."""
         found: dict[str, Tensor | None] = {}
         handles = []
         ids = [f"caching/{row}" for row in range(len(inputs["input_ids"]))]
@@ -102,7 +108,7 @@ class CachedHost:
                 if layer is self._layers[-1] and session.forward is not None:
                     found["hidden"], found["mask"] = states, session.forward.mask
 
-            # Before the memory's hook, which adds to the output; within a session, which knows where audio is.
+            # Before the memory's hook, which adds to the output; within a session, which finds the audio positions.
             for layer in self._layers:
                 handles.append(layer.register_forward_hook(capture, prepend=True))
             try:
@@ -116,8 +122,8 @@ class CachedHost:
         return hidden, mask
 
     def prepare(self, utterances: Sequence[Utterance]) -> Prepared:
-        """The inputs of utterances that `keep` has kept; padded on the left."""
-        if not self._extras:  # of its own part, this process could hear nothing
+        """Load the inputs of utterances that `keep` has saved, padded on the left."""
+        if not self._extras:  # this process had no usable utterance in its own share
             self.keep(utterances[:1])
         kept = [load_file(self._path(utterance)) for utterance in utterances]
         longest = max(len(tensors["input_ids"]) for tensors in kept)
@@ -133,13 +139,13 @@ class CachedHost:
         return Prepared(self._recognizer.with_positions(inputs), audio_s, {}, audio_mask)
 
     def log_probs(self, inputs: dict[str, Any]) -> Float[Tensor, "batch labels"]:
-        """As `EmotionRecognizer.log_probs`; no audio tells where it is, so the session needs the `audio_mask`."""
+        """As `EmotionRecognizer.log_probs`. The inputs have no audio, so the session needs the `audio_mask`."""
         with self._skipping(inputs["hidden"]):
             return self._recognizer.log_probs({name: value for name, value in inputs.items() if name != "hidden"})
 
     @contextmanager
     def _skipping(self, hidden: Float[Tensor, "batch seq_len hidden_size"]) -> Iterator[None]:
-        """Within this block the layers up to the hooked one answer `hidden`; hooks, the memory's too, run as ever."""
+        """Within this block the layers up to the hooked one return `hidden`. All hooks run, those of the memory too."""
         try:
             for layer in self._layers:
                 extras = self._extras[layer]
@@ -152,11 +158,12 @@ class CachedHost:
 
     @torch.no_grad()
     def _compare(self, utterance: Utterance) -> None:
+        """Raise HostError if the scores from the cache differ from those of the whole host."""
         with self._memory.disabled():
             expected = self._recognizer.log_probs(self._recognizer.prepare([utterance]).inputs)
             try:
                 found = self.log_probs(self.prepare([utterance]).inputs)
-            except Exception as error:  # a host's own code, which expects what is missing here
+            except Exception as error:  # from the host's own code, which needs what is missing here
                 raise HostError(_REFUSED.format(f"{type(error).__name__}: {error}")) from error
         tolerance = _TOLERANCE.get(self._recognizer.model.dtype, _TOLERANCE_HALF)
         if (distance := float((found - expected).abs().max())) > tolerance:
@@ -165,7 +172,7 @@ class CachedHost:
     def _is_kept(self, utterance: Utterance) -> bool:
         try:
             return self._path(utterance).exists()
-        except (OSError, AudioError):  # no sound file, or several: opening it says what is wrong
+        except (OSError, AudioError):  # no sound file, or several; opening it reports the problem
             return False
 
     def _path(self, utterance: Utterance) -> Path:

@@ -1,7 +1,7 @@
-"""A checkpoint of a training run: one file, there as a whole or not at all, without pickle.
+"""A checkpoint of a training run: one safetensors file, written atomically, without pickle.
 
-A safetensors file. Its tensors are `parameters.NAME`, `best.NAME` and AdamW's `optimizer.KEY.NAME`; its metadata is the
-run's progress as JSON. There are no random states in it: every step draws from a seed of its own.
+Its tensors are `parameters.NAME`, `best.NAME` and AdamW's `optimizer.KEY.NAME`; its metadata is the run's progress as
+JSON. It has no random states, since every step sets its own seed.
 """
 
 import dataclasses
@@ -20,24 +20,26 @@ from mal_adapter.serialization.tensors import save_tensors
 __all__ = ["CHECKPOINT_NAME", "Progress", "load_checkpoint", "save_checkpoint"]
 
 FORMAT_VERSION = "1"
-#: Within the output folder of a training.
+#: Relative to the output folder of a training.
 CHECKPOINT_NAME = Path("checkpoint", "training.safetensors")
 _ADAMW = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run stands.
+    """How far a run has come.
 
     Args:
-        run: what it must have in common with the run that resumes it: configuration, labels, prompt, data.
-        epoch: epochs that are over.
-        step: steps of the present epoch that are over.
-        loss, weight, heard: sums over the present epoch so far.
-        host_dev: metrics of the bare host on the dev dialogues; None before they are known, or without such dialogues.
-        history: an entry per epoch.
-        best_epoch: 1 … epochs; None before the first epoch's end.
-        unusable: [dialogue_id, utterance_id, reason] of what could not be heard.
+        run: Configuration, labels, prompt and data; a run that resumes this one must have the same.
+        epoch: Number of finished epochs.
+        step: Number of finished steps in the present epoch.
+        loss: Sum over the present epoch so far, as in `Tally`.
+        weight: Sum over the present epoch so far, as in `Tally`.
+        utterances: Number of them in the present epoch so far.
+        host_dev: Metrics of the host alone on the dev dialogues; None before they are known, or without such dialogues.
+        history: An entry per finished epoch.
+        best_epoch: 1 … epochs; None before the end of the first epoch.
+        unusable: [dialogue_id, utterance_id, reason] of each utterance whose audio can't be used.
     """
 
     run: dict[str, Any]
@@ -45,7 +47,7 @@ class Progress:
     step: int = 0
     loss: float = 0.0
     weight: float = 0.0
-    heard: int = 0
+    utterances: int = 0
     host_dev: dict[str, float] | None = None
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     best_epoch: int | None = None
@@ -59,12 +61,14 @@ def save_checkpoint(
     best: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Writes all that a run needs to go on. A crash leaves the checkpoint from before, or this one.
+    """Save all that a run needs to continue. After a crash the file is the previous checkpoint or this one.
 
     Args:
-        path: the file; its folder is made if need be.
-        parameters: all that is trained, in the optimizer's order.
-        best: the best epoch's values of the same names; empty before the first epoch's end.
+        path: The file; its folder is made if it doesn't exist.
+        progress: How far the run has come.
+        parameters: All trained parameters, in the optimizer's order.
+        best: Their values in the best epoch; empty before the end of the first epoch.
+        optimizer: The AdamW of these parameters.
     """
     tensors: dict[str, Tensor] = {f"parameters.{name}": p for name, p in parameters.items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
@@ -78,35 +82,40 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, run: dict[str, Any], parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> tuple[Progress, dict[str, Tensor]]:
-    """Puts a checkpoint's values into `parameters` and `optimizer`, in place.
+    """Load a checkpoint into `parameters` and `optimizer`, in place.
 
     Args:
-        run: of the run that goes on; it must be the checkpoint's.
+        path: The file.
+        run: `Progress.run` of the run that resumes; the checkpoint must have the same.
+        parameters: All trained parameters, in the optimizer's order.
+        optimizer: The AdamW of these parameters.
 
     Returns:
-        The progress, and the best values so far.
+        The progress, and the parameters' values in the best epoch so far.
 
     Raises:
-        TrainingError: the file is no checkpoint, or one of another run; nothing is changed then.
+        TrainingError: The file is not a checkpoint, or belongs to another run; then nothing is changed.
     """
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is not a mapping
         if (version := metadata.get("format_version")) != FORMAT_VERSION:
             raise TrainingError(f"{path} has checkpoint format {version!r}, this version reads {FORMAT_VERSION!r}")
         progress = Progress(**json.loads(metadata["progress"]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise TrainingError(f"{path} is not a checkpoint that can be read: {error}") from error
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TrainingError(f"{path} is not a readable checkpoint: {error}") from error
     for name in sorted(progress.run.keys() | run.keys()):
         if progress.run.get(name) != run.get(name):
             raise TrainingError(
-                f"{path} is of a run with {_differing(name, progress.run.get(name), run.get(name))}; "
-                "resume with what that began with, or train into another folder"
+                f"{path} belongs to a run with {_difference(name, progress.run.get(name), run.get(name))}; "
+                "resume with the settings and data of that run, or train into another folder"
             )
     for name, parameter in parameters.items():
         if (value := tensors.get(f"parameters.{name}")) is None or value.shape != parameter.shape:
-            raise TrainingError(f"{path} has no {name} of shape {tuple(parameter.shape)}; it is of another adapter")
+            raise TrainingError(
+                f"{path} has no {name} of shape {tuple(parameter.shape)}; it belongs to another adapter"
+            )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"parameters.{name}"])
@@ -121,7 +130,8 @@ def load_checkpoint(
     return progress, best
 
 
-def _differing(name: str, theirs: Any, ours: Any) -> str:
+def _difference(name: str, theirs: Any, ours: Any) -> str:
+    """Describe the difference between a checkpoint's value and this run's; of dicts, the first three fields."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         fields = [field for field in {**theirs, **ours} if theirs.get(field) != ours.get(field)]
         pairs = ", ".join(f"{field}={theirs.get(field)!r} (here {ours.get(field)!r})" for field in fields[:3])

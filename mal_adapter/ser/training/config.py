@@ -1,4 +1,4 @@
-"""`TrainingConfig`: how an adapter is trained, validated, as it is kept beside checkpoints and results."""
+"""`TrainingConfig`: the settings of a training run, validated, as they are saved in checkpoints and reports."""
 
 import dataclasses
 import math
@@ -20,32 +20,34 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How long, in what portions and towards what an adapter is trained; immutable and validated.
+    """The settings of a training run: steps, optimizer, loss and selection; immutable and validated.
 
     Args:
-        epochs: How often all dialogues are heard, at most.
+        epochs: Passes over all training dialogues, at most.
         batch_size: Dialogues per optimizer step, over all processes; gradients of smaller forwards are accumulated.
-        side_by_side: Dialogues that one process hears in one forward, at most. Costs memory, changes no gradient.
-        window: Utterances through which gradients flow back; the memory's content goes on beyond. None is the whole
-            dialogue. At least 2, since what an utterance writes is judged by the answers to later ones.
-        learning_rate: AdamW's, after warm-up.
-        weight_decay: AdamW's.
-        schedule: Of the learning rate after warm-up: "cosine" falls to zero at the last epoch's end, "constant" stays.
-        warmup: The part of all steps in which the learning rate rises from zero, 0 … 1.
-        max_grad_norm: Longer gradients are shortened to this norm.
-        class_weights: What a label's utterances count in the loss: None is 1 each; "balanced" makes all labels count
-            alike; or label -> weight, 1 for those left out.
-        select_by: What decides on the dev dialogues which epoch is the best: "weighted_f1" or "loss".
-        patience: Stop after so many epochs that were no better than the best; None never does.
+        side_by_side: Dialogues per forward and process, at most. More of them need more device memory; the gradient is
+            the same.
+        window: Utterances through which gradients flow back; the memory keeps older content, without gradients. None
+            is the whole dialogue. At least 2, since the loss of later utterances trains what an utterance writes.
+        learning_rate: Of AdamW, after warm-up.
+        weight_decay: Of AdamW.
+        schedule: The learning rate after warm-up: "cosine" falls to zero at the end of the last epoch, "constant"
+            stays.
+        warmup: The fraction of all steps in which the learning rate rises from zero, 0 … 1.
+        max_grad_norm: Gradients with a larger norm are scaled down to this norm.
+        class_weights: The weight of each label in the loss. None is 1 for all; "balanced" gives all labels the same
+            total weight; a mapping of label to weight leaves missing labels at 1.
+        select_by: The metric on the dev dialogues that chooses the best epoch: "weighted_f1" or "loss".
+        patience: Stop after this many epochs without improvement; None disables early stopping.
         lora_rank: Rank of a LoRA (PEFT) on all linear layers of the host's decoder, trained beside the memory; None
-            leaves the host as it is.
+            leaves the host unchanged.
         gradient_checkpointing: Recompute the decoder layers in backward: less memory, more time. Needs labels of one
             token each.
-        cache_activations: Run the frozen part of the host, up to the memory, once per utterance, and keep what leaves
-            it on disk, in `activations` of the output folder. Needs labels of one token each and no LoRA.
+        cache_activations: Run the frozen part of the host, up to the memory, once per utterance, and save its output
+            on disk, in `activations` of the output folder. Needs labels of one token each and no LoRA.
         mixed_precision: "bf16" runs under bfloat16 autocast; the memory's state stays float32.
-        checkpoint_every: Steps from one checkpoint to the next; the end of an epoch always has one.
-        seed: Of the order of the dialogues, of dropout and of a LoRA's first weights.
+        checkpoint_every: Steps between two checkpoints; there is one at the end of each epoch, too.
+        seed: Of the order of dialogues, of dropout and of a LoRA's initial weights.
 
     Raises:
         ConfigError: A field is out of range.
@@ -102,7 +104,9 @@ class TrainingConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}={getattr(self, name)!r} is not True or False")
         if self.cache_activations and (self.lora_rank is not None or self.gradient_checkpointing):
-            raise ConfigError("cache_activations goes with neither lora_rank nor gradient_checkpointing; choose")
+            raise ConfigError(
+                "cache_activations can not be combined with lora_rank or gradient_checkpointing; leave one of them off"
+            )
         weights = self.class_weights
         if isinstance(weights, Mapping):
             if not all(isinstance(k, str) and _is_number(w) and 0 <= w <= 1e6 for k, w in weights.items()):
@@ -114,12 +118,12 @@ class TrainingConfig:
             raise ConfigError(f"class_weights={weights!r} is neither None, 'balanced' nor label -> weight")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values, in their order."""
+        """All fields as JSON values, in the order of the class."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "TrainingConfig":
-        """The inverse of `to_dict`; fields left out have their defaults.
+        """Inverse of `to_dict`; missing fields have their defaults.
 
         Raises:
             ConfigError: A field is unknown or out of range.

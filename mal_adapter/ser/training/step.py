@@ -13,9 +13,8 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 from mal_adapter.errors import TrainingError
 from mal_adapter.memory.precision import wide_tensor
 from mal_adapter.ser.dialogue import Dialogue
-from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
+from mal_adapter.ser.training.batch_scorer import BatchScorer
 from mal_adapter.ser.training.batches import Unusable
-from mal_adapter.ser.training.cached_host import CachedHost
 from mal_adapter.ser.training.config import TrainingConfig
 from mal_adapter.ser.training.loss import DialogueLoss, Tally, class_weights
 from mal_adapter.ser.training.trainable import Trainable
@@ -27,29 +26,30 @@ __all__ = ["Stepper"]
 
 
 class Stepper:
-    """AdamW on the gradient of a batch's mean loss, each process hearing its part of the dialogues.
+    """AdamW on the gradient of the mean loss of a batch; each process runs a share of its dialogues.
 
-    Gradients are summed over processes and divided by the weight of all labelled utterances, so that it makes no
-    difference which process heard what.
+    Gradients are summed over processes and divided by the weight of all labelled utterances. So the result doesn't
+    depend on how dialogues are distributed, up to rounding.
 
-    What is mutated: by `step`, the trainable parameters and random states.
+    What is mutated: `step` changes the trainable parameters and random states.
 
     Args:
-        recognizer, memory: what is trained.
-        trainable: their parameters.
-        dialogues: all training dialogues, for "balanced" class weights.
-        config: how to train.
-        accelerator: of the processes.
-        total_steps: of the whole training, for the schedule.
+        scorer: The recogniser, or its cached host.
+        memory: The recogniser's.
+        trainable: The parameters to train.
+        dialogues: All training dialogues, for "balanced" class weights.
+        config: The settings of the run.
+        accelerator: Joins the processes.
+        total_steps: Of the whole training, for the schedule.
 
     Attributes:
-        optimizer: an AdamW of one group of parameters.
-        done: steps so far.
+        optimizer: AdamW with one parameter group.
+        steps_done: Number of steps so far.
     """
 
     def __init__(
         self,
-        recognizer: EmotionRecognizer | CachedHost,
+        scorer: BatchScorer,
         memory: AttachedMemory,
         trainable: Trainable,
         dialogues: Sequence[Dialogue],
@@ -59,45 +59,46 @@ class Stepper:
     ) -> None:
         self._config, self._accelerator, self._trainable = config, accelerator, trainable
         self._parameters = list(trainable.parameters.values())
-        weights = class_weights(config.class_weights, dialogues, recognizer.labels)
+        weights = class_weights(config.class_weights, dialogues, scorer.labels)
         backward, autocast = accelerator.backward, accelerator.autocast
-        self._loss = DialogueLoss(recognizer, memory, weights, config.window, backward, autocast)
+        self._loss = DialogueLoss(scorer, memory, weights, config.window, backward, autocast)
         self.optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
         self._total_steps = total_steps
         self.start(0)
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """The learning rate of the next step."""
         return float(self._schedule.get_last_lr()[0])
 
-    def start(self, done: int) -> None:
-        """Go on after `done` steps; a learning rate depends on nothing else."""
-        self.done = done
+    def start(self, steps_done: int) -> None:
+        """Start the schedule after `steps_done` steps; the learning rate depends on nothing else."""
+        self.steps_done = steps_done
         warmup = round(self._config.warmup * self._total_steps)
         for group in self.optimizer.param_groups:
             group["initial_lr"] = self._config.learning_rate
         if self._config.schedule == "cosine":
             self._schedule = get_cosine_schedule_with_warmup(
-                self.optimizer, warmup, self._total_steps, last_epoch=done - 1
+                self.optimizer, warmup, self._total_steps, last_epoch=steps_done - 1
             )
         else:
-            self._schedule = get_constant_schedule_with_warmup(self.optimizer, warmup, last_epoch=done - 1)
+            self._schedule = get_constant_schedule_with_warmup(self.optimizer, warmup, last_epoch=steps_done - 1)
 
     def step(self, dialogues: Sequence[Dialogue], unusable: Unusable) -> Tally:
-        """One step on `dialogues`, the batch of all processes.
+        """Take one step on `dialogues`, the batch of all processes.
 
-        What is mutated: parameters, optimizer and random states; `unusable` learns of what can not be heard.
+        What is mutated: Parameters, optimizer and random states; `unusable` gets the utterances whose audio can't be
+        used.
 
         Returns:
             The sums over all processes.
 
         Raises:
-            TrainingError: a loss or the gradient is not finite. Parameters and optimizer are as before.
+            TrainingError: A loss or the gradient is not finite. Parameters and optimizer are unchanged.
         """
         here = self._accelerator
-        # Seeded by its place, a step is the same whether the run came here at once or in two parts.
-        set_seed(((self._config.seed * 1_000_003 + self.done) * here.num_processes + here.process_index) % 2**31)
+        # The seed depends on the step alone, so a resumed run has the same random numbers as an uninterrupted one.
+        set_seed(((self._config.seed * 1_000_003 + self.steps_done) * here.num_processes + here.process_index) % 2**31)
         self._trainable.train()
         self.optimizer.zero_grad()
         own = dialogues[here.process_index :: here.num_processes]
@@ -111,26 +112,28 @@ class Stepper:
             if not norm.isfinite():
                 named = ", ".join(dialogue.dialogue_id for dialogue in dialogues)
                 raise TrainingError(
-                    f"the gradient is not finite after the dialogues {named}. The adapter is as before this step; a "
-                    "lower learning_rate or a shorter window may help"
+                    f"the gradient is not finite after the dialogues {named}. The adapter has its values from before "
+                    "this step; a lower learning_rate or a shorter window may help"
                 )
             self.optimizer.step()
         self._schedule.step()
-        self.done += 1
+        self.steps_done += 1
         return tally
 
     def _join_processes(self, tally: Tally) -> Tally:
-        """The sums over all processes; the gradients become those of the mean loss. What took no part in a loss has a
-        gradient of zero, in every process."""
+        """Sum `tally` over all processes and turn the gradients into those of the mean loss.
+
+        A parameter without a gradient gets zeros, so that all processes reduce the same parameters.
+        """
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         if self._accelerator.num_processes > 1:
-            # As one tensor, since a reduction costs a round trip.
+            # As one tensor, since each reduction costs a round trip.
             joined = self._accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
             gradients = [
                 piece.view_as(p)
                 for p, piece in zip(self._parameters, joined.split([p.numel() for p in self._parameters]), strict=True)
             ]
-            sums = wide_tensor([tally.loss, tally.weight, tally.heard], joined.device)
+            sums = wide_tensor([tally.loss, tally.weight, tally.utterances], joined.device)
             tally = Tally(*self._accelerator.reduce(sums, "sum").tolist())
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient / (tally.weight or 1)

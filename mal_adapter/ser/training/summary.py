@@ -1,4 +1,4 @@
-"""What a training run leaves beside the weights: the adapter's metadata, and `training.json`."""
+"""The results of a training run besides the weights: `training.json`, and the adapter's metadata."""
 
 from __future__ import annotations
 
@@ -13,11 +13,23 @@ from mal_adapter.ser.provenance import versions
 from mal_adapter.ser.training.checkpoint import Progress
 from mal_adapter.serialization.metadata import AdapterMetadata
 
-__all__ = ["described", "report_of"]
+__all__ = ["trained_metadata", "training_report"]
 
 
-def report_of(progress: Progress, dialogues: Sequence[Dialogue], labels: LabelSet, processes: int) -> dict[str, Any]:
-    """What `training.json` says of a run that has ended; plain JSON values."""
+def training_report(
+    progress: Progress, dialogues: Sequence[Dialogue], labels: LabelSet, processes: int
+) -> dict[str, Any]:
+    """Make the content of `training.json` after a finished run.
+
+    Args:
+        progress: Of the finished run.
+        dialogues: The training dialogues.
+        labels: The label set.
+        processes: How many processes trained.
+
+    Returns:
+        Plain JSON values.
+    """
     emotions = [utterance.emotion for dialogue in dialogues for utterance in dialogue.utterances]
     return {
         **progress.run,
@@ -36,7 +48,7 @@ def report_of(progress: Progress, dialogues: Sequence[Dialogue], labels: LabelSe
     }
 
 
-def described(
+def trained_metadata(
     metadata: AdapterMetadata,
     labels: LabelSet,
     prompt: str,
@@ -44,7 +56,16 @@ def described(
     training_data: str | None,
     datasets: Sequence[str],
 ) -> AdapterMetadata:
-    """The card of an adapter that was trained to answer `prompt` with one of `labels`."""
+    """Add task, training data and data sets to an adapter's metadata.
+
+    Args:
+        metadata: Of the adapter; it is not changed.
+        labels: The answers that the adapter was trained for.
+        prompt: The question that it was trained with.
+        report: As `training_report` makes it.
+        training_data: A description of the data; counts of dialogues and labels if None.
+        datasets: Hub ids of the data sets.
+    """
     metadata = metadata.with_task(labels.names, prompt)
     if labels.aliases:
         metadata = dataclasses.replace(metadata, task={**(metadata.task or {}), "aliases": dict(labels.aliases)})

@@ -1,4 +1,4 @@
-"""Train a memory on dialogues: in order, through the recogniser's own prompt and scores, on any number of processes."""
+"""Train a memory on dialogues, with the recogniser's own prompt and scores, on any number of processes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from mal_adapter.ser.progress import progress_bar
 from mal_adapter.ser.provenance import digest_of
 from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
 from mal_adapter.ser.suitability import warn_of_no_past
+from mal_adapter.ser.training.arguments import argument_problems, trainable_memory
 from mal_adapter.ser.training.batches import Unusable, batches_of_epoch, report_unusable
 from mal_adapter.ser.training.cached_host import CachedHost
 from mal_adapter.ser.training.checkpoint import CHECKPOINT_NAME, Progress, load_checkpoint, save_checkpoint
-from mal_adapter.ser.training.checks import trained_memory, training_problems
 from mal_adapter.ser.training.config import TrainingConfig
 from mal_adapter.ser.training.step import Stepper
-from mal_adapter.ser.training.summary import described, report_of
+from mal_adapter.ser.training.summary import trained_metadata, training_report
 from mal_adapter.ser.training.trainable import Trainable
 from mal_adapter.ser.training.validation import dev_scores
-from mal_adapter.serialization.atomic import TEMPORARY_PREFIX, write_atomically
+from mal_adapter.serialization.atomic import remove_leftovers, write_atomically
 
 __all__ = ["train_memory"]
 
@@ -48,62 +48,69 @@ def train_memory(
     training_data: str | None = None,
     datasets: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Trains the recogniser's memory on whole dialogues and saves the best adapter, with a report, in `output`.
+    """Train the recogniser's memory on whole dialogues; save the best adapter and a report in `output`.
 
-    Utterances without a label, or with one outside of the recogniser's labels, are heard and not judged. Those that can
-    not be heard are reported and left out. A run that was killed goes on with `resume=True` and ends, on the CPU, with
-    the same bits. Under `accelerate launch` each process hears a part of every batch.
+    Utterances without a label, or with a label that the recogniser doesn't have, are written to the memory but have no
+    loss. Utterances whose audio can't be used are logged and left out. Under `accelerate launch` each process runs a
+    share of every batch. All arguments are checked before the host runs, and one error lists all problems.
 
-    What is mutated: the memory's adapter, which is the best one in the end, in eval mode; with `lora_rank` the host
-    gets PEFT's layers, trained; without, its weights stay as they are. Random states are set. The sessions of the
-    dialogues are forgotten.
+    What is mutated: The memory's adapter; at the end it has the weights of the best epoch and is in eval mode. With
+    `lora_rank` the host gets PEFT's layers, trained; without, the host's weights don't change. Random states are set.
+    The sessions of the dialogues are deleted.
 
     Args:
-        recognizer: with a memory; brings model, labels and prompt.
-        train: dialogues with different ids.
-        dev: other dialogues, to choose the best epoch and to stop early; without, the last epoch is taken.
-        output: folder of the adapter: `config.json`, `model.safetensors`, `README.md`, `training.json`; in `lora` the
-            LoRA, in `checkpoint` what `resume` goes on from.
-        config: how to train; the defaults unless given.
-        resume: go on from the checkpoint in `output`, or begin if there is none.
-        activations: folder for what `cache_activations` keeps, `activations` in `output` unless given. Runs on the same
-            host, layer, prompt and dialogues can share it, such as those of other seeds, or with another memory.
-        log_with: a tracker of accelerate's, such as "tensorboard", which writes to `output`.
-        training_data: the card's words about the data; counts unless given.
-        datasets: Hub ids of the datasets, for the card.
+        recognizer: With a memory. Its model, labels and prompt are those of training.
+        train: Dialogues with different ids.
+        dev: Other dialogues, to choose the best epoch and to stop early. Without them the last epoch is the best.
+        output: Folder for the adapter: `config.json`, `model.safetensors`, `README.md` and `training.json`. The LoRA is
+            saved in `lora`, the state of an unfinished run in `checkpoint`.
+        config: The settings; `TrainingConfig()` if None.
+        resume: Continue from the checkpoint in `output`; start if there is none. On the CPU a resumed run ends with the
+            same bits as an uninterrupted one.
+        activations: Folder for the files of `cache_activations`; `activations` in `output` if None. Runs with the same
+            host, layer, prompt and dialogues can share it, for example with other seeds or another memory.
+        log_with: A tracker of accelerate, such as "tensorboard", which writes to `output`.
+        training_data: A description of the data for the model card; counts of dialogues and labels if None.
+        datasets: Hub ids of the data sets, for the model card.
 
     Returns:
-        What `training.json` says: configuration, an entry per epoch, the best epoch, the bare host's dev metrics,
-        library versions.
-
-    What can be known before the host runs is checked first, and all of it is in one error. Where no labelled utterance
-    has another one before it, an `UninformativeDataWarning` says that the memory can learn nothing.
+        The content of `training.json`: configuration, an entry per epoch, the best epoch, the dev metrics of the host
+        alone, and library versions.
 
     Raises:
-        ConfigError: the recogniser has no memory, a dialogue id is repeated, or settings do not fit each other.
-        LabelError: not one utterance has one of the labels.
-        AudioError: the sound files of all labelled utterances are missing.
-        AdapterFormatError: the adapter could not be saved in `output`, or `training_data` or `datasets` are no text.
-        SessionError: the memory is detached, the caller's block has a session open, or a dialogue id can't be one of a
-            session.
-        TrainingError: a loss or gradient is not finite (the last good values are in the checkpoint); not one labelled
-            utterance was understood; `output` holds an adapter, or the checkpoint of another run; or PEFT is missing.
+        ConfigError: The recogniser has no memory, a dialogue id is repeated, settings can't be combined, or accelerate
+            can't use them here.
+        LabelError: No utterance has one of the labels.
+        AudioError: The sound files of all labelled utterances are missing.
+        AdapterFormatError: The adapter can't be saved in `output`, or `training_data` or `datasets` are not text.
+        SessionError: The memory is detached, the caller's block has a session open, or a dialogue id is not a valid
+            session id.
+        HostError: The host can't run from cached activations.
+        TrainingError: A loss or gradient is not finite (the checkpoint has the last good values); no labelled utterance
+            has usable audio; or `output` can't be written to, or has an adapter or a checkpoint of another run.
+        MissingDependencyError: PEFT, for `lora_rank`, or the tracker of `log_with` is not installed.
+
+    Warns:
+        UninformativeDataWarning: No labelled utterance has an earlier one in its dialogue, so the memory can learn
+            nothing.
     """
     output, config = Path(output), TrainingConfig() if config is None else config
-    kept = output / ACTIVATIONS_NAME if activations is None else Path(activations)
     raise_problems(
-        training_problems(
+        argument_problems(
             recognizer, train, dev, output, config, resume, log_with, training_data, datasets, activations
         )
     )
     warn_of_no_past(train, recognizer.labels, "training")
     warn_of_no_past(dev, recognizer.labels, "dev")
-    return _Run(recognizer, train, dev, output, config, kept, log_with).go(
-        training_data=training_data, datasets=datasets
-    )
+    cache_folder = output / ACTIVATIONS_NAME if activations is None else Path(activations)
+    run = _Run(recognizer, train, dev, output, config, cache_folder, log_with)
+    run.train()
+    return run.save_results(training_data, datasets)
 
 
 class _Run:
+    """One run of `train_memory`: its parts, its progress, and what it saves."""
+
     def __init__(
         self,
         recognizer: EmotionRecognizer,
@@ -111,37 +118,25 @@ class _Run:
         dev: Sequence[Dialogue],
         output: Path,
         config: TrainingConfig,
-        activations: Path,
+        cache_folder: Path,
         log_with: str | None,
     ) -> None:
-        memory = trained_memory(recognizer)
+        memory = trainable_memory(recognizer)
         self.recognizer, self.memory, self.config, self.output = recognizer, memory, config, output
         self.dialogues, self.dev = list(train), list(dev)
         self.checkpoint = output / CHECKPOINT_NAME
         self.log_with = log_with
-        try:
-            self.accelerator = Accelerator(
-                mixed_precision=config.mixed_precision, log_with=log_with, project_dir=str(output) if log_with else None
-            )
-        except ValueError as error:  # such as bf16 where the device has none, or after a run without it
-            raise ConfigError(
-                f"accelerate can't train with mixed_precision={config.mixed_precision!r}: {error}"
-            ) from error
-        if (launched := int(os.environ.get("WORLD_SIZE", "1"))) != self.accelerator.num_processes:
-            raise ConfigError(
-                f"{launched} processes were launched, but accelerate has joined {self.accelerator.num_processes} of "
-                "them; on CPUs, set ACCELERATE_USE_CPU=true"
-            )
+        self.accelerator = _make_accelerator(config, output, log_with)
         if getattr(recognizer.model, "hf_device_map", None) is None:
             recognizer.model.to(self.accelerator.device)
             memory.adapter.to(self.accelerator.device)
-        set_seed(config.seed)  # a LoRA's first weights, the same in all processes
+        set_seed(config.seed)  # so that a LoRA has the same initial weights in all processes
         self.trainable = Trainable(
             recognizer.model, memory, config.lora_rank, gradient_checkpointing=config.gradient_checkpointing
         )
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
         total = self.steps_per_epoch * config.epochs
-        self.cached = CachedHost(recognizer, memory, activations) if config.cache_activations else None
+        self.cached = CachedHost(recognizer, memory, cache_folder) if config.cache_activations else None
         self.stepper = Stepper(
             self.cached or recognizer, memory, self.trainable, train, config, self.accelerator, total
         )
@@ -149,8 +144,37 @@ class _Run:
         self.unusable: Unusable = {}
         self.progress = Progress(self._identity())
 
+    def train(self) -> None:
+        """Run all epochs that are left; then set the parameters to those of the best epoch."""
+        self._start_or_resume()
+        with self.trainable.frozen():
+            if self.cached is not None:
+                self._fill_cache(self.cached)
+            if self.dev and self.progress.host_dev is None:
+                self.progress.host_dev = self._score_dev(self.recognizer.without_memory())
+            while not self._finished():
+                self._run_epoch()
+                self._end_epoch()
+        self.trainable.load_values(self.best)
+
+    def save_results(self, training_data: str | None, datasets: Sequence[str]) -> dict[str, Any]:
+        """Save adapter, LoRA and report in the output folder; return the report."""
+        labels, prompt, adapter = self.recognizer.labels, self.recognizer.prompt, self.memory.adapter
+        report = training_report(self.progress, self.dialogues, labels, self.accelerator.num_processes)
+        adapter.metadata = trained_metadata(adapter.metadata, labels, prompt, report, training_data, datasets)
+        if self.accelerator.is_main_process:
+            adapter.save_pretrained(self.output)
+            self.trainable.save_lora(self.output / LORA_NAME)
+            write_atomically(self.output / REPORT_NAME, (json.dumps(report, indent=2) + "\n").encode())
+        if self.log_with is not None:
+            self.accelerator.end_training()
+        self.accelerator.wait_for_everyone()
+        return report
+
+    # -------------------------------------------------------------------------------------------------- the start
+
     def _identity(self) -> dict[str, Any]:
-        """What a run that resumes this one must have in common with it, as JSON gives it back."""
+        """Describe the run, in JSON values. A run that resumes this one must have the same description."""
         identity = {
             "config": self.config.to_dict(),
             "memory": self.memory.adapter.config.to_dict(),
@@ -163,48 +187,24 @@ class _Run:
         decoded: dict[str, Any] = json.loads(json.dumps(identity))
         return decoded
 
-    def go(self, *, training_data: str | None, datasets: Sequence[str]) -> dict[str, Any]:
-        self._begin()
-        with self.trainable.frozen():
-            if self.cached is not None:
-                self._listen(self.cached)
-            if self.dev and self.progress.host_dev is None:
-                self.progress.host_dev = self._evaluate(self.recognizer.without_memory())
-            while not self._finished():
-                self._epoch()
-        self.trainable.put(self.best)
-        labels, prompt, adapter = self.recognizer.labels, self.recognizer.prompt, self.memory.adapter
-        report = report_of(self.progress, self.dialogues, labels, self.accelerator.num_processes)
-        adapter.metadata = described(adapter.metadata, labels, prompt, report, training_data, datasets)
-        if self.accelerator.is_main_process:
-            adapter.save_pretrained(self.output)
-            self.trainable.save_lora(self.output / LORA_NAME)
-            write_atomically(self.output / REPORT_NAME, (json.dumps(report, indent=2) + "\n").encode())
-        if self.log_with is not None:
-            self.accelerator.end_training()
-        self.accelerator.wait_for_everyone()
-        return report
-
-    def _begin(self) -> None:
-        there = self.checkpoint.exists()
-        if there:
+    def _start_or_resume(self) -> None:
+        if self.checkpoint.exists():
             parameters = self.trainable.parameters
             self.progress, self.best = load_checkpoint(
                 self.checkpoint, self.progress.run, parameters, self.stepper.optimizer
             )
             self.unusable.update({(d, u): reason for d, u, reason in self.progress.unusable})
         for parameter in self.trainable.parameters.values():
-            broadcast(parameter.data)  # each process has drawn a fresh adapter of its own; the first one's counts
+            broadcast(parameter.data)  # fresh adapters differ between processes; that of the first one is used
         if self.accelerator.is_main_process:
             self.output.mkdir(parents=True, exist_ok=True)
-            for left in self.checkpoint.parent.glob(f"{TEMPORARY_PREFIX}*"):  # by a process that was killed
-                left.unlink()
+            remove_leftovers(self.checkpoint.parent, older_than_s=0)  # no other process trains into this folder
         self.stepper.start(self.progress.epoch * self.steps_per_epoch + self.progress.step)
         if self.log_with is not None:
             self.accelerator.init_trackers("mal_adapter")
 
-    def _listen(self, cached: CachedHost) -> None:
-        """Fills the cache, each process with a part of the dialogues."""
+    def _fill_cache(self, cached: CachedHost) -> None:
+        """Cache the activations of all utterances; each process runs a share of the dialogues."""
         here = self.accelerator
         own = [u for d in self.dialogues[here.process_index :: here.num_processes] for u in d.utterances]
         own = [u for u in own if (u.dialogue_id, u.utterance_id) not in self.unusable]
@@ -224,13 +224,13 @@ class _Run:
 
     # ------------------------------------------------------------------------------------------------ one epoch
 
-    def _epoch(self) -> None:
+    def _run_epoch(self) -> None:
         progress, config = self.progress, self.config
         batches = batches_of_epoch(self.dialogues, config.batch_size, config.seed, progress.epoch)
         bar = progress_bar(
             desc=f"epoch {progress.epoch + 1}/{config.epochs}",
             total=sum(len(dialogue.utterances) for dialogue in self.dialogues),
-            initial=progress.heard,
+            initial=progress.utterances,
             unit="utterance",
             shown=self.accelerator.is_main_process,
         )
@@ -244,34 +244,33 @@ class _Run:
                 progress.step += 1
                 progress.loss += tally.loss
                 progress.weight += tally.weight
-                progress.heard += int(tally.heard)
-                bar.update(int(tally.heard))
+                progress.utterances += int(tally.utterances)
+                bar.update(int(tally.utterances))
                 bar.set_postfix(loss=f"{progress.loss / (progress.weight or 1):.3f}", refresh=False)
                 self._log({"loss": tally.loss / (tally.weight or 1), "learning_rate": self.stepper.learning_rate})
                 if progress.step % config.checkpoint_every == 0 and progress.step < len(batches):
                     self._save_checkpoint()
-        self._end_epoch()
 
     def _end_epoch(self) -> None:
         progress = self.progress
         if not progress.weight:
-            lost = next(iter(self.unusable.values()), "their weights are zero")
-            raise TrainingError(f"not one labelled utterance of an epoch counts, so nothing is learned: {lost}")
+            reason = next(iter(self.unusable.values()), "their weights are zero")
+            raise TrainingError(f"no labelled utterance of this epoch is in the loss, so nothing is learned: {reason}")
         self.unusable.update(gather_object(list(self.unusable.items())))
         entry: dict[str, Any] = {
             "epoch": progress.epoch + 1,
             "loss": progress.loss / (progress.weight or 1),
-            "utterances": progress.heard,
+            "utterances": progress.utterances,
         }
         if self.dev:
-            entry["dev"] = self._evaluate(self.recognizer)
+            entry["dev"] = self._score_dev(self.recognizer)
             self._log({f"dev_{name}": value for name, value in entry["dev"].items()})
         if self._is_best(entry):
             progress.best_epoch = entry["epoch"]
-            self.best = self.trainable.values()
+            self.best = self.trainable.copy_values()
         progress.history.append(entry)
         progress.epoch, progress.step = progress.epoch + 1, 0
-        progress.loss, progress.weight, progress.heard = 0.0, 0.0, 0
+        progress.loss, progress.weight, progress.utterances = 0.0, 0.0, 0
         self._save_checkpoint()
 
     def _is_best(self, entry: dict[str, Any]) -> bool:
@@ -282,16 +281,16 @@ class _Run:
             return bool(entry["dev"]["loss"] < best["loss"])
         return bool(entry["dev"]["weighted_f1"] > best["weighted_f1"])
 
-    def _evaluate(self, recognizer: EmotionRecognizer) -> dict[str, float]:
+    def _score_dev(self, recognizer: EmotionRecognizer) -> dict[str, float]:
         scores = dev_scores(recognizer, self.dev, self.accelerator, self.config.side_by_side)
         self.memory.states.forget(dialogue.dialogue_id for dialogue in self.dev)
         return scores
 
-    # ------------------------------------------------------------------------------------------- what is written
+    # ------------------------------------------------------------------------------------------- what is saved
 
     def _log(self, values: dict[str, float]) -> None:
         if self.log_with is not None:
-            self.accelerator.log(values, step=self.stepper.done)
+            self.accelerator.log(values, step=self.stepper.steps_done)
 
     def _save_checkpoint(self) -> None:
         if self.accelerator.is_main_process:
@@ -299,3 +298,23 @@ class _Run:
             save_checkpoint(
                 self.checkpoint, self.progress, self.trainable.parameters, self.best, self.stepper.optimizer
             )
+
+
+def _make_accelerator(config: TrainingConfig, output: Path, log_with: str | None) -> Accelerator:
+    """Join the processes.
+
+    Raises:
+        ConfigError: The device or this process can't have the precision, or not all launched processes have joined.
+    """
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision, log_with=log_with, project_dir=str(output) if log_with else None
+        )
+    except ValueError as error:  # the device has no bf16, or this process has used another precision before
+        raise ConfigError(f"accelerate can't train with mixed_precision={config.mixed_precision!r}: {error}") from error
+    if (launched := int(os.environ.get("WORLD_SIZE", "1"))) != accelerator.num_processes:
+        raise ConfigError(
+            f"{launched} processes were launched, but accelerate has joined {accelerator.num_processes} of them; on "
+            "CPUs, set ACCELERATE_USE_CPU=true"
+        )
+    return accelerator

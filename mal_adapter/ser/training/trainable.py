@@ -1,4 +1,4 @@
-"""What of a host and its memory is trained: the adapter, and a LoRA beside it; the rest stays frozen."""
+"""The trained parameters of a host with a memory: the adapter, and optionally a LoRA. The rest is frozen."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["Trainable"]
 class Trainable:
     """The adapter of a memory and, with `lora_rank`, a LoRA on all linear layers of the host's decoder.
 
-    What is mutated: the host gets PEFT's layers where there is a `lora_rank`, which answer as before until trained.
+    What is mutated: With `lora_rank` the host gets PEFT's layers, whose output is unchanged until they are trained.
 
     Args:
-        model: the host; its own weights get no gradients within `frozen`.
-        memory: attached to it.
+        model: The host; its own weights get no gradients within `frozen`.
+        memory: Attached to the host.
         lora_rank: None for no LoRA.
-        gradient_checkpointing: recompute the decoder layers in backward.
+        gradient_checkpointing: Recompute the decoder layers in backward.
 
     Attributes:
-        parameters: name -> parameter, `adapter.…` and `lora.…`.
+        parameters: Name -> parameter, `adapter.…` and `lora.…`.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Trainable:
             names = [name for name, module in model.named_modules() if id(module) in inside]
             config = peft.LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules=names)
             self._peft = peft.get_peft_model(model, config)
-            model.eval()  # PEFT's layers begin in training mode
+            model.eval()  # PEFT's layers start in training mode
             lora = {f"lora.{name}": p for name, p in model.named_parameters() if p.requires_grad}
         adapter = {f"adapter.{name}": p for name, p in memory.adapter.named_parameters()}
         self.parameters: dict[str, nn.Parameter] = adapter | lora
@@ -56,13 +56,13 @@ class Trainable:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Within this block nothing but `parameters` gets gradients. Ends with host and adapter in eval mode."""
+        """Within this block only `parameters` get gradients. At its end host and adapter are in eval mode."""
         own = set(self.parameters.values())
-        asked = [p for p in self._model.parameters() if p.requires_grad and p not in own]
-        for parameter in asked:
+        others = [p for p in self._model.parameters() if p.requires_grad and p not in own]
+        for parameter in others:
             parameter.requires_grad_(False)
         if self._checkpointing:
-            # Reentrant checkpoints would want inputs that require gradients, which a frozen host has none of.
+            # Reentrant checkpoints need inputs that require gradients; a frozen host has none.
             self._model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         try:
             yield
@@ -70,27 +70,27 @@ class Trainable:
             self.train(False)
             if self._checkpointing:
                 self._model.gradient_checkpointing_disable()
-            for parameter in asked:
+            for parameter in others:
                 parameter.requires_grad_(True)
 
     def train(self, mode: bool = True) -> None:
-        """The adapter in training mode, the host in eval mode: its dropout stays off."""
+        """Set the mode of the adapter. The host stays in eval mode, so its dropout is off."""
         self._memory.train(mode)
         for layer in self._layers if self._checkpointing else ():
-            # transformers checkpoints a layer whose own flag says training; its children's, dropout included, stay.
+            # transformers checkpoints a layer whose own `training` is True; its children, dropout included, keep eval.
             layer.training = mode
 
-    def values(self) -> dict[str, Tensor]:
-        """A copy of the parameters as they are, on the CPU."""
+    def copy_values(self) -> dict[str, Tensor]:
+        """Copy the present values of the parameters to the CPU."""
         return {name: p.detach().cpu().clone() for name, p in self.parameters.items()}
 
     @torch.no_grad()
-    def put(self, values: dict[str, Tensor]) -> None:
-        """Sets the parameters, in place."""
+    def load_values(self, values: dict[str, Tensor]) -> None:
+        """Set the parameters, in place."""
         for name, parameter in self.parameters.items():
             parameter.copy_(values[name])
 
     def save_lora(self, folder: Path) -> None:
-        """Writes the LoRA as PEFT does, to be loaded by `PeftModel.from_pretrained(model, folder)`; nothing without."""
+        """Save the LoRA, if there is one, in PEFT's format: `PeftModel.from_pretrained(model, folder)` loads it."""
         if self._peft is not None:
             self._peft.save_pretrained(str(folder), save_embedding_layers=False)

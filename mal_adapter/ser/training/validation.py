@@ -1,4 +1,4 @@
-"""How well dev dialogues are answered, between the epochs of a training."""
+"""Metrics on the dev dialogues, after each epoch of a training."""
 
 from __future__ import annotations
 
@@ -22,14 +22,23 @@ __all__ = ["dev_scores"]
 def dev_scores(
     recognizer: EmotionRecognizer, dialogues: Sequence[Dialogue], accelerator: Accelerator, side_by_side: int
 ) -> dict[str, float]:
-    """`loss`, the mean of -log of the truth's probability; `weighted_f1`; and the number of `utterances`.
+    """Run the dev dialogues and score the answers; each process runs a share of them.
 
-    Each process hears a part of the dialogues, without autocast, as they will be heard.
+    Forwards run without autocast, as in recognition.
 
-    What is mutated: the sessions of the dialogues that this process hears.
+    What is mutated: The sessions of the dialogues that this process runs.
+
+    Args:
+        recognizer: With or without its memory.
+        dialogues: The dev dialogues.
+        accelerator: Joins the processes.
+        side_by_side: Dialogues per forward and process, at most.
+
+    Returns:
+        `loss`, the mean of -log of the true label's probability; `weighted_f1`; and the number of `utterances`.
 
     Raises:
-        LabelError: no utterance can be heard and has one of the labels.
+        LabelError: No utterance has usable audio and one of the labels.
     """
     labels = recognizer.labels
     own = dialogues[accelerator.process_index :: accelerator.num_processes]
@@ -44,10 +53,12 @@ def dev_scores(
             answers.append((target, labels.index(result.label), -math.log(max(probability, 1e-30))))
     answers = gather_object(answers)
     if not answers:
-        raise LabelError(f"no utterance of the dev dialogues can be heard and has one of {', '.join(labels)}")
+        raise LabelError(
+            f"no utterance of the dev dialogues has usable audio and one of the labels {', '.join(labels)}"
+        )
     truth, predicted, losses = zip(*answers, strict=True)
     return {
-        "loss": math.fsum(losses) / len(losses),  # in any order the same, for any number of processes
+        "loss": math.fsum(losses) / len(losses),  # the same in any order, so for any number of processes
         "weighted_f1": float(f1_score(truth, predicted, average="weighted", zero_division=0)),
         "utterances": len(answers),
     }

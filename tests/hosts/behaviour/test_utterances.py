@@ -51,10 +51,10 @@ def test_a_session_continues_from_its_last_state(host: TinyHost, model: PreTrain
     assert_states_close(memory.states["in parts"], expected, 0)
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}], ids=["as configured", "no cache"])
 @torch.no_grad()
 def test_repeated_audio_is_a_new_utterance_in_the_same_block_and_in_another(
-    host: TinyHost, model: PreTrainedModel, use_cache: bool
+    host: TinyHost, model: PreTrainedModel, options: dict[str, bool]
 ):
     """A follow-up question repeats the chat and its audio; so does a retry. Each generate() is one utterance."""
     prompt = host.prompt([5], seed=1)
@@ -67,10 +67,10 @@ def test_repeated_audio_is_a_new_utterance_in_the_same_block_and_in_another(
     turns = [first, follow_up, follow_up]
     with memory.session("one block"):
         for inputs in turns:
-            greedy(model, inputs, use_cache=use_cache)
+            greedy(model, inputs, **options)
     for inputs in turns:
         with memory.session("a block each"):
-            greedy(model, inputs, use_cache=use_cache)
+            greedy(model, inputs, **options)
     assert memory.states["one block"].utterances.tolist() == [3]
     assert_states_close(memory.states["one block"], memory.states["a block each"], 0)
 

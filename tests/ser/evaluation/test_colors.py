@@ -1,4 +1,4 @@
-"""Emotions keep their colours, and colour-blind readers can tell those of one label set apart."""
+"""Emotions keep their colours, and the colours of a label set are distinct for colour-blind readers."""
 
 from itertools import combinations
 
@@ -25,7 +25,7 @@ def linear(color):
 
 
 def lab(rgb):
-    """CIELAB of linear RGB, in which 2.3 is a difference one just notices."""
+    """CIELAB of linear RGB, in which a difference of 2.3 is just noticeable."""
     xyz = XYZ @ np.clip(rgb, 0, 1) / XYZ.sum(1)
     x, y, z = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
@@ -33,7 +33,7 @@ def lab(rgb):
 
 @pytest.mark.parametrize("vision", VISIONS)
 @pytest.mark.parametrize("name", SETS)
-def test_the_colors_of_a_label_set_are_told_apart(name, vision):
+def test_the_colors_of_a_label_set_are_distinct_for_every_vision(name, vision):
     colors = emotion_colors(SETS[name])
     assert list(colors) == list(SETS[name])
     for (one, first), (two, second) in combinations(colors.items(), 2):
@@ -52,7 +52,7 @@ def test_unknown_and_too_many_labels_have_colors_too():
     assert len(emotion_colors(many)) == 40
 
 
-def test_words_on_a_color_are_read():
+def test_words_on_a_color_have_enough_contrast():
     for color in set().union(*(emotion_colors(labels).values() for labels in SETS.values())):
         ink, ground = (float(XYZ[1] @ linear(one)) + 0.05 for one in (ink_on(color), color))
         assert max(ink, ground) / min(ink, ground) >= 4.5, color

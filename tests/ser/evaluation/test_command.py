@@ -1,4 +1,4 @@
-"""From a folder in MELD's layout to a trained adapter, its evaluation, a report and a card; all by commands."""
+"""From a folder in MELD's layout to a trained adapter, its evaluation, a report and a model card, by commands only."""
 
 import json
 import re
@@ -58,11 +58,13 @@ def test_from_meld_to_a_report(meld, tmp_path):
     assert [(e["dataset_name"].lower(), e["dataset_split"]) for e in card.evaluation] == [("meld", "test")]
     assert card.evaluation[0]["metrics"]["accuracy"] == round(figures["arms"]["own"]["wa"], 4)
     assert "weighted_f1" in (tmp_path / "titans" / "README.md").read_text()
-    again = run(*evaluated, "--adapter", tmp_path / "titans", *more)  # what was heard is read, the card holds one entry
+    again = run(
+        *evaluated, "--adapter", tmp_path / "titans", *more
+    )  # answers are read from the folder; the card has one entry
     assert again.stdout == done.stdout
     assert len(MemoryAdapter.from_pretrained(tmp_path / "titans").metadata.evaluation) == 1
 
-    for split in ("dev", "test"):  # two parts as the folds of one cross-validation
+    for split in ("dev", "test"):  # two splits as the folds of one cross-validation
         fold = ["--split", split, "--arms", "host_only,own", "--adapter", tmp_path / "titans"]
         assert run(*evaluated, *fold, "--output", tmp_path / f"fold-{split}").exit_code == 0
     done = run("report", tmp_path / "fold-dev", tmp_path / "fold-test", "--output", tmp_path / "folds")
@@ -71,10 +73,10 @@ def test_from_meld_to_a_report(meld, tmp_path):
     assert whole["arms"]["own"]["utterances"] == sum(COUNTS["test"]) + sum(COUNTS["dev"])
 
 
-def test_wrong_wishes_are_one_typed_error(meld, tmp_path):
+def test_wrong_options_raise_one_typed_error(meld, tmp_path):
     manifest = make_dialogues(tmp_path / "calls", (2, 2), "dev")[0].utterances[0].audio.parent / "manifest.jsonl"
     out = ["--output", tmp_path / "out"]
-    wishes = {
+    options = {
         ("evaluate", manifest, *out): (ConfigError, "nothing to evaluate"),
         ("evaluate", manifest, "--model", HOST_FOLDER, "--card", *out): (ConfigError, "--card"),
         ("evaluate", "meld", "--root", meld, "--split", "exam", "--model", HOST_FOLDER, *out): (ConfigError, "'exam'"),
@@ -92,34 +94,45 @@ def test_wrong_wishes_are_one_typed_error(meld, tmp_path):
             "'exam'",
         ),
     }
-    for wish, (error, words) in wishes.items():
-        done = run(*wish)
-        assert isinstance(done.exception, error), (wish, done.output, done.exception)
+    for arguments, (error, words) in options.items():
+        done = run(*arguments)
+        assert isinstance(done.exception, error), (arguments, done.output, done.exception)
         assert words in str(done.exception)
     assert not (tmp_path / "out").exists()
 
 
 def test_json_and_the_dtype_of_an_evaluation(meld, tmp_path):
     AcceleratorState._reset_state()
-    wish = ["evaluate", "meld", "--root", meld, "--model", HOST_FOLDER, "--output", tmp_path / "out", "--device", "cpu"]
+    command = [
+        "evaluate",
+        "meld",
+        "--root",
+        meld,
+        "--model",
+        HOST_FOLDER,
+        "--output",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        done = mal_adapter(*wish, "--dtype", "bfloat16", "--json")
+        done = mal_adapter(*command, "--dtype", "bfloat16", "--json")
     assert done.exit_code == 0, done.stderr
-    assert re.search("^note: MELD", done.stderr, re.MULTILINE)  # not as Python shows it, with a line of code
+    assert re.search("^note: MELD", done.stderr, re.MULTILINE)  # unlike Python's own format, without a line of code
     answer = json.loads(done.stdout)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert answer == {"output": str(tmp_path / "out"), "page": str(tmp_path / "out" / "report.html"), **report}
     assert answer["run"]["dtype"] == "bfloat16"
     again = mal_adapter("report", tmp_path / "out", "--output", tmp_path / "again", "--json")
     assert json.loads(again.stdout)["arms"] == answer["arms"]
-    other = mal_adapter(*wish, "--dtype", "float32", "--json")  # what was heard in another dtype is no answer
+    other = mal_adapter(*command, "--dtype", "float32", "--json")  # answers in another dtype are not reused
     assert other.exit_code == 1
     assert json.loads(other.stdout)["error"]["type"] == "EvaluationError"
     assert "(dtype)" in other.stderr
 
 
-def test_a_lora_beside_the_memory_is_heard_by_predict(tmp_path):
+def test_predict_uses_the_lora_beside_the_memory(tmp_path):
     from peft import PeftModel
 
     from mal_adapter import attach_memory

@@ -1,4 +1,4 @@
-"""A dialogue as coloured cells: the right colours, crosses at what is wrong, and words that stay in their cells."""
+"""A dialogue as coloured cells: the emotions' colours, crosses at wrong answers, and words that fit in their cells."""
 
 import pytest
 from matplotlib.colors import to_hex
@@ -19,12 +19,12 @@ def drawn(labels, truths, *answers):
     return axes
 
 
-def test_colors_are_the_emotions_and_a_cross_is_an_error():
+def test_cells_have_the_emotions_colors_and_crosses_mark_errors():
     axes = drawn(DEMO, ["sad", "happy", None], ["sad", "sad", "angry"], ["sad", "happy", "happy"])
     colors = emotion_colors(DEMO)
     cells = [to_hex(cell.get_facecolor()) for cell in axes.patches]
     assert [cells[turn * 3 + 1] for turn in range(3)] == [colors["sad"], colors["sad"], colors["angry"]]
-    assert cells[2 * 3] not in colors.values()  # no truth is known there
+    assert cells[2 * 3] not in colors.values()  # its truth is unknown
     words = [text.get_text() for text in axes.texts]
     assert words == [
         "sad", "sad\n100 %", "sad\n100 %", "happy", "sad\n✗ 100 %", "happy\n100 %", "–", "angry\n100 %", "happy\n100 %"
@@ -33,7 +33,7 @@ def test_colors_are_the_emotions_and_a_cross_is_an_error():
 
 
 @pytest.mark.parametrize("labels", [DEMO, MELD, IEMOCAP_6, EMORYNLP], ids=len)
-def test_words_stay_in_their_cells_and_give_way_to_a_legend(labels):
+def test_words_fit_in_their_cells_or_a_legend_replaces_them(labels):
     longest = max(labels, key=len)
     for turns in range(6, 30):
         axes = drawn(labels, [longest] * turns, [min(labels, key=len)] * turns, [longest] * turns)

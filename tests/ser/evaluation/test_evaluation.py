@@ -1,4 +1,4 @@
-"""Evaluation: each arm hears what it says, and stopping, sharding and bad files change nothing."""
+"""Evaluation: each arm has the history that it documents; stops, processes and bad files do not change answers."""
 
 import dataclasses
 import itertools
@@ -56,7 +56,7 @@ def close(first, second):
 
 
 def expected(recognizer, sessions):
-    """What the recogniser says of each utterance after the ones before it in its session."""
+    """Utterance -> the recogniser's probabilities after the earlier utterances of its session."""
     answers = {}
     for session in sessions:
         recognizer.memory.states.pop("expected", None)
@@ -67,7 +67,7 @@ def expected(recognizer, sessions):
     return answers
 
 
-def test_each_arm_hears_what_it_says(recognizer, dialogues, answered):
+def test_each_arm_has_the_history_that_it_documents(recognizer, dialogues, answered):
     turns = [list(dialogue.utterances) for dialogue in dialogues]
     close(of_arm(answered, "own"), expected(recognizer, turns))
     close(of_arm(answered, "host_only"), expected(recognizer.without_memory(), turns))
@@ -85,9 +85,9 @@ def test_each_arm_hears_what_it_says(recognizer, dialogues, answered):
 
 
 def test_shuffled_dialogues_have_the_same_utterances_in_another_order(recognizer, dialogues, answered):
-    shuffled, right = of_arm(answered, "shuffled"), of_arm(answered, "own")
-    assert shuffled.keys() == right.keys()
-    assert any(shuffled[key] != pytest.approx(right[key], abs=1e-3) for key in right)
+    shuffled, own = of_arm(answered, "shuffled"), of_arm(answered, "own")
+    assert shuffled.keys() == own.keys()
+    assert any(shuffled[key] != pytest.approx(own[key], abs=1e-3) for key in own)
 
 
 def utterances_of(lengths, folder):
@@ -144,7 +144,7 @@ def test_another_seed_gives_other_answers_of_other_dialogues_only(recognizer, di
     )
 
 
-def test_history_is_joined_in_order_as_far_as_the_host_hears(recognizer, dialogues, answered, tmp_path):
+def test_history_is_joined_in_order(recognizer, dialogues, answered, tmp_path):
     us = dialogues[0].utterances
     assert _join(us[:3], tmp_path / "joined.wav", 16_000)
     joined = load_waveform(Utterance("d", "0", "A", tmp_path / "joined.wav"))
@@ -160,14 +160,14 @@ def test_history_is_joined_in_order_as_far_as_the_host_hears(recognizer, dialogu
     assert history[us[2].dialogue_id, us[2].utterance_id] == pytest.approx(answer.probabilities, abs=1e-5)
 
 
-def test_history_beyond_what_the_host_hears_is_shortened(recognizer, dialogues, tmp_path):
-    # four utterances and three pauses are 6.4 s, the demo's host hears 6
+def test_history_that_is_too_long_for_the_host_is_shortened(recognizer, dialogues, tmp_path):
+    # four utterances and three pauses are 6.4 s; the demo's host accepts 6
     one = evaluate(recognizer, dialogues[:1], output=tmp_path / "long", arms=["history"], history=3)
     two = evaluate(recognizer, dialogues[:1], output=tmp_path / "short", arms=["history"], history=2)
     assert one.answers[3]["arms"] == two.answers[3]["arms"]
 
 
-def test_an_evaluation_that_was_stopped_goes_on(recognizer, dialogues, answered, tmp_path, monkeypatch):
+def test_a_stopped_evaluation_continues(recognizer, dialogues, answered, tmp_path, monkeypatch):
     more = [
         dataclasses.replace(
             d,
@@ -194,7 +194,7 @@ def test_an_evaluation_that_was_stopped_goes_on(recognizer, dialogues, answered,
     with pytest.raises(EvaluationError, match="no complete"):
         read_evaluation(tmp_path / "stopped")
     resumed = evaluate(recognizer, more, output=tmp_path / "stopped")
-    assert [len(group) for group in calls] == [3, 3, 3]  # the first one was not heard again
+    assert [len(group) for group in calls] == [3, 3, 3]  # the first group did not run again
     assert resumed.answers == whole.answers
     assert sorted(path.name for path in (tmp_path / "stopped").iterdir()) == ["answers.jsonl", "evaluation.json"]
     again = evaluate(recognizer, more, output=tmp_path / "stopped")
@@ -203,7 +203,7 @@ def test_an_evaluation_that_was_stopped_goes_on(recognizer, dialogues, answered,
 
 
 @pytest.mark.parametrize("count", [1, 2, 16, 17, 18, 32, 33, 49])
-def test_each_dialogue_is_in_one_of_few_groups_of_like_size(dialogues, count):
+def test_each_dialogue_is_in_one_group_and_groups_have_about_one_size(dialogues, count):
     many = [
         Dialogue(str(n), (dataclasses.replace(dialogues[0].utterances[0], dialogue_id=str(n)),)) for n in range(count)
     ]
@@ -214,7 +214,7 @@ def test_each_dialogue_is_in_one_of_few_groups_of_like_size(dialogues, count):
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_a_complete_evaluation_keeps_the_versions_it_was_made_by(recognizer, dialogues, tmp_path):
+def test_a_complete_evaluation_keeps_the_versions_that_made_it(recognizer, dialogues, tmp_path):
     evaluate(recognizer, dialogues[:1], output=tmp_path / "one", arms=["host_only"])
     path = tmp_path / "one" / "evaluation.json"
     path.write_text(path.read_text().replace(version("torch"), "1.0"))
@@ -224,7 +224,7 @@ def test_a_complete_evaluation_keeps_the_versions_it_was_made_by(recognizer, dia
     )
 
 
-def test_a_folder_of_something_else_is_refused(recognizer, dialogues, answered, tmp_path):
+def test_a_folder_with_other_content_is_refused(recognizer, dialogues, answered, tmp_path):
     evaluate(recognizer, dialogues, output=tmp_path / "one", arms=["host_only"])
     with pytest.raises(EvaluationError, match="arms"):
         evaluate(recognizer, dialogues, output=tmp_path / "one", arms=["own"])
@@ -240,7 +240,7 @@ def test_a_folder_of_something_else_is_refused(recognizer, dialogues, answered, 
         read_evaluation(tmp_path / "one")
 
 
-def test_what_can_not_be_heard_is_left_out_of_all_arms(recognizer, dialogues, answered, tmp_path):
+def test_an_utterance_that_cannot_be_read_is_left_out_of_all_arms(recognizer, dialogues, answered, tmp_path):
     gone = dataclasses.replace(dialogues[0].utterances[1], audio=tmp_path / os.fsdecode(b"gone\xe9.wav"))
     first = Dialogue(dialogues[0].dialogue_id, (dialogues[0].utterances[0], gone, *dialogues[0].utterances[2:]))
     evaluation = evaluate(recognizer, [first, *dialogues[1:]], output=tmp_path / "out", arms=list(ARMS))
@@ -251,8 +251,8 @@ def test_what_can_not_be_heard_is_left_out_of_all_arms(recognizer, dialogues, an
     assert "arms" not in broken
     assert all(row["arms"].keys() == ARMS.keys() for row in rows.values())
     turns = [[u for u in us.utterances if u is not gone] for us in (first, *dialogues[1:])]
-    right = {key: row["arms"]["own"] for key, row in rows.items()}
-    close(right, expected(recognizer, turns))
+    own = {key: row["arms"]["own"] for key, row in rows.items()}
+    close(own, expected(recognizer, turns))
 
 
 @pytest.mark.parametrize(
@@ -266,24 +266,24 @@ def test_what_can_not_be_heard_is_left_out_of_all_arms(recognizer, dialogues, an
         (["host_only"], 0, "no dialogues"),
     ],
 )
-def test_arms_that_can_not_be_heard_are_refused(recognizer, dialogues, tmp_path, arms, count, words):
+def test_arms_that_cannot_run_are_refused(recognizer, dialogues, tmp_path, arms, count, words):
     with pytest.raises(ConfigError, match=words):
         evaluate(recognizer, dialogues[:count], output=tmp_path / "out", arms=arms)
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_memory_the_host_alone_is_heard(recognizer, dialogues, answered, tmp_path):
+def test_without_a_memory_only_the_host_alone_is_evaluated(recognizer, dialogues, answered, tmp_path):
     plain = EmotionRecognizer(recognizer.model, recognizer.processor, None, EMOTIONS, PROMPT)
     with recognizer.memory.disabled():
-        evaluation = evaluate(plain, dialogues, output=tmp_path / "bare")
+        evaluation = evaluate(plain, dialogues, output=tmp_path / "host_only")
     close(of_arm(evaluation, "host_only"), of_arm(answered, "host_only"))
     assert evaluation.run["fingerprint"] is None
     with pytest.raises(ConfigError, match="need a memory"):
-        evaluate(plain, dialogues, output=tmp_path / "right", arms=AUDIT)
+        evaluate(plain, dialogues, output=tmp_path / "all", arms=AUDIT)
 
 
 @pytest.mark.slow
-def test_two_processes_hear_what_one_hears(dialogues, recognizer, tmp_path):
+def test_two_processes_give_the_answers_of_one(dialogues, recognizer, tmp_path):
     from mal_adapter.demo import ADAPTER_FOLDER
 
     manifest = dialogues[0].utterances[0].audio.parent / "manifest.jsonl"

@@ -1,4 +1,4 @@
-"""Scores: scikit-learn's definitions, and resampling of dialogues that agrees with a slow reference."""
+"""Scores follow scikit-learn's definitions, and resampling of dialogues agrees with a slow reference."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mal_adapter.errors import LabelError, MetricsError
+from mal_adapter.errors import LabelError, MetricsError, MissingDependencyError
 from mal_adapter.ser.evaluation import metrics
 from mal_adapter.ser.evaluation.metrics import compare, score
 from mal_adapter.ser.evaluation.scores import METRICS
@@ -20,7 +20,7 @@ ABC = LabelSet(("a", "b", "c"), {"x": "a"})
 
 
 def reference(truth, answers):
-    """The four scores by scikit-learn on names, as the field calls it."""
+    """The four scores by scikit-learn."""
     return {
         "wa": sklearn.metrics.accuracy_score(truth, answers),
         "ua": sklearn.metrics.balanced_accuracy_score(truth, answers),
@@ -30,7 +30,7 @@ def reference(truth, answers):
 
 
 def made(utterances=400, dialogues=40, right=0.6, labels=MELD, seed=0, skew=True):
-    """Truth, answers and dialogue ids; the classes are as uneven as those of a corpus."""
+    """Truth, answers and dialogue ids. With `skew`, the classes are as uneven as those of a corpus."""
     rng = np.random.default_rng(seed)
     names = np.array(list(labels))
     shares = 0.5 ** np.arange(len(names)) if skew else np.ones(len(names))
@@ -117,7 +117,7 @@ def test_intervals_contain_the_score_and_narrow_with_the_data(seed):
         assert np.diff(large.intervals[name]) < np.diff(small.intervals[name]), name
 
 
-def test_intervals_cover_the_true_accuracy_about_as_often_as_they_say():
+def test_intervals_of_95_percent_cover_the_true_accuracy_about_that_often():
     hits = 0
     for seed in range(200):
         low, high = score(*made(300, 60, right=0.5, labels=ABC, skew=False, seed=seed), ABC, resamples=300).intervals[
@@ -130,20 +130,20 @@ def test_intervals_cover_the_true_accuracy_about_as_often_as_they_say():
 @given(data=st.data(), rows=answers_of)
 @settings(max_examples=50, deadline=None)
 def test_the_order_of_utterances_changes_no_score(data, rows):
-    mixed = data.draw(st.permutations(rows))
+    permuted = data.draw(st.permutations(rows))
     before, after = (
         score(*map(list, zip(*some, strict=True)), ABC, turns=[row[2] for row in some], resamples=0)
-        for some in (rows, mixed)
+        for some in (rows, permuted)
     )
     assert before.to_dict() == after.to_dict()
 
 
-def test_the_same_seed_gives_the_same_intervals_and_another_others():
+def test_the_seed_chooses_the_intervals():
     one, same, other = (score(*made(), MELD, seed=seed).intervals for seed in (1, 1, 2))
     assert one == same != other
 
 
-def test_names_and_aliases_count_alike_and_context_is_left_out():
+def test_aliases_count_as_their_label_and_unlabelled_utterances_are_left_out():
     result = score(
         ["hap", None, "EXC", "sad"], ["happy", "sad", "hap", "neu"], [1, 1, 1, 2], IEMOCAP_4, turns=[0, 1, 2, 0]
     )
@@ -151,10 +151,12 @@ def test_names_and_aliases_count_alike_and_context_is_left_out():
     assert [(at.turn, at.wa, at.support) for at in result.by_turn] == [(0, 0.5, 2), (2, 1.0, 1)]
 
 
-def test_classes_that_do_not_occur():
+def test_classes_that_do_not_occur_are_left_out_of_the_means():
     result = score(["a", "a", "a", "a"], ["a", "a", "a", "b"], [1, 1, 2, 2], ABC)
-    assert result.ua == 0.75  # of a alone
-    assert result.macro_f1 == pytest.approx((6 / 7 + 0) / 2)  # a and b; c is neither asked for nor answered
+    assert result.ua == 0.75  # the recall of a alone
+    assert result.macro_f1 == pytest.approx(
+        (6 / 7 + 0) / 2
+    )  # a and b; c occurs neither in the truth nor in the answers
     assert [(one.label, one.recall, one.support) for one in result.per_class] == [
         ("a", 0.75, 4),
         ("b", 0, 0),
@@ -190,14 +192,14 @@ def test_the_result_is_json_and_a_table():
         (["a"], ["a"], [1], {"resamples": -1}, MetricsError, "at least 0, got -1"),
     ],
 )
-def test_what_can_not_be_scored_says_why(truth, answers, dialogues, options, error, message):
+def test_input_that_cannot_be_scored_raises_a_typed_error(truth, answers, dialogues, options, error, message):
     with pytest.raises(error, match=message):
         score(truth, answers, dialogues, ABC, **options)
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
-    with pytest.raises(MetricsError, match=r"pip install 'mal-adapter\[train\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'mal-adapter\[train\]'"):
         score(["a"], ["a"], [1], ABC)
 
 
@@ -214,7 +216,7 @@ def test_a_system_does_not_differ_from_itself(rows):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_known_difference_is_found_and_has_a_direction(metric):
+def test_a_known_difference_is_significant_and_has_a_sign(metric):
     truth, worse, dialogues = made(800, 80, right=0.5)
     better = made(800, 80, right=0.65)[1]
     result = compare(truth, worse, better, dialogues, MELD, metric=metric, resamples=2000)
@@ -233,12 +235,12 @@ def test_p_is_the_exact_share_of_exchanges():
     assert result.p_value == pytest.approx(2 / 16, abs=0.01)
 
 
-def test_one_dialogue_proves_nothing():
+def test_with_one_dialogue_p_is_one():
     truth, first, second = ["a", "b"] * 50, ["b"] * 100, ["a", "b"] * 50
     assert compare(truth, first, second, [0] * 100, ABC, resamples=200).p_value == 1
 
 
-def test_equal_systems_are_told_apart_as_often_as_chance_says():
+def test_equal_systems_are_rarely_significantly_different():
     small = 0
     for seed in range(200):
         truth, first, dialogues = made(120, 30, right=0.5, labels=ABC, skew=False, seed=seed)
@@ -248,7 +250,7 @@ def test_equal_systems_are_told_apart_as_often_as_chance_says():
     assert small <= 20  # 10 are expected
 
 
-def test_bad_comparisons_say_why():
+def test_input_that_cannot_be_compared_raises_a_typed_error():
     with pytest.raises(MetricsError, match="unknown metric 'f1'; expected one of wa, ua, weighted_f1, macro_f1"):
         compare(["a"], ["a"], ["a"], [1], ABC, metric="f1")
     with pytest.raises(MetricsError, match="1 and 2 answers"):
@@ -262,7 +264,7 @@ def test_bad_comparisons_say_why():
 @pytest.mark.slow
 def test_ten_thousand_dialogues_take_seconds():
     truth, answers, dialogues = made(100_000, 10_000)
-    start = time.process_time()  # whatever else the machine does
+    start = time.process_time()  # CPU time, so that other processes do not count
     score(truth, answers, dialogues, MELD, resamples=1000)
     compare(truth, answers, truth, dialogues, MELD, resamples=1000)
     assert time.process_time() - start < 30

@@ -1,4 +1,4 @@
-"""Reports: figures by hand, what does not fit together, and the page as a browser reads it."""
+"""Reports: figures computed by hand, evaluations that do not fit together, and the page in a browser."""
 
 import html
 import json
@@ -14,7 +14,7 @@ from mal_adapter.ser.evaluation.verdict import Finding, finding_of
 from tests.ser.evaluation.made_evaluations import RIGHT, made_evaluation
 
 
-def test_figures_are_those_of_the_answers():
+def test_figures_are_computed_from_the_answers():
     figures = figures_of(made_evaluation())
     assert {arm: scores["wa"] for arm, scores in figures["arms"].items()} == {
         arm: hits.count("1") / 4 for arm, hits in RIGHT.items()
@@ -27,7 +27,7 @@ def test_figures_are_those_of_the_answers():
     assert finding_of(figures) is Finding.SPECIFIC_GAIN
     reliability = figures["arms"]["own"]["reliability"]
     assert sum(b["count"] for b in reliability["bins"]) == 48
-    # sure by 0.6 … 0.75 and always right
+    # confidences are 0.6 … 0.75, and all answers are correct
     assert reliability["expected_calibration_error"] == pytest.approx(1 - 0.675)
     entry = card_entry(figures, "MELD", "test")
     assert (entry["metrics"]["accuracy"], entry["host_metrics"]["accuracy"]) == (1.0, 0.5)
@@ -74,7 +74,7 @@ def test_without_the_host_alone_or_the_own_past_there_is_no_verdict(arms):
     assert figures["verdict"] == ""
 
 
-def test_folds_are_one_evaluation():
+def test_folds_are_reported_as_one_evaluation():
     whole = pooled([made_evaluation("one", 3), made_evaluation("two", 5, first=3, fingerprint="4567")])
     assert figures_of(whole)["arms"]["own"]["dialogues"] == 8
     assert whole.run["fingerprint"] == ["0123", "4567"]
@@ -103,7 +103,7 @@ def test_other_systems_are_compared_on_the_same_utterances():
         figures_of(made_evaluation(), [made_evaluation("own")])
 
 
-def test_nothing_to_judge_is_told(tmp_path):
+def test_without_labelled_utterances_no_report_is_written(tmp_path):
     none = made_evaluation()
     for row in none.answers:
         row["truth"] = None
@@ -132,7 +132,7 @@ def in_browser(page, *options):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
 
 
-def test_a_browser_shows_every_plot_and_has_no_complaint(tmp_path):
+def test_a_browser_shows_every_plot_and_logs_nothing(tmp_path):
     hostile = made_evaluation(host="org/<script>alert(1)</script>")
     hostile.answers[0] = {**hostile.answers[0], "speaker": r"$\no$<script>alert(1)</script>"}
     hostile.answers.append(
@@ -147,7 +147,7 @@ def test_a_browser_shows_every_plot_and_has_no_complaint(tmp_path):
     )
     write_report(tmp_path, [hostile], [made_evaluation("<b>gru</b>")])
     page = (tmp_path / "report.html").read_text()
-    assert not re.search(r"(src|href)=\"(?!data:|#)", page)  # nothing beside the file
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)  # no other file is loaded
     assert "@import" not in page
     shown = in_browser(tmp_path / "report.html", "--dump-dom", f"--user-data-dir={tmp_path / 'profile'}")
     assert "CONSOLE" not in shown.stderr, shown.stderr
@@ -171,11 +171,11 @@ def test_a_browser_shows_every_plot_and_has_no_complaint(tmp_path):
     assert shot.stat().st_size > 20_000
 
 
-def test_a_report_of_one_arm_is_a_report(tmp_path):
-    bare = made_evaluation(arms=["host_only"], memory=None, fingerprint=None, layer_idx=None)
-    for row in bare.answers:
+def test_one_arm_is_enough_for_a_report(tmp_path):
+    host_only = made_evaluation(arms=["host_only"], memory=None, fingerprint=None, layer_idx=None)
+    for row in host_only.answers:
         row["arms"], row["surprise"] = {"host_only": row["arms"]["host_only"]}, None
-    figures = write_report(tmp_path, [bare])
+    figures = write_report(tmp_path, [host_only])
     assert (figures["verdict"], figures["audit"], figures["gain_by_turn"]) == ("", {}, [])
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 3

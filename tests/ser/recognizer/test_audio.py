@@ -9,12 +9,12 @@ import soundfile
 import torch
 import transformers
 
-from mal_adapter.errors import AudioError, AudioTooLongError, HostError
+from mal_adapter.errors import AudioError, AudioTooLongError, HostError, MissingDependencyError
 from mal_adapter.ser.corpora.folder import problem_of_clip
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.recognizer.audio import load_waveform
 from mal_adapter.ser.recognizer.prompt import AudioPrompt, _pad_left
-from tests.ser.conftest import CHUNK_S, tone
+from tests.ser.fixtures import CHUNK_S, tone
 
 
 def load(path, start_s=None, end_s=None, sampling_rate=16_000):
@@ -224,7 +224,7 @@ def test_a_voxtral_without_its_own_tokenizer_says_what_to_install(processor):
     voxtral = transformers.VoxtralProcessor.__new__(transformers.VoxtralProcessor)
     voxtral.feature_extractor = transformers.WhisperFeatureExtractor()
     voxtral.tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=processor.tokenizer.backend_tokenizer)
-    with pytest.raises(HostError, match="mistral-common"):
+    with pytest.raises(MissingDependencyError, match="mistral-common"):
         AudioPrompt(voxtral, "Well?")
 
 

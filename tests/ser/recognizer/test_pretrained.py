@@ -1,6 +1,7 @@
 """From an adapter to its recogniser: the host it names, the LoRA beside it, its labels and question; plain files."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from mal_adapter import MemoryAdapter, MemoryConfig, attach_memory, demo
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
 from mal_adapter.errors import AdapterNotFoundError, ConfigError, HostError, LabelError, ManifestError, SessionError
 from mal_adapter.ser import Dialogue, EmotionRecognizer, Failure, load_host
-from mal_adapter.ser.recognizer.pretrained import with_lora
+from mal_adapter.ser.recognizer.pretrained import find_host, with_lora
 from mal_adapter.stores import FolderStore
 
 LABELS, PROMPT = ["neutral", "sad", "happy"], "How do they feel?"
@@ -63,8 +64,9 @@ def probabilities(results):
     return [list(result.probabilities.values()) for result in results]
 
 
-def test_the_shipped_adapter_and_host_are_one_call():
-    recognizer = EmotionRecognizer.from_pretrained(demo.ADAPTER_FOLDER, demo.HOST_FOLDER)
+@pytest.mark.parametrize("host", [None, demo.HOST_FOLDER])
+def test_the_shipped_adapter_and_host_are_one_call(host):
+    recognizer = EmotionRecognizer.from_pretrained(demo.ADAPTER_FOLDER, host)
     assert tuple(recognizer.labels) == demo.EMOTIONS
     assert recognizer.prompt == demo.PROMPT
     assert recognizer.memory.layer_idx == demo.LAYER_IDX
@@ -142,6 +144,20 @@ def test_an_adapter_that_names_no_host_says_what_to_pass(renamed):
         EmotionRecognizer.from_pretrained(folder)
     with pytest.raises(HostError, match="model="):
         EmotionRecognizer.from_pretrained(MemoryAdapter.from_pretrained(folder))
+
+
+def test_a_relative_host_is_found_beside_the_adapter_and_first_in_the_working_directory(saved, tmp_path, monkeypatch):
+    shutil.copytree(saved / "host", tmp_path / "models" / "host")
+    adapter = MemoryAdapter.from_pretrained(saved / "adapter")
+    adapter.metadata = dataclasses.replace(adapter.metadata, base_model_name_or_path="host")
+    adapter.save_pretrained(tmp_path / "models" / "adapter")
+    beside = tmp_path / "models" / "adapter"
+    for given in (beside, f"{beside}/"):
+        assert find_host(adapter.metadata, given) == str(tmp_path / "models" / "host")
+    monkeypatch.chdir(tmp_path / "models")
+    assert find_host(adapter.metadata, "adapter") == find_host(adapter.metadata, adapter) == "host"
+    monkeypatch.chdir(tmp_path / "models" / "adapter")
+    assert find_host(adapter.metadata, ".") == str(tmp_path / "models" / "host")
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./host", "nobody/no-such-host"])

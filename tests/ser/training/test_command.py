@@ -1,4 +1,4 @@
-"""`mal-adapter train`: from manifests to a folder that `mal-adapter predict` takes, alone and on two processes."""
+"""`mal-adapter train` makes a folder that `mal-adapter predict` can load, on one and on two processes."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def invoke(command):
     return CliRunner().invoke(app, command)
 
 
-def test_a_trained_folder_is_what_predict_takes(folder, tmp_path):
+def test_predict_loads_a_trained_folder(folder, tmp_path):
     done = invoke(arguments(folder, tmp_path / "adapter", "--prompt", "How does the speaker feel?"))
     assert done.exit_code == 0, done.output
     assert "epoch 1: loss" in done.stdout
@@ -77,29 +77,29 @@ def test_a_trained_folder_is_what_predict_takes(folder, tmp_path):
         ({"--config": "/nowhere.json"}, ConfigError),
     ],
 )
-def test_what_is_wrong_is_told_in_one_typed_error(folder, tmp_path, change, error):
+def test_a_wrong_option_raises_its_type_of_error(folder, tmp_path, change, error):
     done = invoke(arguments(folder, tmp_path, *(part for pair in change.items() for part in pair)))
     assert isinstance(done.exception, error)
 
 
-def test_a_training_that_control_c_stops_says_how_it_goes_on(folder, tmp_path):
-    wish = arguments(folder, tmp_path / "adapter")
-    done = interrupted(*wish, at=b"epoch 1/1:")
+def test_a_training_stopped_by_control_c_names_resume_and_can_be_resumed(folder, tmp_path):
+    command = arguments(folder, tmp_path / "adapter")
+    done = interrupted(*command, at=b"epoch 1/1:")
     assert done.exit_code == 130
     assert "--resume" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "adapter" / "model.safetensors").exists()
-    assert invoke([*wish, "--resume"]).exit_code == 0
+    assert invoke([*command, "--resume"]).exit_code == 0
 
 
-def test_emotions_that_are_no_labels_are_told(folder, tmp_path):
+def test_emotions_outside_of_the_labels_are_reported(folder, tmp_path):
     half = ["--dtype", "bfloat16", "--device", "cpu", "--json"]
     done = invoke(arguments(folder, tmp_path / "adapter", "--labels", "neutral, angry", *half))
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "adapter" / "training.json").read_text())
     assert json.loads(done.stdout) == {"output": str(tmp_path / "adapter"), **report}
     assert report["dtype"] == "bfloat16"
-    assert re.search(r"note: \d+ utterances are 'happy', no label", done.stderr)
+    assert re.search(r"note: \d+ utterances are 'happy', which is not a label", done.stderr)
     assert json.loads((tmp_path / "adapter" / "training.json").read_text())["train"]["not_judged"].keys() == {"happy"}
 
 

@@ -1,4 +1,4 @@
-"""docs/train_your_own.md does what it says, as written."""
+"""The commands and snippets of docs/train_your_own.md run as written."""
 
 import os
 import re
@@ -14,7 +14,7 @@ GUIDE = Path(__file__).parents[3] / "docs" / "train_your_own.md"
 @pytest.mark.slow
 def test_the_guide_runs_as_written(tmp_path):
     page = GUIDE.read_text()
-    # a third of the time, and as many lines to look at
+    # a third of the time
     for long, short in (('"epochs": 8', '"epochs": 4'), ("'test', seed=1, count=20", "'test', seed=1, count=5")):
         assert page.count(long) == 1
         page = page.replace(long, short)
@@ -32,9 +32,9 @@ def test_the_guide_runs_as_written(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     figures = re.findall(r"dev weighted F1 (\d\.\d+)", done.stdout)
     assert len(figures) >= 2
-    # The first line is the bare host's.
+    # The first figure is that of the bare host.
     assert max(map(float, figures[1:])) > float(figures[0])
     assert len(re.findall(r"^[AB] \w+$", done.stdout, re.MULTILINE)) == 10
-    assert re.search(r"^right +WA 0\.\d{3}", done.stdout, re.MULTILINE)
+    assert re.search(r"^own +WA 0\.\d{3}", done.stdout, re.MULTILINE)
     assert (tmp_path / "my-evaluation" / "report.html").exists()
     print(done.stdout[-1500:])

@@ -1,4 +1,4 @@
-"""Two processes of one group learn what one learns from the same batches."""
+"""Two processes have the gradients and weights of one process, from the same batches."""
 
 import json
 import multiprocessing
@@ -25,7 +25,7 @@ def free_port():
 
 def one_of_two(rank, port, output, train, dev, changes):
     torch.set_num_threads(1)
-    # What `accelerate launch --cpu --num_processes 2` tells each of its processes.
+    # The environment that `accelerate launch --cpu --num_processes 2` gives each process.
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
     os.environ.update(MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
     _, report = run(output, train, dev, dropout=NO_DROPOUT, **changes)
@@ -56,9 +56,9 @@ def test_two_processes_have_the_gradient_of_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(tmp_path):
-    """Batches of three dialogues of unlike length: one process has two of them and the other one; the last
-    batch is a single dialogue, so that the second process has nothing to hear."""
+def test_two_processes_end_with_the_weights_of_one(tmp_path):
+    """In batches of three dialogues of different lengths, one process has two and the other has one. The last batch is
+    a single dialogue, so that the second process has none."""
     train = make_dialogues(tmp_path / "train", (4, 2, 3, 5, 3, 2, 2))
     train[6] = Dialogue(train[6].dialogue_id, train[6].utterances[:1])
     dev = make_dialogues(tmp_path / "dev", (3, 2, 2), "dev")

@@ -1,4 +1,4 @@
-"""A run that is killed, at whatever moment, and resumed ends with the bits of the run that was not."""
+"""A run that is killed at any moment and resumed ends with the same bits as an uninterrupted run."""
 
 import multiprocessing
 import random
@@ -15,22 +15,22 @@ CHANGES = {"lora_rank": 1}
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Dialogues, and the files of a run that nobody disturbed. An utterance that can't be heard is among them."""
+    """Dialogues, one of them with a missing sound file, and the files of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("world")
     train, dev = make_dialogues(folder / "train"), make_dialogues(folder / "dev", (2,), "dev")
     train[0].utterances[1].audio.unlink()
-    _, report = run(folder / "undisturbed", train, dev, **CHANGES)
-    return train, dev, report, files_of(folder / "undisturbed")
+    _, report = run(folder / "uninterrupted", train, dev, **CHANGES)
+    return train, dev, report, files_of(folder / "uninterrupted")
 
 
 def files_of(output):
-    """The bytes of everything that a run leaves."""
+    """The bytes of all files that a run has written."""
     return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
 
 
 def kill_and_resume(world, output, moments):
-    """Kills at each of `moments`, which count from where the run goes on; then lets it end. Returns the number of
-    kills that hit a run under way."""
+    """Resume and kill the run at each of `moments`, counted from its resumption; then resume it to its end. Return the
+    number of kills that came before the end."""
     train, dev, report, expected = world
     multiprocessing.set_forkserver_preload([run.__module__])
     context = multiprocessing.get_context("forkserver")
@@ -43,7 +43,7 @@ def kill_and_resume(world, output, moments):
         kills += process.exitcode == -signal.SIGKILL
     _, resumed = run(output, train, dev, resume=True, **CHANGES)
     assert resumed == report
-    # What a killed save_pretrained leaves has names of its own.
+    # Leftovers of a killed save_pretrained have other names.
     found = {
         name: data for name, data in files_of(output).items() if not name.startswith((".saving.", ".mal_adapter-"))
     }
@@ -53,18 +53,18 @@ def kill_and_resume(world, output, moments):
     return kills
 
 
-def test_a_run_killed_three_times_ends_as_if_undisturbed(world, tmp_path):
+def test_a_run_killed_three_times_ends_as_if_uninterrupted(world, tmp_path):
     assert kill_and_resume(world, tmp_path, [9, 14, 7]) == 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
-def test_a_run_killed_at_random_moments_ends_as_if_undisturbed(world, tmp_path, seed):
+def test_a_run_killed_at_random_moments_ends_as_if_uninterrupted(world, tmp_path, seed):
     moments = [random.Random(seed).randint(1, 25) for _ in range(4)]
     assert kill_and_resume(world, tmp_path, moments) >= 2
 
 
-def test_a_run_that_has_ended_is_not_trained_again(world, tmp_path):
+def test_resuming_a_finished_run_changes_nothing(world, tmp_path):
     train, dev, report, expected = world
     for name, data in expected.items():
         path = tmp_path / name
@@ -75,7 +75,7 @@ def test_a_run_that_has_ended_is_not_trained_again(world, tmp_path):
     assert files_of(tmp_path) == expected
 
 
-def test_a_checkpoint_gives_back_every_bit(tmp_path):
+def test_a_checkpoint_restores_every_bit(tmp_path):
     torch.manual_seed(0)
 
     def make():
@@ -87,7 +87,9 @@ def test_a_checkpoint_gives_back_every_bit(tmp_path):
     for _ in range(2):
         layer(torch.randn(4, 3)).square().sum().backward()
         optimizer.step()
-    progress = Progress({"labels": ["a", "b"]}, epoch=1, step=2, loss=0.1 + 0.2, weight=1 / 3, best_epoch=1)
+    progress = Progress(
+        {"labels": ["a", "b"]}, epoch=1, step=2, loss=0.1 + 0.2, weight=1 / 3, utterances=5, best_epoch=1
+    )
     best = {name: torch.randn_like(p) for name, p in parameters.items()}
     save_checkpoint(tmp_path / "c", progress, parameters, best, optimizer)
     _, others, other = make()

@@ -1,4 +1,4 @@
-"""Training: gradients against a plain loop, what changes and what does not, and what stops it."""
+"""Training: gradients against a plain loop, what changes and what does not, and which errors stop it."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def changed(dialogue, row, **fields):
 
 
 def gradients(recognizer, dialogues, *, window=None, weights=None, checkpointing=False, lora_rank=None):
-    """Of the summed loss of `dialogues` heard side by side, and the tally."""
+    """Gradients of the summed loss of `dialogues`, run side by side, and the tally."""
     memory = recognizer.memory
     torch.manual_seed(0)
     trainable = Trainable(recognizer.model, memory, lora_rank, gradient_checkpointing=checkpointing)
@@ -61,7 +61,7 @@ def gradients(recognizer, dialogues, *, window=None, weights=None, checkpointing
 
 
 def plain_gradients(recognizer, dialogues):
-    """By a loop over dialogues and utterances, one at a time."""
+    """The same by a loop over dialogues and utterances, one at a time."""
     memory, model = recognizer.memory, recognizer.model
     answers = torch.tensor(recognizer.processor.tokenizer(list(EMOTIONS), add_special_tokens=False)["input_ids"])[:, 0]
     model.requires_grad_(False)
@@ -82,7 +82,7 @@ def plain_gradients(recognizer, dialogues):
     return {f"adapter.{name}": p.grad.clone() for name, p in memory.adapter.named_parameters()}, total
 
 
-def assert_alike(found, expected, tolerance=1e-4):
+def assert_close(found, expected, tolerance=1e-4):
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() <= tolerance * (gradient.norm() + 1e-3), name
@@ -92,14 +92,14 @@ def assert_alike(found, expected, tolerance=1e-4):
 
 
 def test_a_window_as_long_as_the_dialogues_gives_the_gradient_of_the_plain_loop(train):
-    """Side by side, dialogues of 4, 2, 3 and 5 turns drop out one after the other; one utterance has no label."""
+    """Dialogues of 4, 2, 3 and 5 turns end one after the other; one utterance has no label."""
     recognizer = make_recognizer(random=True)
     dialogues = [train[0], train[1], changed(train[2], 1, emotion=None), train[3]]
     expected, total = plain_gradients(recognizer, dialogues)
     found, tally = gradients(recognizer, dialogues)
     assert tally.loss == pytest.approx(total, rel=1e-5)
-    assert (tally.weight, tally.heard) == (13, 14)
-    assert_alike(found, expected)
+    assert (tally.weight, tally.utterances) == (13, 14)
+    assert_close(found, expected)
 
 
 def test_a_truncated_window_has_the_same_losses_and_another_gradient(train):
@@ -126,7 +126,7 @@ def test_a_truncated_gradient_is_that_of_a_loop_with_detached_states(train):
                 loss = loss + F.cross_entropy(scores, torch.tensor([EMOTIONS.index(utterance.emotion)]))
         loss.backward()
     expected = {f"adapter.{name}": p.grad.clone() for name, p in memory.adapter.named_parameters()}
-    assert_alike(gradients(recognizer, [dialogue], window=window)[0], expected)
+    assert_close(gradients(recognizer, [dialogue], window=window)[0], expected)
 
 
 def test_labels_of_several_tokens_are_learned_through_the_cache(train):
@@ -160,7 +160,7 @@ def test_labels_of_several_tokens_are_learned_through_the_cache(train):
     total.backward()
     assert tally.loss == pytest.approx(total.item(), rel=1e-4)
     expected = {f"adapter.{name}": p.grad.clone() for name, p in memory.adapter.named_parameters()}
-    assert_alike(found, expected, tolerance=1e-3)
+    assert_close(found, expected, tolerance=1e-3)
 
 
 def test_gradient_checkpointing_changes_no_gradient_and_keeps_dropout_off(train):
@@ -171,14 +171,14 @@ def test_gradient_checkpointing_changes_no_gradient_and_keeps_dropout_off(train)
     for layer in recognizer.memory.decoder_layers:
         layer.self_attn.register_forward_hook(lambda module, *_: calls.append(module.training))
     found, _ = gradients(recognizer, train[:2], lora_rank=2, checkpointing=True)
-    assert_alike(found, expected)
+    assert_close(found, expected)
     # forward and, again, backward
     assert len(calls) == 2 * len(recognizer.memory.decoder_layers) * 4
     assert not any(calls)
     assert not any(module.training for module in recognizer.model.modules())
 
 
-def test_class_weights_weigh_as_in_torchs_cross_entropy(train):
+def test_class_weights_are_those_of_torchs_cross_entropy(train):
     recognizer = make_recognizer(random=True)
     labels = LabelSet(EMOTIONS)
     weights = class_weights("balanced", train, labels)
@@ -205,7 +205,7 @@ def test_class_weights_weigh_as_in_torchs_cross_entropy(train):
 # --------------------------------------------------------------------------------------------------------- batches
 
 
-def test_an_epoch_hears_every_dialogue_once_and_each_epoch_in_another_order(train):
+def test_every_epoch_has_all_dialogues_once_in_another_order(train):
     orders = [batches_of_epoch(train * 9, 4, seed=0, epoch=epoch) for epoch in range(3)]
     for batches in orders:
         assert sorted(index for batch in batches for index in batch) == list(range(54))
@@ -220,7 +220,7 @@ def test_unusable_utterances_are_reported_once_and_the_next_one_takes_their_plac
     silent = tmp_path / "silent.wav"
     soundfile.write(silent, np.zeros(16_000), 16_000)
     first = changed(changed(train[0], 1, audio=tmp_path / "missing.wav"), 2, audio=silent)
-    second = changed(changed(train[1], 0, audio=silent), 1, audio=silent)  # not one of its utterances can be heard
+    second = changed(changed(train[1], 0, audio=silent), 1, audio=silent)  # none of its utterances is usable
     unusable = {}
     for _ in range(2):
         turns = list(side_by_side(recognizer, [first, second, train[2]], unusable))
@@ -239,7 +239,7 @@ def test_unusable_utterances_are_reported_once_and_the_next_one_takes_their_plac
 def test_the_loss_falls_and_only_the_adapter_changes(train, tmp_path):
     recognizer = make_recognizer(labels=EMOTIONS)
     host = {name: tensor.clone() for name, tensor in recognizer.model.state_dict().items()}
-    asked = [p.requires_grad for p in recognizer.model.parameters()]
+    required = [p.requires_grad for p in recognizer.model.parameters()]
     before = parameters_of(recognizer)
     config = dataclasses.replace(FAST, epochs=12, batch_size=3, side_by_side=3, schedule="constant", learning_rate=0.03)
     report = train_memory(recognizer, train[:3], output=tmp_path, config=config)
@@ -249,13 +249,13 @@ def test_the_loss_falls_and_only_the_adapter_changes(train, tmp_path):
     after = recognizer.model.state_dict()
     assert after.keys() == host.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in host.items())
-    assert [p.requires_grad for p in recognizer.model.parameters()] == asked
+    assert [p.requires_grad for p in recognizer.model.parameters()] == required
     assert all(not torch.equal(p, before[name]) for name, p in recognizer.memory.adapter.named_parameters())
     assert not recognizer.memory.adapter.training
     assert not list(recognizer.memory.states)
 
 
-def test_the_saved_adapter_brings_labels_and_prompt_to_a_recogniser(train, dev, tmp_path):
+def test_a_saved_adapter_has_labels_and_prompt_for_a_recogniser(train, dev, tmp_path):
     recognizer = make_recognizer(labels=LabelSet(EMOTIONS, {"joy": "happy"}))
     train = [changed(train[0], 0, emotion="joy"), changed(train[1], 0, emotion="bored"), *train[2:]]
     report = train_memory(recognizer, train, dev, output=tmp_path, config=FAST, datasets=["user/calls"])
@@ -278,7 +278,7 @@ def test_the_saved_adapter_brings_labels_and_prompt_to_a_recogniser(train, dev, 
         assert all(a.probabilities == b.probabilities for a, b in answers if isinstance(a, Prediction))
 
 
-def test_lora_learns_beside_the_memory_and_is_saved_as_peft_does(train, dev, tmp_path):
+def test_a_lora_is_trained_beside_the_memory_and_saved_in_pefts_format(train, dev, tmp_path):
     from peft import PeftModel
 
     recognizer, report = run(tmp_path, train, dev, lora_rank=2, epochs=1)
@@ -297,8 +297,8 @@ def test_lora_learns_beside_the_memory_and_is_saved_as_peft_does(train, dev, tmp
     assert report["host_dev"]["loss"] != report["epochs"][0]["dev"]["loss"]
 
 
-def test_training_stops_when_the_dev_dialogues_get_no_better_and_keeps_the_best(train, dev, tmp_path):
-    # So large a step forgets what the first, small ones have learned.
+def test_training_stops_when_the_dev_loss_stops_falling_and_keeps_the_best_epoch(train, dev, tmp_path):
+    # Later steps are so large that they undo what the first, small ones have learned.
     recognizer, report = run(
         tmp_path, train, dev, epochs=30, patience=2, learning_rate=0.3, warmup=1.0, select_by="loss"
     )
@@ -311,7 +311,7 @@ def test_training_stops_when_the_dev_dialogues_get_no_better_and_keeps_the_best(
     assert found == pytest.approx(min(losses), rel=1e-4)
 
 
-def test_a_loss_that_is_not_finite_names_the_utterance_and_loses_nothing(train, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_names_the_utterance_and_the_run_can_be_resumed(train, tmp_path, monkeypatch):
     target = train[3].utterances[2].utterance_id
     good, _ = run(tmp_path / "good", train)
     broken = {"on": True}
@@ -333,7 +333,7 @@ def test_a_loss_that_is_not_finite_names_the_utterance_and_loses_nothing(train, 
     assert all(torch.equal(p, expected[name]) for name, p in parameters_of(recognizer).items())
 
 
-def test_a_gradient_that_is_not_finite_leaves_the_adapter_as_it_was(train, tmp_path, monkeypatch):
+def test_a_gradient_that_is_not_finite_does_not_change_the_adapter(train, tmp_path, monkeypatch):
     recognizer = make_recognizer()
     before = parameters_of(recognizer)
     backward = torch.Tensor.backward
@@ -348,14 +348,14 @@ def test_a_gradient_that_is_not_finite_leaves_the_adapter_as_it_was(train, tmp_p
     assert all(torch.equal(p, before[name]) for name, p in parameters_of(recognizer).items())
 
 
-def test_bfloat16_autocast_learns_about_the_same(train, tmp_path):
+def test_bfloat16_autocast_has_about_the_same_loss(train, tmp_path):
     _, expected = run(tmp_path / "32", train, epochs=1)
     _, report = run(tmp_path / "16", train, epochs=1, mixed_precision="bf16")
     assert report["epochs"][0]["loss"] == pytest.approx(expected["epochs"][0]["loss"], rel=0.05)
     assert report["epochs"][0]["loss"] != expected["epochs"][0]["loss"]
 
 
-def test_a_tracker_of_accelerates_is_given_losses_and_dev_metrics(train, dev, tmp_path):
+def test_a_tracker_of_accelerate_logs_losses_and_dev_metrics(train, dev, tmp_path):
     recognizer = make_recognizer()
     train_memory(recognizer, train, dev, output=tmp_path, config=FAST, log_with="tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -374,19 +374,19 @@ def test_a_tracker_of_accelerates_is_given_losses_and_dev_metrics(train, dev, tm
      {"class_weights": "inverse"}, {"class_weights": {"sad": -1}}, {"lora_rank": True}, {"mixed_precision": "fp16"},
      {"gradient_checkpointing": 1}, {"max_grad_norm": 0}],
 )  # fmt: skip
-def test_a_field_out_of_range_is_named(fields):
+def test_the_error_names_a_field_that_is_out_of_range(fields):
     with pytest.raises(ConfigError, match=next(iter(fields))):
         TrainingConfig(**fields)
 
 
-def test_a_config_comes_back_from_json():
+def test_a_config_survives_a_round_trip_through_json():
     config = TrainingConfig(class_weights={"sad": 2.0}, window=None)
     assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ConfigError, match="learning_rat"):
         TrainingConfig.from_dict({"learning_rat": 1})
 
 
-def test_what_can_not_be_trained_is_refused(train, tmp_path):
+def test_arguments_that_can_not_be_trained_raise_before_anything_is_written(train, tmp_path):
     recognizer = make_recognizer()
     with pytest.raises(ConfigError, match="two training dialogues have the id"):
         train_memory(recognizer, [train[0], train[0]], output=tmp_path)
@@ -401,9 +401,9 @@ def test_what_can_not_be_trained_is_refused(train, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_another_runs_checkpoint_is_refused(train, tmp_path):
+def test_the_checkpoint_of_another_run_is_refused(train, tmp_path):
     run(tmp_path, train)
-    with pytest.raises(TrainingError, match="is there already"):
+    with pytest.raises(TrainingError, match="already exists"):
         run(tmp_path, train)
     with pytest.raises(TrainingError, match=r"learning_rate=0\.01 \(here 0\.5\)"):
         run(tmp_path, train, resume=True, learning_rate=0.5)
@@ -411,12 +411,12 @@ def test_another_runs_checkpoint_is_refused(train, tmp_path):
         run(tmp_path, train[1:], resume=True)
     path = tmp_path / "checkpoint" / "training.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(TrainingError, match="can be read"):
+    with pytest.raises(TrainingError, match="not a readable checkpoint"):
         run(tmp_path, train, resume=True)
 
 
-def test_a_session_goes_on_with_some_of_its_dialogues(train):
-    """What `side_by_side` needs: rows drop out, and the others go on as alone."""
+def test_a_session_can_be_narrowed_to_some_of_its_dialogues(train):
+    """As `side_by_side` needs it: some rows end, and the others have the states of a session of their own."""
     recognizer = make_recognizer(random=True)
     memory, states = recognizer.memory, {}
     with memory.session(["a", "b", "c"]) as session, torch.no_grad():

@@ -1,19 +1,20 @@
-"""What is wrong with the arguments of a training, as far as that is known before the host runs."""
+"""Check the arguments of `train_memory` before the host runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from mal_adapter.errors import ConfigError, MalAdapterError, TrainingError
+from mal_adapter.errors import ConfigError, MalAdapterError, MissingDependencyError, TrainingError
+from mal_adapter.extras import missing_dependency
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
@@ -21,32 +22,32 @@ from mal_adapter.ser.suitability import id_problems, label_problems, sound_probl
 from mal_adapter.ser.training.checkpoint import CHECKPOINT_NAME
 from mal_adapter.ser.training.config import TrainingConfig
 from mal_adapter.ser.training.loss import class_weights, target_of
-from mal_adapter.serialization.adapter_folder import WEIGHTS_NAME, check_folder
+from mal_adapter.serialization.adapter_folder import WEIGHTS_NAME
 from mal_adapter.serialization.atomic import folder_problem
 
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
 
-__all__ = ["output_problem", "trained_memory", "training_problems"]
+__all__ = ["argument_problems", "output_problem", "trainable_memory"]
 
 
-def trained_memory(recognizer: EmotionRecognizer) -> AttachedMemory:
-    """The recogniser's memory, if it can be trained.
+def trainable_memory(recognizer: EmotionRecognizer) -> AttachedMemory:
+    """Return the recogniser's memory.
 
     Raises:
-        ConfigError: there is none, or it is not read.
-        SessionError: it is detached, or the caller's block has a session open.
+        ConfigError: The recogniser has no memory, or doesn't read it.
+        SessionError: The memory is detached, or the caller's block has a session open.
     """
     if recognizer.memory is None:
-        raise ConfigError("this recogniser has no memory to train; make one by attach_memory(model, layer_idx=...)")
+        raise ConfigError("this recogniser has no memory to train; make one with attach_memory(model, layer_idx=...)")
     if not recognizer.reads_memory:
-        raise ConfigError("this recogniser was made by without_memory(); train the one that it was made from")
-    with recognizer.memory.session(write=False):  # raises where none can be opened
+        raise ConfigError("this recogniser was made by without_memory(); train the recogniser that it was made from")
+    with recognizer.memory.session(write=False):  # raises if no session can be opened
         pass
     return recognizer.memory
 
 
-def training_problems(
+def argument_problems(
     recognizer: EmotionRecognizer,
     train: Sequence[Dialogue],
     dev: Sequence[Dialogue],
@@ -56,9 +57,13 @@ def training_problems(
     log_with: str | None,
     training_data: str | None,
     datasets: Sequence[str],
-    activations: str | os.PathLike[str] | None = None,
+    activations: str | os.PathLike[str] | None,
 ) -> list[MalAdapterError]:
-    """What is wrong with the arguments of `train_memory`, all of it."""
+    """Find all problems with the arguments of `train_memory`, which has the same names.
+
+    Returns:
+        An error per problem, none of them raised; empty if training can start.
+    """
     if not isinstance(config, TrainingConfig):
         return [
             ConfigError(f"config is a {type(config).__name__}; give a TrainingConfig, or TrainingConfig.from_dict()")
@@ -76,11 +81,11 @@ def training_problems(
     if activations is not None:
         problems += _activations_problems(Path(activations), config)
     try:
-        adapter = trained_memory(recognizer).adapter
-        card = adapter.metadata.with_task(labels.names, recognizer.prompt)
+        adapter = trainable_memory(recognizer).adapter
+        metadata = adapter.metadata.with_task(labels.names, recognizer.prompt)
         _check_datasets(datasets)
-        card = dataclasses.replace(card, training_data=training_data, datasets=list(datasets))
-        check_folder(output, adapter.config, card)
+        metadata = dataclasses.replace(metadata, training_data=training_data, datasets=list(datasets))
+        adapter.check_folder(output, metadata)
     except MalAdapterError as error:
         problems.append(error)
     else:
@@ -89,14 +94,16 @@ def training_problems(
 
 
 def _check_datasets(datasets: Sequence[str]) -> None:
-    """The Hub refuses a card with other names, and that only when the trained adapter is pushed."""
-    if isinstance(datasets, str):  # a sequence of strings too, but not meant
+    """Raise ConfigError if a name is not a Hub id; the Hub would refuse the model card when the adapter is pushed."""
+    if isinstance(datasets, str):  # a sequence of strings, too
         raise ConfigError(f"datasets={datasets!r} is a string; give a list of Hub ids")
     for name in datasets:
         try:
             validate_repo_id(name)
         except HFValidationError as error:
-            raise ConfigError(f"datasets has {name!r}, which is no Hub id such as user/meld; leave it out") from error
+            raise ConfigError(
+                f"datasets has {name!r}, which is not a Hub id such as user/meld; leave it out"
+            ) from error
 
 
 def _weight_problems(config: TrainingConfig, train: Sequence[Dialogue], labels: LabelSet) -> list[MalAdapterError]:
@@ -120,17 +127,23 @@ def _setting_problems(
         if getattr(config, name) and recognizer.labels_need_cache:
             problems.append(
                 ConfigError(
-                    f"{name} needs labels of one token each to this host, since longer ones go on from a KV cache of "
-                    "all layers; leave it off or choose other labels"
+                    f"{name} needs labels that are one token each for this host, since longer labels are scored with a "
+                    "KV cache of all layers; leave it off, or choose other labels"
                 )
             )
-    if config.lora_rank is not None and find_spec("peft") is None:
-        problems.append(TrainingError("lora_rank needs peft: pip install 'mal-adapter[train]'"))
+    if config.lora_rank is not None and (missing := missing_dependency("lora_rank", "peft", extra="train")):
+        problems.append(missing)
     trackers = ["all", *map(str, get_available_trackers())]
-    if log_with is not None and log_with not in trackers:
+    if log_with in set(LoggerType.list()) - set(trackers):
         # accelerate leaves out a tracker that is not installed, without a word
         problems.append(
-            ConfigError(f"log_with={log_with!r} is no tracker that is installed here; these are: {', '.join(trackers)}")
+            MissingDependencyError(
+                f"log_with={log_with!r} needs {log_with}, which is not installed: pip install {log_with}", name=log_with
+            )
+        )
+    elif log_with is not None and log_with not in trackers:
+        problems.append(
+            ConfigError(f"log_with={log_with!r} is not a tracker; installed here are: {', '.join(trackers)}")
         )
     return problems
 
@@ -142,14 +155,14 @@ def _activations_problems(folder: Path, config: TrainingConfig) -> list[MalAdapt
 
 
 def output_problem(output: Path, resume: bool) -> MalAdapterError | None:
-    """That the folder can't be written to, or holds another run's work, which training would replace."""
+    """Return an error if the folder can't be written to, or has the results of another run; else None."""
     if problem := folder_problem(output):
         return TrainingError(problem)
     if (checkpoint := output / CHECKPOINT_NAME).exists():
         if not resume:
-            return TrainingError(f"{checkpoint} is there already; resume that run, or train into another folder")
+            return TrainingError(f"{checkpoint} already exists; resume that run, or train into another folder")
     elif (output / WEIGHTS_NAME).exists():
         return TrainingError(
-            f"{output} holds an adapter and no checkpoint of its training; it would be lost: train into another folder"
+            f"{output} has an adapter without a checkpoint; training would replace it, so train into another folder"
         )
     return None
