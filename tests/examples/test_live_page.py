@@ -192,7 +192,7 @@ def test_an_invalid_file_is_named_and_changes_nothing(tab: Page, expected: Expec
     (tmp_path / "broken.wav").write_bytes(b"no sound at all")
     soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
     soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).normal(0, 0.1, 16_000 * 60), 16_000)
-    for name, reason in (("broken", "Format not recognised"), ("silent", "silent"), ("long", "at most 6.00 s")):
+    for name, reason in (("broken", "its format is not known"), ("silent", "silent"), ("long", "at most 6.00 s")):
         add(tab, tmp_path / f"{name}.wav")
         expect(tab.get_by_role("alert")).to_contain_text(re.compile(rf"^{name}\.wav: .*{reason}"))
         assert read(tab) == before
