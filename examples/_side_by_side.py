@@ -1,4 +1,4 @@
-"""What the examples with a large checkpoint share: which dialogues to hear, and the answers with and without memory."""
+"""What the examples with a large checkpoint share: reading dialogues, and printing answers with and without memory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +18,13 @@ def read_dialogues(paths: Sequence[Path]) -> list[Dialogue]:
 
 
 def print_side_by_side(recognizer: EmotionRecognizer, dialogues: Sequence[Dialogue]) -> None:
-    """A line per utterance as soon as it is heard, and what each dialogue's memory holds in the end."""
+    """A line per utterance as soon as it is answered, and what each dialogue's memory holds in the end."""
     alone = recognizer.without_memory()
     for dialogue in dialogues:
         print(f"{'utterance':24} {'with memory':13} {'without':13} truth")
-        for result, bare in zip(recognizer.recognize(dialogue), alone.recognize(dialogue), strict=True):
+        for result, without in zip(recognizer.recognize(dialogue), alone.recognize(dialogue), strict=True):
             spoken = result.utterance
-            print(f"{spoken.utterance_id:24} {_shown(result)} {_shown(bare)} {spoken.emotion or ''}", flush=True)
+            print(f"{spoken.utterance_id:24} {_shown(result)} {_shown(without)} {spoken.emotion or ''}", flush=True)
         state = recognizer.memory.states[dialogue.dialogue_id]
         print(f"{dialogue.dialogue_id}: {int(state.utterances)} utterances, {int(state.tokens)} audio tokens in memory")
 

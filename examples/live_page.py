@@ -1,4 +1,4 @@
-"""A page that hears a dialogue: upload or record its utterances, and see what the memory changes.
+"""A page for one dialogue: upload or record its utterances, and see what the memory changes.
 
 pip install 'mal-adapter[page]'
 python examples/live_page.py                                 # the tiny host and memory that come with the package
@@ -25,24 +25,24 @@ from mal_adapter import MemoryState, attach_memory
 from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
 from mal_adapter.demo.dialogues import make_dialogue, write_wavs
 from mal_adapter.errors import MalAdapterError
-from mal_adapter.ser.colors import emotion_colors, ink_on
 from mal_adapter.ser.dialogue import Utterance
+from mal_adapter.ser.evaluation.colors import emotion_colors, ink_on
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.names import natural
 from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
 
-KEPT_S, UPLOADS_KEPT_S = 12 * 3600, 3600  # a dialogue that is left alone; Gradio's KEPT_S of a closed tab is an hour
+KEPT_S, UPLOADS_KEPT_S = 12 * 3600, 3600  # an unused dialogue; Gradio keeps a closed tab's for an hour
 TEMPLATE, STYLE = (Path(__file__).with_suffix(suffix) for suffix in (".html.j2", ".css"))
 INTRODUCTION = (
-    "The same model answers each utterance twice: alone, and with a memory of what it has heard of this dialogue. What "
-    "you add stays on the machine that serves this page, until an hour after you have left it. The model is {}."
+    "The same model answers each utterance twice: without memory, and with a memory of the dialogue. Your files "
+    "stay on the machine that serves this page, until an hour after you have left it. The model is {}."
 )
-DEMO_HOST = "the tiny demo host: it knows the synthetic voices of the examples, and can only guess at real speech"
+DEMO_HOST = "the tiny demo host: it was trained on synthetic voices, and can only guess at real speech"
 
 
 @dataclass(frozen=True)
 class Turn:
-    """An utterance that was heard, and both answers to it."""
+    """An utterance, and both answers to it."""
 
     number: int
     name: str
@@ -52,21 +52,21 @@ class Turn:
 
 
 class Conversation:
-    """What one browser tab has said: its turns, a copy of each sound file, and the session of its memory.
+    """The dialogue of one browser tab: its turns, a copy of each sound file, and its session.
 
     Args:
         recognizer: with a memory.
-        folder: a folder of this conversation's own is made in it.
-        state: of a dialogue to go on with.
+        folder: the parent of the conversation's own folder.
+        state: of a dialogue to continue.
 
     Raises:
-        StateMismatchError, SessionError: the state is of another adapter, or of several dialogues.
+        StateMismatchError, SessionError: the state is from another adapter, or of several dialogues.
     """
 
     def __init__(self, recognizer: EmotionRecognizer, folder: Path, state: MemoryState | None = None) -> None:
         self.arms = {"without memory": recognizer.without_memory(), "with memory": recognizer}
         self.states = recognizer.memory.states
-        self.session_id = secrets.token_hex(16)  # also the name of its folder, which nobody must guess
+        self.session_id = secrets.token_hex(16)  # also the name of its folder, so it must be a secret
         if state is not None:
             self.states[self.session_id] = state
         self.earlier = 0 if state is None else int(state.utterances)
@@ -77,8 +77,8 @@ class Conversation:
         self.closed = False
         self._lock = threading.Lock()
 
-    def hear(self, path: Path, name: str, truth: str | None = None) -> str | None:
-        """Answer one utterance, without memory and with it; why it can't be heard, if so. Nothing once closed."""
+    def answer(self, path: Path, name: str, truth: str | None = None) -> str | None:
+        """Answer one utterance without memory and with it. Returns the problem if it can't. Does nothing if closed."""
         with self._lock:
             if self.closed:
                 return None
@@ -100,7 +100,7 @@ class Conversation:
         return self.states.get(self.session_id)
 
     def save_state(self) -> None:
-        """Make the state a file to download."""
+        """Write the state to a file for download."""
         with self._lock:
             if self.closed or (state := self.state()) is None:
                 return
@@ -110,7 +110,7 @@ class Conversation:
             state.save(self.file)
 
     def close(self) -> None:
-        """Forget everything."""
+        """Delete the session and the files."""
         with self._lock:
             self.closed = True
             self.states.pop(self.session_id, None)
@@ -118,13 +118,13 @@ class Conversation:
 
 
 def build(recognizer: EmotionRecognizer, folder: Path, host: str) -> gr.Blocks:
-    """The page. What lies in `folder` can be downloaded by whoever knows its path."""
+    """Build the page. Anyone who knows the path of a file in `folder` can download it."""
     colors = emotion_colors(recognizer.labels)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"), {"colors": colors, "ink_on": ink_on})
     alert = environment.from_string(
         '{% if problems %}<div class="message" role="alert">{% for one in problems %}<p>{{ one }}</p>{% endfor %}'
-        "<p>Nothing else is lost, the dialogue goes on.</p></div>{% endif %}"
+        "<p>Nothing else is lost, and the dialogue continues.</p></div>{% endif %}"
     )
 
     def timeline_of(conversation: Conversation | None) -> str:
@@ -134,15 +134,15 @@ def build(recognizer: EmotionRecognizer, folder: Path, host: str) -> gr.Blocks:
     with gr.Blocks(
         title="mal_adapter", analytics_enabled=False, fill_width=True, delete_cache=(600, UPLOADS_KEPT_S)
     ) as page:
-        gr.Markdown(f"# A dialogue, heard with memory and without\n{INTRODUCTION.format(host)}")
+        gr.Markdown(f"# A dialogue, answered with memory and without\n{INTRODUCTION.format(host)}")
         mine = gr.State(time_to_live=KEPT_S, delete_callback=lambda conversation: conversation and conversation.close())
         with gr.Row():
             with gr.Column(scale=2, min_width=260):
                 play = gr.Button("Play an example dialogue", variant="primary", size="md")
                 files = gr.File(label="Add utterances, one or several", file_count="multiple", height=150)
                 spoken = gr.Audio(label="Record an utterance", sources=["microphone"], type="filepath")
-                anew = gr.Button("New dialogue", size="md", elem_id="new")
-                state_in = gr.UploadButton("Go on from a state", file_types=[".safetensors"], size="md")
+                restart = gr.Button("New dialogue", size="md", elem_id="new")
+                state_in = gr.UploadButton("Continue from a state", file_types=[".safetensors"], size="md")
             with gr.Column(scale=7, min_width=320):
                 message = gr.HTML(elem_id="message")
                 timeline = gr.HTML(timeline_of(None), elem_id="timeline")
@@ -167,9 +167,9 @@ def build(recognizer: EmotionRecognizer, folder: Path, host: str) -> gr.Blocks:
             yield {mine: conversation, files: None, spoken: None}
             problems: list[str] = []
             for path in sorted(paths, key=lambda path: natural(path.name)):
-                problem = conversation.hear(path, "recording" if recorded else path.name)
+                problem = conversation.answer(path, "recording" if recorded else path.name)
                 problems += [] if problem is None else [problem]
-                if conversation.closed:  # another dialogue has begun meanwhile
+                if conversation.closed:  # another dialogue has started meanwhile
                     return
                 yield shown(conversation, problems, over=False)
             yield shown(conversation, problems)
@@ -181,7 +181,7 @@ def build(recognizer: EmotionRecognizer, folder: Path, host: str) -> gr.Blocks:
                 (dialogue,) = write_wavs([make_dialogue("test", secrets.randbelow(2**32), 0)], wavs)
                 for said in dialogue.utterances:
                     truth = recognizer.labels.lookup(said.emotion) if said.emotion in recognizer.labels else None
-                    conversation.hear(said.audio, f"speaker {said.speaker}", truth)
+                    conversation.answer(said.audio, f"speaker {said.speaker}", truth)
                     if conversation.closed:
                         return
                     yield shown(conversation, over=False)
@@ -200,16 +200,16 @@ def build(recognizer: EmotionRecognizer, folder: Path, host: str) -> gr.Blocks:
 
         outputs = [mine, files, spoken, message, timeline]
         common = {"outputs": outputs, "show_progress": "minimal", "show_progress_on": [timeline]}
-        hearing = [files.upload(add, [mine, files], **common), spoken.stop_recording(add, [mine, spoken], **common)]
-        # First cancel, then begin anew: else the rest of the last dialogue could be drawn over the next one.
-        hearing.append(play.click(None, cancels=hearing).then(example, mine, **common))
-        anew.click(None, cancels=hearing).then(reset, mine, **common)
-        state_in.upload(None, cancels=hearing).then(resume, [mine, state_in], **common)
+        answering = [files.upload(add, [mine, files], **common), spoken.stop_recording(add, [mine, spoken], **common)]
+        # Cancel first: otherwise the rest of the last dialogue could be drawn over the next one.
+        answering.append(play.click(None, cancels=answering).then(example, mine, **common))
+        restart.click(None, cancels=answering).then(reset, mine, **common)
+        state_in.upload(None, cancels=answering).then(resume, [mine, state_in], **common)
     return page
 
 
 def inert(markup: str) -> str:
-    """The same HTML, without the signs that Gradio takes for templates of its own."""
+    """The same HTML, with the characters escaped that Gradio would read as templates."""
     return re.sub(r"[${}`]", lambda sign: f"&#{ord(sign[0])};", markup)
 
 
@@ -222,7 +222,7 @@ def main() -> None:
     options = parser.parse_args()
 
     model, processor = load_host(options.model)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that this end deletes recordings, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that recordings are deleted, too
     with attach_memory(model, adapter=options.adapter) as memory, tempfile.TemporaryDirectory() as folder:
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         recognizer = EmotionRecognizer(model, processor, memory)

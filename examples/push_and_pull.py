@@ -1,7 +1,7 @@
 """Push an adapter to the Hugging Face Hub, and attach it from there.
 
 hf auth login
-python examples/push_and_pull.py user/mal-demo           # a private repository, made if need be
+python examples/push_and_pull.py user/mal-demo           # a private repository, made if it doesn't exist
 """
 
 import sys

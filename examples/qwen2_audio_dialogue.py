@@ -1,12 +1,12 @@
-"""Qwen2-Audio hears a dialogue, with a memory and without.
+"""Recognise the emotions of a dialogue with Qwen2-Audio, with a memory and without.
 
 python examples/qwen2_audio_dialogue.py turn1.wav turn2.wav turn3.wav --adapter user/their-memory
 python examples/qwen2_audio_dialogue.py calls.jsonl        # a manifest; without --adapter the memory is fresh
 python examples/qwen2_audio_dialogue.py --tiny             # the package's tiny Qwen2-Audio, its memory, its voices
 
 Prints a line per utterance: the emotion with the dialogue so far in memory, and without. A fresh memory changes
-nothing until it is trained (examples/train_meld.py), so both columns are the same then. The checkpoint takes 17 GB;
-device_map="auto", which needs accelerate, puts it on the GPUs, and what does not fit there in main memory.
+nothing until it is trained (examples/train_meld.py), so both columns are the same then. The checkpoint takes 17 GB.
+device_map="auto", which needs accelerate, puts it on the GPUs, and the rest of it in main memory.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""One call, answered by two processes in turn: the second goes on where the first stopped.
+"""One call, answered by two processes in turn: the second continues where the first stopped.
 
 python examples/resume_a_call.py                                   # sessions in a folder
 python examples/resume_a_call.py redis://:password@localhost/0     # or in Redis, for replicas on many machines
@@ -16,7 +16,7 @@ from mal_adapter.ser.recognizer import EmotionRecognizer, Failure
 
 
 def answer(store: str, first: int, last: int) -> None:
-    """Hear utterances `first` … `last` - 1 of the call, and leave its state in `store`."""
+    """Answer utterances `first` to `last` - 1 of the call; its state is saved in `store`."""
     dialogue = write_wavs(list(make_dialogues("test", seed=7, count=1)), tempfile.mkdtemp())[0]
     model, processor = load_host(str(HOST_FOLDER))
     with attach_memory(model, adapter=ADAPTER_FOLDER, store=store) as memory:
@@ -28,8 +28,8 @@ def answer(store: str, first: int, last: int) -> None:
             if isinstance(result, Failure):
                 raise result.error
             print(f"{utterance.speaker}: {result.label:8} {result.probabilities[result.label]:.4f}", flush=True)
-        heard = memory.states[dialogue.dialogue_id].utterances.item()
-        print(f"{dialogue.dialogue_id} has heard {heard} utterances", flush=True)
+        utterances = memory.states[dialogue.dialogue_id].utterances.item()
+        print(f"{dialogue.dialogue_id} has {utterances} utterances in memory", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""IEMOCAP, leave one session out: five memories, each measured on the session it has not heard, and one report.
+"""Train five memories on IEMOCAP, each without one session; test each on that session, and write one report.
 
 pip install 'mal-adapter[train]'
 python examples/train_iemocap.py IEMOCAP_full_release my-memory --model Qwen/Qwen2-Audio-7B-Instruct --layer 16
 
-Stopped? Run it again: a fold that is trained is read, one that was interrupted goes on.
+If it was interrupted, run it again: finished folds are loaded, an unfinished one is resumed.
 """
 
 import argparse
@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from mal_adapter import MemoryAdapter, MemoryConfig, attach_memory
+from mal_adapter.ser import write_report
 from mal_adapter.ser.corpora import read_corpus
 from mal_adapter.ser.evaluation import evaluate
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
-from mal_adapter.ser.report import write_report
 from mal_adapter.ser.training import TrainingConfig, train_memory
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -30,7 +30,6 @@ options = parser.parse_args()
 corpus = read_corpus("iemocap", options.root)  # four classes, happy and excited as one: 5 531 utterances
 print(corpus.report)
 model, processor = load_host(options.model)
-hidden_size = model.config.get_text_config().hidden_size
 
 evaluations = []
 for number, (held_out, rest, test) in enumerate(corpus.folds()):
@@ -39,12 +38,12 @@ for number, (held_out, rest, test) in enumerate(corpus.folds()):
         memory = attach_memory(model, adapter=MemoryAdapter.from_pretrained(output))
     else:
         torch.manual_seed(number)
-        config = MemoryConfig(hidden_size=hidden_size, memory_dim=128, num_heads=2, dropout=0.2)
+        config = MemoryConfig(memory_dim=128, num_heads=2, dropout=0.2)
         memory = attach_memory(model, options.layer, config=config)
     with memory:
         recognizer = EmotionRecognizer(model, processor, memory, corpus.labels)
         if not (output / "config.json").exists():
-            # The test session must not choose the epoch; so a part of the others does.
+            # The test session must not choose the epoch, so a part of the other sessions does.
             dev = rest[:: max(2, len(rest) // 12)]
             train = [dialogue for dialogue in rest if dialogue not in dev]
             train_memory(

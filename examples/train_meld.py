@@ -1,9 +1,10 @@
-"""Train a memory on MELD, then measure it on the official test split; a report in one HTML file.
+"""Train a memory on MELD, evaluate it on the official test split, and write a report in one HTML file.
 
 pip install 'mal-adapter[train]'
 python examples/train_meld.py MELD.Raw my-memory --model Qwen/Qwen2-Audio-7B-Instruct --layer 16
 
-MELD.Raw is the unpacked release with the clips as .wav, .flac or .mp4. On several devices: accelerate launch the same.
+MELD.Raw is the unpacked release with the clips as .wav, .flac or .mp4. For several devices, use `accelerate launch`
+instead of `python`.
 """
 
 import argparse
@@ -13,11 +14,11 @@ import torch
 from accelerate import PartialState
 
 from mal_adapter import MemoryConfig, attach_memory
+from mal_adapter.ser import write_report
 from mal_adapter.ser.corpora import read_corpus
 from mal_adapter.ser.evaluation import evaluate
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
-from mal_adapter.ser.report import write_report
 from mal_adapter.ser.training import TrainingConfig, train_memory
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,11 +37,8 @@ if state.is_main_process:
 
 model, processor = load_host(options.model)
 torch.manual_seed(options.seed)
-# 1 038 training dialogues are few for a memory: a narrow one, with dropout.
-hidden_size = model.config.get_text_config().hidden_size
-memory = attach_memory(
-    model, options.layer, config=MemoryConfig(hidden_size=hidden_size, memory_dim=128, num_heads=2, dropout=0.1)
-)
+# 1 038 training dialogues are few for a memory, so it is narrow and has dropout.
+memory = attach_memory(model, options.layer, config=MemoryConfig(memory_dim=128, num_heads=2, dropout=0.1))
 recognizer = EmotionRecognizer(model, processor, memory, corpus.labels)
 train_memory(
     recognizer,

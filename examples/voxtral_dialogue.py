@@ -1,4 +1,4 @@
-"""Voxtral hears a dialogue, with a memory and without.
+"""Recognise the emotions of a dialogue with Voxtral, with a memory and without.
 
 pip install 'mistral-common[audio]'                        # the tokenizer of Mistral's models
 python examples/voxtral_dialogue.py turn1.wav turn2.wav turn3.wav --adapter user/their-memory
@@ -6,8 +6,8 @@ python examples/voxtral_dialogue.py calls.jsonl            # a manifest; without
 python examples/voxtral_dialogue.py --tiny                 # a random Voxtral, made and loaded on the spot
 
 Prints a line per utterance: the emotion with the dialogue so far in memory, and without. A fresh memory changes
-nothing until it is trained, so both columns are the same then. The checkpoint takes 9 GB; device_map="auto", which
-needs accelerate, puts it on the GPUs, and what does not fit there in main memory.
+nothing until it is trained, so both columns are the same then. The checkpoint takes 9 GB. device_map="auto", which
+needs accelerate, puts it on the GPUs, and the rest of it in main memory.
 """
 
 import argparse
@@ -30,7 +30,7 @@ parser.add_argument("--layer", type=int, help="of a fresh memory (default: the m
 parser.add_argument("--tiny", action="store_true", help="a random model, and a dialogue of generated voices")
 options = parser.parse_args()
 if options.tiny:
-    print("a random model knows no emotions: its answers say nothing, but every step is the real one's")
+    print("a random model knows no emotions: its answers mean nothing, but every step is the real one")
     options.model = save_tiny_voxtral(Path(tempfile.mkdtemp()))
 if not options.tiny and not options.inputs:
     parser.error("give sound files or a manifest, or --tiny")

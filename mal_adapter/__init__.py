@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mal_adapter.adapter import MemoryAdapter
     from mal_adapter.attach import AttachedMemory, attach_memory
-    from mal_adapter.config import MemoryConfig
-    from mal_adapter.families import register_host
-    from mal_adapter.hosts import HostSpec
-    from mal_adapter.state import MemoryState
+    from mal_adapter.hosts.registry import register_host
+    from mal_adapter.hosts.spec import HostSpec
+    from mal_adapter.memory.adapter import MemoryAdapter
+    from mal_adapter.memory.config import MemoryConfig
+    from mal_adapter.memory.state import MemoryState
 
     __version__: str
 
@@ -25,22 +25,21 @@ __all__ = [
 
 _MODULES = {
     "AttachedMemory": "attach",
-    "HostSpec": "hosts",
-    "MemoryAdapter": "adapter",
-    "MemoryConfig": "config",
-    "MemoryState": "state",
+    "HostSpec": "hosts.spec",
+    "MemoryAdapter": "memory.adapter",
+    "MemoryConfig": "memory.config",
+    "MemoryState": "memory.state",
     "attach_memory": "attach",
-    "register_host": "families",
+    "register_host": "hosts.registry",
 }
 
 
-if not TYPE_CHECKING:  # a checker that saw this function would take every misspelt name for an Any
+if not TYPE_CHECKING:  # with this function, a type checker would accept every misspelt name as Any
 
     def __getattr__(name: str) -> Any:
-        # torch takes seconds to import; `mal-adapter --help` and tools that only look at the package need not wait for
-        # it.
+        # torch takes seconds to import; `mal-adapter --help` and tools that only inspect the package don't need it.
         if name == "__version__":
-            value = _version()
+            value = import_module(f"{__name__}.serialization.versions").library_version()
         elif name in _MODULES:
             value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
         else:
@@ -51,12 +50,3 @@ if not TYPE_CHECKING:  # a checker that saw this function would take every missp
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, "__version__"})
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("mal-adapter")
-    except PackageNotFoundError:  # a source tree that is not installed
-        return "0+unknown"

@@ -5,26 +5,24 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from mal_adapter.adapter import MemoryAdapter
-from mal_adapter.checks import check_audio_mask, check_host, check_layer_idx, check_session_ids, check_store
-from mal_adapter.config import MemoryConfig
-from mal_adapter.detection import count_shared_layers, detect_host, unwrap, warn_if_compiled
 from mal_adapter.errors import AudioMaskError, ConfigError, CopyError, HostError, SessionError
-from mal_adapter.hosts import HostSpec
-from mal_adapter.session_states import SessionStates
-from mal_adapter.sessions import Session
-from mal_adapter.state import MemoryState
-from mal_adapter.stores import SessionStore
-
-if TYPE_CHECKING:
-    from mal_adapter.hooks import MemoryHooks
+from mal_adapter.hooks.batch import check_audio_mask
+from mal_adapter.hooks.session import Session, check_session_ids
+from mal_adapter.hosts.detect import warn_if_compiled
+from mal_adapter.hosts.host import Host
+from mal_adapter.hosts.spec import HostSpec
+from mal_adapter.memory.adapter import MemoryAdapter
+from mal_adapter.memory.config import MemoryConfig
+from mal_adapter.memory.state import MemoryState
+from mal_adapter.stores import as_store
+from mal_adapter.stores.base import SessionStore
+from mal_adapter.stores.states import SessionStates
 
 __all__ = ["AttachedMemory", "attach_memory"]
 
@@ -48,21 +46,23 @@ def attach_memory(
         layer_idx: Index of the decoder layer after which the memory is read, 0 … num_hidden_layers − 1. A loaded
             adapter brings its own.
         adapter: A `MemoryAdapter`, a folder that `save_pretrained` wrote, or a Hub id. A fresh one unless given.
-        config: Sizes of a fresh adapter; `MemoryConfig(hidden_size=...)` of the host unless given.
+        config: Sizes of a fresh adapter; `MemoryConfig()` unless given. Its hidden_size is the host's.
         host: Where detection needs help.
-        store: Where the sessions' states lie: a `SessionStore`, a folder, or the URL of a Redis. Unless given, in this
-            process: an `InMemoryStore`, which keeps the 1024 sessions used last.
+        store: Where the sessions' states are kept: a `SessionStore`, a folder, or the URL of a Redis. Unless given, an
+            `InMemoryStore`, which keeps the 1024 sessions used last in this process.
 
     Returns:
         The memory, in eval mode unless `adapter` was given in training mode.
 
     Raises:
         ConfigError: `layer_idx` is missing, out of range or not the one that the adapter was trained at; or `config`
-            does not fit the host; or `store` is none.
+            does not fit the host; or `store` is not a store.
         HostError: The host's layers can't be found, or this layer has a memory already.
         HostMismatchError: The adapter was trained for another kind of host.
         AdapterNotFoundError, AdapterFormatError, HubError: The adapter can't be loaded, as `from_pretrained` says; call
             that yourself for a revision, subfolder or token.
+        StoreError: The folder of `store` can't be created.
+        MissingDependencyError: `store` is the URL of a Redis, and redis-py is not installed.
 
     Example:
         >>> from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -78,61 +78,61 @@ def attach_memory(
         >>> memory.detach()
     """
     # The hooks need torch._dynamo, which takes as long to import as torch; a host of transformers has brought it along.
-    from mal_adapter.hooks import MemoryHooks, drop_copied_hooks, has_memory
+    from mal_adapter.hooks.wiring import drop_copied_hooks, has_memory
 
-    store = check_store(store)
-    root = unwrap(model)
-    spec = detect_host(root, host)
-    layers = root.get_submodule(spec.layers or "")
-    facts = _host_facts(root, spec, len(layers))  # type: ignore[arg-type]
-    if isinstance(adapter, MemoryAdapter):
-        loaded: MemoryAdapter | None = adapter
-    else:
-        loaded = None if adapter is None else MemoryAdapter.from_pretrained(adapter)
-    if loaded is not None:
-        if config is not None and config != loaded.config:
+    store = as_store(store)
+    resolved = Host.resolve(model, host)
+    if adapter is not None:
+        adapter = adapter if isinstance(adapter, MemoryAdapter) else MemoryAdapter.from_pretrained(adapter)
+        if config not in (None, adapter.config, dataclasses.replace(adapter.config, hidden_size=None)):
             raise ConfigError("pass adapter= or config=, not both: a trained adapter brings its configuration")
-        check_host(loaded, facts)
-    trained = None if loaded is None else loaded.card.layer_idx
-    layer_idx = check_layer_idx(layer_idx, trained, len(layers), count_shared_layers(root))  # type: ignore[arg-type]
-    layer = layers[layer_idx]  # type: ignore[index]
-    drop_copied_hooks(root)
+        resolved.check_adapter(adapter.metadata, adapter.config.hidden_size)
+    layer_idx = resolved.choose_layer(layer_idx, None if adapter is None else adapter.metadata.layer_idx)
+    layer = resolved.layers[layer_idx]
+    drop_copied_hooks(resolved.model)
     if has_memory(layer):
-        raise HostError(f"{spec.layers}.{layer_idx} has a memory already; detach() that first, or choose another layer")
+        place = f"{resolved.layers_path}.{layer_idx}"
+        raise HostError(f"{place} has a memory already; detach() that first, or choose another layer")
     warn_if_compiled(model, layer)
-    if loaded is None:
-        config = config or MemoryConfig(hidden_size=spec.hidden_size or 0)
-        if not isinstance(config, MemoryConfig):
-            raise ConfigError(f"config is a {type(config).__name__}, expected a MemoryConfig")
-        if config.hidden_size != spec.hidden_size:
-            raise ConfigError(f"config.hidden_size={config.hidden_size}, but the host is {spec.hidden_size} wide")
-        loaded = MemoryAdapter(config).eval()
-    known = {name: value for name, value in dataclasses.asdict(loaded.card).items() if value is not None}
-    loaded.card = dataclasses.replace(loaded.card, **{**facts, **known, "layer_idx": layer_idx})
+    if adapter is None:
+        adapter = MemoryAdapter(_config_for(resolved, config)).eval()
+    adapter.metadata = resolved.describe(adapter.metadata, layer_idx)
     if (parameter := next(layer.parameters(), None)) is not None and parameter.device.type != "meta":
-        loaded.to(parameter.device)
-    return AttachedMemory(root, MemoryHooks(loaded, spec), layer_idx, store)
+        adapter.to(parameter.device)
+    return AttachedMemory(resolved, adapter, layer_idx, store)
+
+
+def _config_for(host: Host, config: MemoryConfig | None) -> MemoryConfig:
+    """The configuration of a fresh adapter, as wide as the host."""
+    config = MemoryConfig() if config is None else config
+    if not isinstance(config, MemoryConfig):
+        raise ConfigError(f"config is a {type(config).__name__}, expected a MemoryConfig")
+    if config.hidden_size not in (None, host.hidden_size):
+        raise ConfigError(f"config.hidden_size={config.hidden_size}, but the host is {host.hidden_size} wide")
+    return dataclasses.replace(config, hidden_size=host.hidden_size)
 
 
 class AttachedMemory:
-    """A memory at work on one decoder layer of a host. Made by `attach_memory`; as a context manager it detaches at
-    the end.
+    """A memory that is attached to one decoder layer of a host. `attach_memory` makes it; as a context manager it
+    detaches at the end.
 
     Attributes:
         adapter: The learned part, outside the host's module tree.
         layer_idx: The hooked decoder layer.
-        host: What was detected, or told.
+        host: The host's description, as given or detected.
         states: All sessions' states by id, a mapping.
     """
 
-    def __init__(self, root: nn.Module, hooks: "MemoryHooks", layer_idx: int, store: SessionStore) -> None:
-        self.adapter = hooks.adapter
+    def __init__(self, host: Host, adapter: MemoryAdapter, layer_idx: int, store: SessionStore) -> None:
+        from mal_adapter.hooks.wiring import MemoryHooks
+
+        self.adapter = adapter
         self.layer_idx = layer_idx
-        self.host = hooks.host
-        self.states = SessionStates(store, self.adapter.check_state)
-        self._hooks = hooks
-        self._root: nn.Module | None = root
-        hooks.register(root, layer_idx)
+        self.host = host.spec
+        self.states = SessionStates(store, adapter.check_state)
+        self._root: nn.Module | None = host.model
+        self._hooks = MemoryHooks(adapter, host.spec)
+        self._hooks.register(host, layer_idx)
 
     @contextmanager
     def session(
@@ -150,16 +150,19 @@ class AttachedMemory:
 
         Args:
             session_id: One id; a sequence of ids, one per prompt of the batch; or None for an anonymous dialogue that
-                ends with the block. An id that is new begins a dialogue.
+                ends with the block. A new id starts a dialogue.
             write: False only reads.
             audio_mask: (batch, seq_len) bool, True at audio tokens, for forwards of that shape; wins over detection.
 
         Raises:
-            SessionError: An id is no string, repeated or open elsewhere, a session of this memory is open in this block
-                already, or the memory is detached.
-            AudioMaskError: `audio_mask` is not (batch, seq_len) bool, or is missing where nothing else tells.
+            SessionError: An id is not a non-empty string, is repeated or is open elsewhere; a session of this memory is
+                open here already; or the memory is detached.
+            AudioMaskError: `audio_mask` is not (batch, seq_len) bool, or is missing where nothing else says where
+                audio is.
             SessionConflictError: Another process has continued a dialogue of this block; raised by the forward whose
                 utterance would overwrite it. Open the session again and repeat that utterance.
+            StateMismatchError: A dialogue's state was written by another adapter.
+            StateFormatError: A dialogue's state in the store is damaged.
             StoreError: The store can't be reached when the block begins, or still not when it ends: forwards answer
                 meanwhile, and the states stay in this process, see `states.flush()`.
         """
@@ -171,11 +174,11 @@ class AttachedMemory:
         ids = named or (None,)
         if audio_mask is not None:
             check_audio_mask(audio_mask, len(ids))
-        told = (self.host.audio_token_id, self.host.audio_mask, self.host.mode)
-        if audio_mask is None and all(value is None for value in told):
+        sources = (self.host.audio_token_id, self.host.find_mask, self.host.audio_positions)
+        if audio_mask is None and all(value is None for value in sources):
             raise AudioMaskError(
-                "nothing tells this host's audio positions; pass session(..., audio_mask=...), or attach_memory with "
-                "host=HostSpec(audio_token_id=...) or HostSpec(audio_mask=...)"
+                "nothing says where this host's audio positions are; pass session(..., audio_mask=...), or "
+                "attach_memory with host=HostSpec(audio_token_id=...) or HostSpec(find_mask=...)"
             )
         with self.states.opened(named) as found:
             session = Session(tuple(ids), self._load(ids, found), self.states, write, audio_mask)
@@ -188,7 +191,7 @@ class AttachedMemory:
             fresh = self.adapter.initial_state()
             rows = [fresh if i is None else found.get(i, fresh) for i in ids]
             for row in rows:
-                self.adapter.check_state(row)  # trained on since, the adapter may be another one than wrote the state
+                self.adapter.check_state(row)  # the adapter may have been trained since it wrote the state
             return MemoryState.stack([row.to(fresh.device) for row in rows])
 
     @contextmanager
@@ -220,7 +223,7 @@ class AttachedMemory:
         return self._root is not None
 
     def status(self) -> dict[str, Any]:
-        """What a person would ask first: where the memory sits, and what it holds."""
+        """Where the memory is attached, and what it holds."""
         return {
             "attached": self.attached,
             "layer": f"{self.host.layers}.{self.layer_idx}",
@@ -271,14 +274,3 @@ class AttachedMemory:
 
     def __repr__(self) -> str:
         return f"AttachedMemory({', '.join(f'{name}={value}' for name, value in self.status().items())})"
-
-
-def _host_facts(root: nn.Module, spec: HostSpec, num_layers: int) -> dict[str, Any]:
-    config = getattr(root, "config", None)
-    name = str(getattr(root, "name_or_path", "") or "")
-    return {
-        "base_model_name_or_path": (Path(name).name if Path(name).is_dir() else name) or None,
-        "model_type": getattr(config, "model_type", None),
-        "hidden_size": spec.hidden_size,
-        "num_hidden_layers": num_layers,
-    }

@@ -1,7 +1,40 @@
-"""Typed errors and warnings.
+"""Errors and warnings. Each error is also the builtin in parentheses, for callers who don't know this library::
 
-Each error is also the builtin that a caller who does not know this library would catch: a bad argument is a
-`ValueError`, a wrong moment a `RuntimeError`. A message says what was given, what was expected and what to do next.
+    MalAdapterError
+    ├── AdapterFormatError (ValueError)
+    ├── AdapterNotFoundError (FileNotFoundError)
+    ├── AudioError (ValueError)
+    │   ├── AudioFormatError
+    │   └── AudioTooLongError
+    ├── AudioMaskError (ValueError)
+    ├── ConfigError (ValueError)
+    ├── CopyError (TypeError)
+    ├── CorpusError (ValueError)
+    ├── EvaluationError (RuntimeError)
+    ├── HostError (ValueError)
+    ├── HostMismatchError (ValueError)
+    ├── HubError (ConnectionError)
+    ├── LabelError (ValueError)
+    ├── ManifestError (ValueError)
+    ├── MetricsError (ValueError)
+    ├── MissingDependencyError (ImportError)
+    ├── SessionConflictError (RuntimeError)
+    ├── SessionError (RuntimeError)
+    ├── StateFormatError (ValueError)
+    ├── StateMismatchError (ValueError)
+    ├── StoreError (OSError)
+    └── TrainingError (RuntimeError)
+
+    MalAdapterWarning (UserWarning)
+    ├── AudioOutsideSessionWarning
+    ├── BaseModelWarning
+    ├── IgnoredHookWarning
+    ├── IncompleteCorpusWarning
+    ├── SkippedWriteWarning
+    ├── UninformativeDataWarning
+    └── UnsavedSessionWarning
+
+A message says what was given, what was expected and what to do next.
 """
 
 from collections.abc import Sequence
@@ -30,6 +63,7 @@ __all__ = [
     "MalAdapterWarning",
     "ManifestError",
     "MetricsError",
+    "MissingDependencyError",
     "SessionConflictError",
     "SessionError",
     "SkippedWriteWarning",
@@ -44,23 +78,23 @@ __all__ = [
 
 
 class MalAdapterError(Exception):
-    """Base of every error that this library raises on purpose."""
+    """Base of all errors of this library."""
 
 
 class ConfigError(MalAdapterError, ValueError):
-    """A field of a configuration is out of range or does not fit another field."""
+    """An argument or a field of a configuration is out of range, or does not fit another one."""
 
 
 class HostError(MalAdapterError, ValueError):
-    """The host's decoder layers, width or audio positions could not be determined, or its answers are no numbers."""
+    """The host's decoder layers, width or audio positions can't be determined, or its answers are not numbers."""
 
 
 class AudioMaskError(MalAdapterError, ValueError):
-    """An audio mask does not fit the hidden states, or the prompt can not be assigned to sessions."""
+    """An audio mask does not fit the hidden states, or the prompt can't be assigned to sessions."""
 
 
 class SessionError(MalAdapterError, RuntimeError):
-    """A session was used in a way that leaves open whose memory is meant."""
+    """A session id is not valid, or a session was used in a way that does not determine which memory to use."""
 
 
 class StateMismatchError(MalAdapterError, ValueError):
@@ -68,7 +102,7 @@ class StateMismatchError(MalAdapterError, ValueError):
 
 
 class StateFormatError(MalAdapterError, ValueError):
-    """A file or buffer is not a readable memory state."""
+    """A file or buffer does not hold a readable memory state."""
 
 
 class AdapterFormatError(MalAdapterError, ValueError):
@@ -76,29 +110,30 @@ class AdapterFormatError(MalAdapterError, ValueError):
 
 
 class AdapterNotFoundError(MalAdapterError, FileNotFoundError):
-    """There is no such adapter folder or Hub repository, or it may not be seen."""
+    """An adapter folder or Hub repository does not exist, or you may not read it."""
 
 
 class HubError(MalAdapterError, ConnectionError):
-    """The Hugging Face Hub can't be reached, or did not do what it was asked."""
+    """The Hugging Face Hub can't be reached, or refused a request."""
 
 
 class StoreError(MalAdapterError, OSError):
-    """A session store can't be reached, or can't keep what it was given."""
+    """A session store can't be reached, or can't save a state."""
 
 
 class SessionConflictError(MalAdapterError, RuntimeError):
-    """Someone else has continued this session in the meantime, and their state stays.
+    """Another process or thread has continued this session in the meantime. Its state stays in the store.
 
     Attributes:
-        state: The `MemoryState` that could not be kept, to be put under another session id; None if none was at hand.
+        state: The `MemoryState` that was not saved; you can save it under another session id. None where a store raises
+            this error itself.
     """
 
     state: Any = None
 
 
 class CopyError(MalAdapterError, TypeError):
-    """An object that belongs to this process can't be pickled or deep-copied; the message says what to hand over."""
+    """An object that belongs to this process can't be pickled or copied; the message says what to send instead."""
 
 
 class HostMismatchError(MalAdapterError, ValueError):
@@ -106,11 +141,11 @@ class HostMismatchError(MalAdapterError, ValueError):
 
 
 class ManifestError(MalAdapterError, ValueError):
-    """A dialogue manifest has a line that can't be understood."""
+    """A line of a dialogue manifest is not valid."""
 
 
 class CorpusError(MalAdapterError, ValueError):
-    """A corpus can't be read from the given folder: its files are not there, or have another format."""
+    """A corpus can't be read from the given folder: files are missing, or have another format."""
 
 
 class AudioError(MalAdapterError, ValueError):
@@ -118,7 +153,7 @@ class AudioError(MalAdapterError, ValueError):
 
 
 class AudioFormatError(AudioError):
-    """A file has no format that is read as audio."""
+    """A file is not audio, or its format is not supported."""
 
 
 class AudioTooLongError(AudioError):
@@ -126,27 +161,31 @@ class AudioTooLongError(AudioError):
 
 
 class LabelError(MalAdapterError, ValueError):
-    """A label is not in the label set, or the labels can not be told apart by the host."""
+    """A label is not in the label set, or the host can't distinguish two labels."""
 
 
 class MetricsError(MalAdapterError, ValueError):
-    """Answers can't be scored: none are left, they do not fit the truth, or scikit-learn is not installed."""
+    """Answers can't be scored: there are none, or they do not fit the true labels."""
+
+
+class MissingDependencyError(MalAdapterError, ImportError):
+    """A package of an extra is not installed; the message says how to install it. Its import name is `name`."""
 
 
 class TrainingError(MalAdapterError, RuntimeError):
-    """Training can't go on: a loss or gradient is not finite, or a checkpoint does not belong to this run."""
+    """Training can't continue: a loss or gradient is not finite, or a checkpoint does not belong to this run."""
 
 
 class EvaluationError(MalAdapterError, RuntimeError):
-    """A folder holds another evaluation or none, or two evaluations are not of the same utterances."""
+    """A folder has no evaluation or another one, or two evaluations are not of the same utterances."""
 
 
 class MalAdapterWarning(UserWarning):
-    """Base of every warning that this library emits."""
+    """Base of all warnings of this library."""
 
 
 class SkippedWriteWarning(MalAdapterWarning):
-    """A write was not finite and did not land; the state is as before."""
+    """A write was skipped since its result was not finite; the state is as before."""
 
 
 class AudioOutsideSessionWarning(MalAdapterWarning):
@@ -158,26 +197,26 @@ class BaseModelWarning(MalAdapterWarning):
 
 
 class UnsavedSessionWarning(MalAdapterWarning):
-    """A session store was out of reach; the session goes on in this process, and the end of its block tries again."""
+    """A store can't be reached. The session continues in this process, and the end of its block tries to save it."""
 
 
 class IgnoredHookWarning(MalAdapterWarning):
-    """The host is compiled already, so hooks registered now may be ignored."""
+    """The host is already compiled, so it may ignore hooks that are registered now."""
 
 
 class IncompleteCorpusWarning(MalAdapterWarning):
-    """A corpus was read, but is not what was published: clips are missing, or the counts differ."""
+    """A corpus was read but is not complete: clips are missing, or its counts differ from the published ones."""
 
 
 class UninformativeDataWarning(MalAdapterWarning):
-    """Dialogues can not show what a memory does: no labelled utterance has another one before it."""
+    """Dialogues can't show what a memory does: no labelled utterance has another utterance before it."""
 
 
 def raise_problems(problems: Sequence[MalAdapterError]) -> None:
-    """Raise what checks have found, all at once: one run tells everything that has to be changed.
+    """Raise all problems as one error, so that one run reports everything that has to be changed.
 
     Args:
-        problems: In the order of the message; none is no error.
+        problems: In the order of the message. An empty sequence raises nothing.
 
     Raises:
         MalAdapterError: The only problem; or an error of the first one's type with all messages.

@@ -1,4 +1,4 @@
-"""One thread per process: tests run beside each other on few cores, and results do not depend on the machine's size."""
+"""One thread per process: tests run in parallel on few cores, and results do not depend on the machine's size."""
 
 import gc
 import os
@@ -16,21 +16,24 @@ from tests.shapes import check_shapes
 torch.set_num_threads(1)
 check_shapes()
 
-# What a change is judged by are the same examples each time; who works on one draws new ones.
+# Only now: what a fixture imports of the package is checked, too.
+from tests.stores.fixtures import make_store, server, short_path  # noqa: E402, F401
+
+# CI draws the same examples each time, so that a result depends on the change alone; elsewhere examples are new.
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
 
 
 def pytest_collection_finish() -> None:
-    """What imports have made stays to the end. Out of the collector's sight, it is not gone through again by each of
-    the hundreds of collections to come, its own and those of tests of what is freed."""
+    """Objects made by imports stay to the end. Frozen, they are skipped by the hundreds of later garbage collections,
+    including those in tests of what is freed."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Counts the families and conventions whose every test of tests/hosts passed."""
+    """Report how many families and conventions passed all tests of tests/hosts."""
     from tests.hosts.builders import ADDITIVE_HOSTS, HOSTS
     from tests.hosts.remote import REMOTE_HOSTS
 

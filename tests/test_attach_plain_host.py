@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mal_adapter import AttachedMemory, HostSpec, attach_memory, register_host
 from mal_adapter.errors import AudioMaskError, ConfigError, HostError
-from mal_adapter.families import REGISTRY
+from mal_adapter.hosts.registry import REGISTRY
 from tests.hosts.builders import VOCAB_SIZE, WIDTH, PlainHost
 from tests.hosts.probes import assert_states_close, hook_census, random_adapter, same_bits, small_config, state_bytes
 
@@ -172,7 +172,7 @@ def test_a_session_without_a_mask_says_that_it_finds_no_audio(model: PlainHost):
 
 
 def ids_of_four(call: Mapping[str, Any]) -> Tensor | None:
-    """A `HostSpec.audio_mask`: audio is where the id is 4, unless the call has one position only."""
+    """A `HostSpec.find_mask`: audio is where the id is 4, unless the call has one position only."""
     ids = call["input_ids"]
     return ids == 4 if ids.shape[1] > 1 else None
 
@@ -193,7 +193,7 @@ class IdHost(nn.Module):
 def test_a_host_spec_can_bring_its_own_mask_function():
     torch.manual_seed(0)
     model = IdHost()
-    spec = HostSpec(layers="inner.blocks", hidden_size=WIDTH, mask_module="", audio_mask=ids_of_four)
+    spec = HostSpec(layers="inner.blocks", hidden_size=WIDTH, mask_module="", find_mask=ids_of_four)
     memory = attach(model, host=spec)
     ids = torch.tensor([[1, 4, 4, 4, 2], [4, 4, 3, 4, 5]])
     with memory.session(["a", "b"]):

@@ -16,11 +16,11 @@ from mal_adapter import cli, demo
 from mal_adapter.cli.output import print_json, take_any_text, width
 from mal_adapter.ser.dialogue import Dialogue, Utterance, read_manifest, write_manifest
 from mal_adapter.stores import FolderStore
+from tests.cli.test_cli import run, saved  # noqa: F401  fixtures
 from tests.commands import Done
-from tests.ser.conftest import make_dialogue, model, processor, write_audio  # noqa: F401  fixtures
+from tests.ser.fixtures import make_dialogue, model, processor, write_audio  # noqa: F401  fixtures
 from tests.ser.training_world import make_dialogues
 from tests.stores.states import state_of
-from tests.test_cli import run, saved  # noqa: F401  fixtures
 
 #: What Python gives a pipe on Windows in Europe, Russia and China, an old console, and a POSIX system without a locale.
 ENCODINGS = ["cp1252", "ascii", "latin-1", "cp437", "cp1251", "gbk", "utf-8", "utf-16"]
@@ -120,7 +120,7 @@ def test_training_evaluation_and_report_of_labels_that_the_encoding_lacks(tmp_pa
         "--layer", 1, "--config", tmp_path / "设置.json", "--output", tmp_path / "记忆", *labels,
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
-    assert "no label" not in done.stderr
+    assert "not a label" not in done.stderr
     trained = json.loads((tmp_path / "记忆" / "training.json").read_text(encoding="utf-8"))
     assert trained["labels"] == ["平静", "énervé", "悲伤", "惊讶"]
     assert trained["train"]["not_judged"] == {}
@@ -129,7 +129,7 @@ def test_training_evaluation_and_report_of_labels_that_the_encoding_lacks(tmp_pa
 
     evaluated = into(
         "ascii", "evaluate", tmp_path / "测试.jsonl", "--adapter", tmp_path / "记忆", "--model", demo.HOST_FOLDER,
-        "--arms", "bare,right", "--output", tmp_path / "评估",
+        "--arms", "host_only,own", "--output", tmp_path / "评估",
     )  # fmt: skip
     assert evaluated.exit_code == 0, evaluated.stderr
     assert escaped("评估", "ascii") in evaluated.stdout
@@ -143,15 +143,17 @@ def test_training_evaluation_and_report_of_labels_that_the_encoding_lacks(tmp_pa
     reported = into("cp437", "report", other, "--against", tmp_path / "评估", "--output", tmp_path / "报告")
     assert reported.exit_code == 0, reported.stderr
     figures = json.loads((tmp_path / "报告" / "report.json").read_text(encoding="utf-8"))
-    assert figures["arms"]["right"]["wa"] == figures["against"]["评估"]["wa"]
-    assert figures["arms"]["right"]["utterances"] == 9
+    assert figures["arms"]["own"]["wa"] == figures["against"]["评估"]["wa"]
+    assert figures["arms"]["own"]["utterances"] == 9
     assert "énervé" in (tmp_path / "报告" / "report.html").read_text(encoding="utf-8")
 
     fewer = into(
         "ascii", "evaluate", tmp_path / "测试.jsonl", "--model", demo.HOST_FOLDER, "--labels", "平静,惊讶",
         "--output", tmp_path / "fewer", "--json",
     )  # fmt: skip
-    assert escaped("'énervé', no label", "ascii") in fewer.stderr  # a class doesn't become context in silence
+    assert (
+        escaped("'énervé', which is not a label", "ascii") in fewer.stderr
+    )  # a class doesn't become context in silence
     assert (fewer.exit_code, json.loads(fewer.stdout)["run"]["labels"]) == (0, ["平静", "惊讶"])
 
 

@@ -45,17 +45,17 @@ def recognizer(host: tuple[Any, Any], memory: AttachedMemory) -> EmotionRecogniz
 
 
 @way
-def test_what_belongs_to_a_process_says_what_to_hand_over(
+def test_objects_of_one_process_say_what_to_send_instead(
     through: Callable[[Any], Any], recognizer: EmotionRecognizer, memory: AttachedMemory
 ):
     with memory.session("call") as session:
         bound: dict[str, tuple[Any, str]] = {
-            "recogniser": (recognizer, "load_host, attach_memory, EmotionRecognizer"),
-            "bare twin": (recognizer.without_memory(), "load_host, attach_memory, EmotionRecognizer"),
+            "recogniser": (recognizer, r"EmotionRecognizer\.from_pretrained\(adapter, model\)"),
+            "bare twin": (recognizer.without_memory(), r"EmotionRecognizer\.from_pretrained\(adapter, model\)"),
             "memory": (memory, r"call attach_memory\(model, adapter=…, store=…\) with memory\.adapter"),
             "states": (memory.states, r"a single state can: memory\.states\[id\]"),
             "session": (session, "open the session by its id there"),
-            "store": (InMemoryStore(), "FolderStore or the URL of a Redis"),
+            "store": (InMemoryStore(), "FolderStore or a Redis URL"),
         }
         for thing, expected in bound.values():
             with pytest.raises(CopyError, match=expected) as caught:
@@ -87,10 +87,10 @@ def test_a_password_gets_into_no_pickle(through: Callable[[Any], Any]):
     import redis
 
     for secret in ("redis://:s3cret@127.0.0.1", "redis://al1ce@127.0.0.1", "redis://127.0.0.1?password=s3cret"):
-        with pytest.raises(CopyError, match="hand the other process the URL in your own way") as caught:
+        with pytest.raises(CopyError, match="pass the URL to the other process") as caught:
             through(RedisStore(secret))
         assert "s3cret" not in str(caught.value)
-    with pytest.raises(CopyError, match="make a store in the other one"):
+    with pytest.raises(CopyError, match="make a store in the other process"):
         through(RedisStore(redis.Redis()))
 
 
@@ -128,7 +128,7 @@ def test_in_a_process_of_its_own(
         next(iter(DataLoader(Sounds(recognizer), num_workers=1, multiprocessing_context="spawn")))
     with pytest.raises(Exception, match="pickle") as caught:
         joblib.Parallel(n_jobs=2)(joblib.delayed(print)(each) for each in [recognizer] * 2)
-    assert "there: load_host, attach_memory, EmotionRecognizer" in str(caught.value.__cause__)
+    assert "EmotionRecognizer.from_pretrained(adapter, model)" in str(caught.value.__cause__)
 
     store = FolderStore(tmp_path)
     model, _ = host

@@ -27,7 +27,7 @@ SOURCES = ["mal_adapter", "tests", "examples", "docs", ".ci"]
 MADE_HERE = {"__pycache__", "_build", ".pytest_cache", ".DS_Store"}
 NOT_PYTHON = {
     "mal_adapter/py.typed",
-    "mal_adapter/ser/report.html.j2",
+    "mal_adapter/ser/evaluation/report.html.j2",
     *(f"mal_adapter/demo/files/adapter/{name}" for name in ("README.md", "config.json", "model.safetensors")),
     *(
         f"mal_adapter/demo/files/host/{name}"
@@ -85,6 +85,14 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path):
     own = {name for name in names if name.startswith("mal_adapter/")}
     assert own == files_of("mal_adapter")
     assert {name for name in own if not name.endswith(".py")} == NOT_PYTHON
+    demo = {name.removeprefix("mal_adapter/demo/") for name in own if name.startswith("mal_adapter/demo/")}
+    assert {name for name in demo if name.endswith(".py")} == {
+        "__init__.py",
+        "shipped.py",
+        "dialogues.py",
+        "run.py",
+        "voices.py",
+    }
     info = "-".join(wheel.name.split("-")[:2]) + ".dist-info"
     about = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
     assert names - own == {f"{info}/{name}" for name in about}

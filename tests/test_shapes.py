@@ -11,11 +11,11 @@ import torch
 from jaxtyping import TypeCheckError
 
 from mal_adapter import MemoryState
-from mal_adapter.chunk import advance, split_chunks
-from mal_adapter.gates import ChunkScalars, Gates
-from mal_adapter.rows import audio_rows
-from mal_adapter.ser.recognizer import Prepared
-from mal_adapter.update import write
+from mal_adapter.hooks.batch import audio_rows
+from mal_adapter.memory.chunk import advance, split_chunks
+from mal_adapter.memory.gates import ChunkScalars, Gates
+from mal_adapter.memory.titans import write
+from mal_adapter.ser.recognizer.inputs import Prepared
 
 HIDDEN = torch.zeros(2, 5, 8)
 
@@ -63,7 +63,7 @@ def test_rows_and_heads_in_one_dimension_are_one_name():
 
 def test_a_users_process_checks_nothing():
     code = (
-        "import sys, torch; from mal_adapter.rows import audio_rows; "
+        "import sys, torch; from mal_adapter.hooks.batch import audio_rows; "
         "audio_rows(torch.zeros(2, 5, 8), torch.ones(2, 5).int()); sys.exit('beartype' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

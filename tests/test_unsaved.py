@@ -1,4 +1,4 @@
-"""What an outage of the store left unsaved: saved soon after it, within bounds, visibly, and by no request's time."""
+"""States left unsaved by an outage of the store are saved soon after it by a thread, within bounds, and visibly."""
 
 import contextlib
 import gc
@@ -14,11 +14,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from mal_adapter import MemoryState, unsaved
+from mal_adapter import MemoryState
 from mal_adapter.errors import SessionConflictError, StoreError, UnsavedSessionWarning
-from mal_adapter.session_states import SessionStates
-from mal_adapter.stores import InMemoryStore
+from mal_adapter.stores import InMemoryStore, unsaved
 from mal_adapter.stores.base import Stored
+from mal_adapter.stores.states import SessionStates
 from tests.stores.servers import wait_until
 from tests.stores.states import state_of
 
@@ -33,11 +33,13 @@ class Faulty(InMemoryStore):
         self.away = self.unreadable = False
         self.broken: set[str] = set()
         self.attempts: Counter[str] = Counter()
+        self.reads = 0
         self.threads: dict[str, str] = {}
         self.hold: threading.Event | None = None
         self.holding = threading.Event()
 
     def get(self, session_id: str) -> Stored | None:
+        self.reads += 1
         if self.unreadable:
             raise StoreError("can't read sessions: nobody answers")
         return super().get(session_id)
@@ -70,8 +72,8 @@ def states(store: Faulty) -> Iterator[SessionStates]:
 
 
 @pytest.fixture
-def by_itself_never(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time of an attempt does not come in a test; only what wakes the thread does."""
+def no_timed_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No attempt is due by time during a test; only a saved session wakes the thread."""
     monkeypatch.setattr(unsaved, "FIRST_S", 3600.0)
     monkeypatch.setattr(unsaved, "LONGEST_S", 3600.0)
 
@@ -79,7 +81,7 @@ def by_itself_never(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def rounds(states: SessionStates, monkeypatch: pytest.MonkeyPatch) -> "Rounds":
     """Attempts are made by the test, at times of a clock that the test sets; there is no thread."""
-    monkeypatch.setattr(unsaved, "_work_off", lambda *_: None)
+    monkeypatch.setattr(unsaved, "_save_all", lambda *_: None)
     return Rounds(states)
 
 
@@ -118,8 +120,8 @@ def worker() -> threading.Thread | None:
     return next((thread for thread in threading.enumerate() if thread.name == "mal_adapter"), None)
 
 
-@pytest.mark.usefixtures("by_itself_never")
-def test_when_another_session_is_saved_what_an_outage_left_is_saved_too(store: Faulty, states: SessionStates):
+@pytest.mark.usefixtures("no_timed_attempts")
+def test_unsaved_sessions_are_saved_when_another_session_is_saved(store: Faulty, states: SessionStates):
     store.away = True
     for n in range(50):
         speak(states, f"ended-{n}", n + 1)
@@ -135,15 +137,14 @@ def test_when_another_session_is_saved_what_an_outage_left_is_saved_too(store: F
 
 
 @pytest.mark.usefixtures("soon")
-def test_without_any_traffic_it_is_saved_when_the_store_is_back_for_reading_and_writing(
-    store: Faulty, states: SessionStates
-):
+def test_without_traffic_a_session_is_saved_when_the_store_is_back(store: Faulty, states: SessionStates):
     store.away = True
     speak(states, "call", 3)
     store.unreadable = True
-    time.sleep(0.1)
+    reads = store.reads
+    wait_until(lambda: store.reads > reads + 2)
     assert states.unsaved == ["call"]
-    assert states["call"].equals(state_of(3)), "it goes on from what this process has"
+    assert states["call"].equals(state_of(3)), "it continues from the state in this process"
     store.away = store.unreadable = False
     wait_until(lambda: nothing_unsaved(states))
     assert store.get("call").state.equals(state_of(3))
@@ -186,7 +187,7 @@ def test_a_session_that_always_fails_delays_no_other_and_is_tried_less_and_less_
     assert nothing_unsaved(states)
 
 
-@pytest.mark.usefixtures("by_itself_never")
+@pytest.mark.usefixtures("no_timed_attempts")
 def test_flush_saves_the_others_of_a_session_that_fails(store: Faulty, states: SessionStates):
     store.away = True
     for session_id in ("a", "b", "c", "d"):
@@ -201,11 +202,11 @@ def test_flush_saves_the_others_of_a_session_that_fails(store: Faulty, states: S
     store.attempts.clear()
     with pytest.raises(StoreError):
         states.flush()
-    assert store.attempts.total() == unsaved.GIVE_UP_AFTER, "a shutdown does not wait for each of them"
+    assert store.attempts.total() == unsaved.GIVE_UP_AFTER, "a shutdown does not wait for all of them"
 
 
-@pytest.mark.usefixtures("by_itself_never")
-def test_what_another_process_has_continued_is_lost_with_an_error_and_counted(
+@pytest.mark.usefixtures("no_timed_attempts")
+def test_a_state_whose_session_another_process_continued_is_lost_logged_and_counted(
     store: Faulty, states: SessionStates, caplog: pytest.LogCaptureFixture
 ):
     speak(states, "call", 1)
@@ -218,7 +219,7 @@ def test_what_another_process_has_continued_is_lost_with_an_error_and_counted(
         speak(states, "other")
         wait_until(lambda: nothing_unsaved(states))
     assert store.get("call").version == theirs
-    assert store.get("ended").state.equals(state_of(5)), "a conflict of one holds up no other"
+    assert store.get("ended").state.equals(state_of(5)), "a conflict of one session delays no other"
     assert states.backlog.lost == 1
     assert "1 lost" in repr(states)
     (record,) = caplog.records
@@ -227,7 +228,7 @@ def test_what_another_process_has_continued_is_lost_with_an_error_and_counted(
     assert states["call"].equals(state_of(7))
 
 
-@pytest.mark.usefixtures("by_itself_never")
+@pytest.mark.usefixtures("no_timed_attempts")
 def test_a_block_that_opens_while_its_session_is_being_saved_neither_waits_nor_conflicts(
     store: Faulty, states: SessionStates
 ):
@@ -248,11 +249,9 @@ def test_a_block_that_opens_while_its_session_is_being_saved_neither_waits_nor_c
     assert states.backlog.lost == 0
 
 
-@pytest.mark.usefixtures("by_itself_never")
+@pytest.mark.usefixtures("no_timed_attempts")
 @pytest.mark.parametrize("how", ["deleted", "set", "only read"])
-def test_what_is_done_with_a_session_while_it_is_being_saved_comes_after_it(
-    store: Faulty, states: SessionStates, how: str
-):
+def test_a_change_of_a_session_that_is_being_saved_waits_for_it(store: Faulty, states: SessionStates, how: str):
     store.away = True
     speak(states, "call", 2)
     store.away, store.hold = False, threading.Event()
@@ -268,15 +267,13 @@ def test_what_is_done_with_a_session_while_it_is_being_saved_comes_after_it(
             assert found["call"].equals(state_of(2))
     wait_until(lambda: nothing_unsaved(states))
     if how == "deleted":
-        assert "call" not in states, "it is not brought back"
+        assert "call" not in states, "it does not return"
     else:
         assert store.get("call").state.equals(state_of(9 if how == "set" else 2))
 
 
 @pytest.mark.usefixtures("soon")
-def test_threads_that_go_on_with_their_sessions_while_the_store_comes_and_goes_lose_nothing(
-    store: Faulty, states: SessionStates
-):
+def test_threads_that_continue_their_sessions_during_outages_lose_nothing(store: Faulty, states: SessionStates):
     done, wrong = threading.Event(), []
 
     def weather() -> None:
@@ -310,9 +307,9 @@ def test_threads_that_go_on_with_their_sessions_while_the_store_comes_and_goes_l
     assert states.backlog.lost == 0
 
 
-@pytest.mark.usefixtures("by_itself_never")
+@pytest.mark.usefixtures("no_timed_attempts")
 @pytest.mark.parametrize("bound", ["max_sessions", "max_bytes"])
-def test_a_long_outage_fills_no_memory_and_an_utterance_without_room_is_an_error(
+def test_a_long_outage_is_bounded_in_memory_and_an_utterance_without_room_is_an_error(
     store: Faulty, states: SessionStates, bound: str
 ):
     speak(states, "old", 6)
@@ -322,11 +319,11 @@ def test_a_long_outage_fills_no_memory_and_an_utterance_without_room_is_an_error
         speak(states, f"in time {n}")
     assert states.backlog.full()
     for session_id in ("late", "old"):
-        with pytest.raises(StoreError, match=r"3 sessions wait for the store.*not kept"), states.opened([session_id]):
+        with pytest.raises(StoreError, match=r"3 unsaved sessions.*not kept"), states.opened([session_id]):
             states.keep({session_id: state_of(7)})
     assert "late" not in states
     assert states["old"].equals(state_of(6)), "as it was"
-    speak(states, "in time 0", 2)  # those that wait go on
+    speak(states, "in time 0", 2)  # unsaved sessions continue
     assert states["in time 0"].equals(state_of(2))
     batch = {"in time 1": state_of(3), "late": state_of(1)}
     warned = pytest.warns(UnsavedSessionWarning, match="'in time 1' kept")
@@ -342,7 +339,7 @@ def test_a_long_outage_fills_no_memory_and_an_utterance_without_room_is_an_error
     assert store.get("late") is not None
 
 
-@pytest.mark.usefixtures("by_itself_never")
+@pytest.mark.usefixtures("no_timed_attempts")
 def test_an_outage_is_visible(store: Faulty, states: SessionStates):
     assert states.outage is None
     store.away = True
@@ -363,7 +360,7 @@ def test_the_time_between_attempts_grows_to_a_bound_and_differs_between_replicas
         assert longest / 2 <= min(some) < max(some) <= longest
 
 
-@pytest.mark.usefixtures("by_itself_never")
+@pytest.mark.usefixtures("no_timed_attempts")
 def test_the_thread_ends_with_its_memory(store: Faulty):
     states = SessionStates(store, lambda _: None)
     store.away = True
@@ -376,7 +373,7 @@ def test_the_thread_ends_with_its_memory(store: Faulty):
     assert not thread.is_alive()
 
 
-def test_a_process_ends_with_states_that_wait():
+def test_a_process_with_unsaved_states_ends():
     code = """
 import contextlib, warnings
 from tests.test_unsaved import Faulty, SessionStates, speak
@@ -392,30 +389,33 @@ print(states.unsaved)
 
 
 @pytest.mark.usefixtures("soon")
-def test_an_error_that_is_none_of_the_stores_does_not_end_the_attempts(
+def test_an_unexpected_error_does_not_end_the_attempts(
     store: Faulty, states: SessionStates, monkeypatch: pytest.MonkeyPatch
 ):
     """A store of someone's own, with a fault in it."""
     store.away = True
     speak(states, "call")
     with monkeypatch.context() as fault:
-        fault.setattr(store, "get", lambda _: 1 // 0)
+        calls = []
+        fault.setattr(store, "get", lambda _: calls.append(1) or 1 // 0)
         store.away = False
-        time.sleep(0.1)
+        wait_until(lambda: len(calls) > 2)
         assert states.unsaved == ["call"]
     wait_until(lambda: nothing_unsaved(states))
 
 
-@pytest.mark.usefixtures("by_itself_never")
-def test_a_conflict_on_the_way_is_the_blocks_and_not_the_threads(store: Faulty, states: SessionStates):
+def test_a_conflict_of_an_open_session_is_raised_in_its_block(store: Faulty, states: SessionStates, rounds: Rounds):
     speak(states, "call", 1)
     store.away = True
     speak(states, "call", 2)
     store.away = False
     store.put("call", state_of(7), store.get("call").version)
     with states.opened(["call"]):
-        speak(states, "other")  # wakes the thread, which leaves an open session alone
-        time.sleep(0.05)
+        speak(states, "other")
+        attempts = store.attempts["call"]
+        rounds.run(60)
+        assert store.attempts["call"] == attempts, "an open session is left to its block"
+        assert states.outage.next_try_s > 0, "the thread does not spin meanwhile"
         with pytest.raises(SessionConflictError) as conflict:
             states.keep({"call": state_of(3)})
     assert conflict.value.state.equals(state_of(3))
@@ -427,7 +427,7 @@ def test_a_conflict_on_the_way_is_the_blocks_and_not_the_threads(store: Faulty, 
 @pytest.mark.filterwarnings(
     "ignore:This process:DeprecationWarning"
 )  # it is multi-threaded, and forks: that is the case
-def test_a_process_forked_while_the_thread_is_at_work_has_locks_of_its_own(store: Faulty, states: SessionStates):
+def test_a_forked_process_has_new_locks(store: Faulty, states: SessionStates):
     """As gunicorn's --preload and DataLoader's workers do."""
     state = state_of(1)
     store.hold = threading.Event()

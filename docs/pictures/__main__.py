@@ -1,8 +1,8 @@
-"""Make the pictures of `how_it_works.md` from the library itself.
+"""Make the pictures of `how_it_works.md` with the library.
 
 python docs/pictures                      # measures, writes figures.json, and draws the SVG files beside it
-python docs/pictures --draw               # draws again what figures.json holds
-python docs/pictures --draw --png FOLDER  # as PNG, to look at
+python docs/pictures --draw               # only draws, from figures.json
+python docs/pictures --draw --png FOLDER  # draws PNG files into a folder
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A dialogue of the demo from inside: what was said, what the host answers without and with memory, what it writes."""
+"""One dialogue of the demo: pitches, answers without and with memory, and the surprise of each utterance."""
 
 import tempfile
 from typing import Any
@@ -23,10 +23,10 @@ def measure() -> dict[str, Any]:
     recognizer = EmotionRecognizer(model, processor, memory, EMOTIONS, PROMPT)
     with tempfile.TemporaryDirectory() as folder, memory:
         (dialogue,) = write_wavs([spoken], folder)
-        bare = [_truth(p) for p in recognizer.without_memory().recognize(dialogue)]
-        remembered, surprise = [], []
+        without = [_truth(p) for p in recognizer.without_memory().recognize(dialogue)]
+        with_memory, surprise = [], []
         for result in recognizer.recognize(dialogue):
-            remembered.append(_truth(result))
+            with_memory.append(_truth(result))
             state = memory.states[dialogue.dialogue_id]
             surprise.append(sum(float(s.square().sum()) for s in state.momentum) ** 0.5)
     return {
@@ -34,14 +34,14 @@ def measure() -> dict[str, Any]:
         "emotion": [turn.emotion for turn in spoken.turns],
         "pitch_hz": [round(turn.speech.pitch_hz, 1) for turn in spoken.turns],
         "baseline_hz": {name: round(s.pitch_hz, 1) for name, s in zip("AB", spoken.speakers, strict=True)},
-        "bare": bare,
-        "with_memory": remembered,
+        "bare": without,
+        "with_memory": with_memory,
         "surprise": [round(s, 3) for s in surprise],
     }
 
 
 def _truth(result: Prediction | Failure) -> float:
-    """The probability of what the speaker feels."""
+    """The probability of the true emotion."""
     if isinstance(result, Failure):
         raise result.error
     return round(result.probabilities[str(result.utterance.emotion)], 4)
@@ -69,17 +69,17 @@ def draw(figures: dict[str, Any]) -> Figure:
     ticks = [hz for hz in (100, 150, 200, 250, 300, 400, 500, 600) if low / 1.2 < hz < high * 1.2]
     pitch.set_yticks(ticks, [str(hz) for hz in ticks])
     pitch.minorticks_off()
-    pitch.set_title("What was said: an emotion is a shift from the speaker's own baseline")
+    pitch.set_title("Pitch: an emotion is a shift from the speaker's own baseline")
 
     rows = (("bare", "without memory", style.GREY), ("with_memory", "with memory", style.MEMORY))
     for (key, name, color), shift in zip(rows, (-0.2, 0.2), strict=True):
         probability.bar([t + shift for t in turns], figures[key], width=0.38, color=color, label=name)
     probability.set(ylabel="probability", ylim=(0, 1))
-    probability.set_title("What is answered: the probability of the true emotion")
+    probability.set_title("Answers: the probability of the true emotion")
     probability.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderpad=0)
 
     surprise.bar(turns, figures["surprise"], width=0.6, color=colors)
-    surprise.set(ylabel="‖S‖", xlabel="utterance, and who speaks")
+    surprise.set(ylabel="‖S‖", xlabel="utterance and speaker")
     surprise.set_xticks(turns, [f"{turn}\n{speaker}" for turn, speaker in zip(turns, speakers, strict=True)])
-    surprise.set_title("What is written: the surprise that each utterance leaves")
+    surprise.set_title("Writes: the surprise that each utterance leaves")
     return figure

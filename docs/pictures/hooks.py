@@ -1,4 +1,4 @@
-"""Where the four hooks sit: one forward of a host in a session, from the tokens up."""
+"""The places of the four hooks: one forward of a host in a session, from the tokens up."""
 
 import style
 from matplotlib.axes import Axes
@@ -54,10 +54,10 @@ def draw() -> Figure:
     _arrow(axes, (end, 5.03), (9.1, 5.03), style.MEMORY, 1.8)
     axes.text(9.0, 5.12, "2  write", ha="right", va="bottom", fontsize=8.5, color=style.MEMORY)
 
-    _hook(axes, 7.85, "end", "after the model:\nkeeps the write, if all went well", LEFT - 0.35)
+    _hook(axes, 7.85, "end", "after the model:\nkeeps the write if nothing failed", LEFT - 0.35)
     _hook(axes, 4.38, "layer", "after the hooked layer:\nreads, then prepares the write", LEFT)
     _hook(axes, 1.55, "begin", "before the model:\na forward starts", LEFT - 0.35, leads_to=1.25)
-    _hook(axes, 0.6, "prompt", "before the model:\nsees where the audio is", LEFT, leads_to=0.83)
+    _hook(axes, 0.6, "prompt", "before the model:\nfinds the audio tokens", LEFT, leads_to=0.83)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""What a memory knows of two voices while they speak, and when one of them falls silent; and how it forgets."""
+"""How well a memory recalls two voices, while both speak and after one falls silent; and forgetting alone."""
 
 import math
 from typing import Any
@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mal_adapter import MemoryConfig
-from mal_adapter.gates import Gates
-from mal_adapter.update import Weights, read, write
+from mal_adapter.memory.gates import Gates
+from mal_adapter.memory.rule import Weights
+from mal_adapter.memory.titans import read, write
 
 ORDER = "ABAABBABAABABBAB" + "B" * 14  # from the 16th utterance on, A is silent
 TOKENS = 250  # ten seconds of Qwen2-Audio
@@ -26,7 +27,7 @@ def measure() -> dict[str, Any]:
     config = MemoryConfig(hidden_size=WIDTH, memory_dim=WIDTH, num_heads=1)
     voices = {name: (F.normalize(torch.randn(WIDTH), dim=0), F.normalize(torch.randn(WIDTH), dim=0)) for name in "AB"}
     first, second = config.layer_shapes
-    initial = (torch.randn(1, *first) / math.sqrt(first[0]), torch.zeros(1, *second))  # as a fresh adapter's
+    initial = (torch.randn(1, *first) / math.sqrt(first[0]), torch.zeros(1, *second))  # as in a fresh adapter
     weights = momentum = tuple(torch.zeros(1, *w.shape) for w in initial)
     gates = _gates(config.step_bias, config.momentum_bias, config.forget_bias, TOKENS)
 
@@ -63,7 +64,7 @@ def _error(initial: Weights, weights: Weights, key: Tensor, value: Tensor) -> fl
 
 
 def _left(forget_bias: float) -> list[float]:
-    """How much of a memory is left after each half minute of audio from which nothing is learned."""
+    """The share of a memory that is left after each half minute of audio that writes nothing."""
     weights: Weights = (torch.eye(2).view(1, 1, 2, 2),)
     start, zero = weights[0].norm(), (torch.zeros(1, 1, 2, 2),)
     tokens = TOKENS_PER_S * 30
@@ -92,7 +93,7 @@ def draw(figures: dict[str, Any]) -> Figure:
     style.note(recall, "voice A", (silent + 3.4, figures["error"]["A"][silent + 6] + 0.04), color=style.SPEAKERS["A"])
     style.note(recall, "voice B", (silent + 5.5, figures["error"]["B"][silent + 6] + 0.05), color=style.SPEAKERS["B"])
     recall.set(
-        xlabel="utterances heard (squares: who speaks)", ylabel="relative error of what is read", ylim=(-0.12, 1.1)
+        xlabel="utterances so far (squares: who speaks)", ylabel="relative error of what is read", ylim=(-0.12, 1.1)
     )
     recall.set(xlim=(-0.3, len(order)))
     recall.set_title("Reading each voice's key after every utterance")
@@ -105,7 +106,7 @@ def draw(figures: dict[str, Any]) -> Figure:
         name = f"{bias.removesuffix('.0').replace('-', '−')}{' (default)' if float(bias) == -8 else ''}"
         style.note(decay, name, (minutes[at] + 0.2, left[at] + 0.02), color=color)
     decay.set(
-        xlabel="minutes of audio since", ylabel="part of the memory that is left", ylim=(0, 1.05), xlim=(0, MINUTES)
+        xlabel="minutes of audio since", ylabel="share of the memory that is left", ylim=(0, 1.05), xlim=(0, MINUTES)
     )
     decay.set_title("Forgetting alone, by forget_bias")
     return figure

@@ -1,5 +1,5 @@
-"""What the pictures of this folder have in common beside `mal_adapter.ser.drawing`: fonts, speakers, and files that are
-the same whenever they are made."""
+"""The common style of these pictures, in addition to `mal_adapter.ser.evaluation.drawing`: fonts, colours of speakers,
+and files that are the same each time they are made."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,12 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mal_adapter.ser.drawing import WITH, WITHOUT
+from mal_adapter.ser.evaluation.drawing import WITH, WITHOUT
 
 INK = "#2b2b2b"
 PALE = "#e9ecef"
 GREY, MEMORY = WITHOUT, WITH
-SPEAKERS = {"A": "#8a5a9e", "B": "#2f8f6b"}  # no hue that means an emotion elsewhere
+SPEAKERS = {"A": "#8a5a9e", "B": "#2f8f6b"}  # hues that no emotion has
 
 matplotlib.rcParams.update(
     {
@@ -42,13 +42,14 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
 
 
 def note(axes: Axes, text: str, at: tuple[float, float], **options: Any) -> None:
-    """A remark in the plot, in data coordinates."""
+    """Write a remark into the plot, in data coordinates."""
     axes.annotate(text, at, **{"fontsize": 8.5, "color": INK, **options})
 
 
 def save(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG or PNG, with the same bytes each time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The solver of the layout leaves a last digit to chance, and the names in an SVG file are made of such digits.
+    # The layout solver leaves the last digits to chance, and the ids in an SVG file depend on them.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in figure.axes:

@@ -1,4 +1,4 @@
-"""Keys that hardly change, as a held vowel gives: the error after each chunk, with the trust region and without it."""
+"""The error after each chunk of nearly equal keys, such as those of a held vowel, with and without the trust region."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mal_adapter.gates import Gates
-from mal_adapter.update import Weights, read, write
+from mal_adapter.memory.gates import Gates
+from mal_adapter.memory.rule import Weights
+from mal_adapter.memory.titans import read, write
 
 WIDTH, CHUNK, CHUNKS = 32, 64, 12
-NOISE = 0.3  # length of what varies from key to key, all of length 1
+NOISE = 0.3  # length of the part that varies from key to key; keys have length 1
 STEPS = {"small": -6.0, "default": -4.0, "large": -2.0}  # logits of θ
 
 
@@ -45,10 +46,10 @@ def _errors(step_bias: float, written: Callable[..., tuple[Weights, Weights]]) -
 def _write_without(
     initial: Weights, weights: Weights, momentum: Weights, keys: Tensor, values: Tensor, gates: Gates, *_: object
 ) -> tuple[Weights, Weights]:
-    """One chunk of the three equations as they stand, for a memory of one matrix."""
+    """One chunk of the three equations without a trust region, for a memory of one matrix."""
     (m,), (s,) = weights, momentum
     theta, eta, alpha = (gate.sigmoid().flatten() for gate in gates)
-    error = read(weights, keys) - values  # all at the chunk's first weights
+    error = read(weights, keys) - values  # all with the weights at the start of the chunk
     for t in range(CHUNK):
         s = eta[t] * s - theta[t] * keys[..., t, :, None] * error[..., t, None, :]
         m = (1 - alpha[t]) * m + s
@@ -63,7 +64,7 @@ def draw(figures: dict[str, Any]) -> Figure:
         axes.plot(figures[name]["with"], color=style.MEMORY, marker="s", markersize=3.5, label="with trust region")
         axes.set(yscale="log", ylim=(3e-3, 3e4), xlabel=f"chunks of {CHUNK} tokens", xticks=range(0, CHUNKS + 1, 2))
         axes.set_title(f"θ = {figures['theta'][name]:.3f}{' (default)' if name == 'default' else ''}")
-    style.note(panels[0], "with and without alike", (3.2, 0.55))
+    style.note(panels[0], "with and without: the same", (3.2, 0.55))
     panels[0].set_ylabel("relative error of what is read")
     panels[0].legend(loc="upper left")
     return figure

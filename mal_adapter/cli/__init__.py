@@ -1,6 +1,6 @@
-"""The `mal-adapter` command: what is asked for, and how the answer is printed; a file per command.
+"""The `mal-adapter` command: options are parsed and results are printed here, in one file per command.
 
-Imports that take seconds (torch, transformers) stay inside the commands, so that `--help` is quick.
+Slow imports (torch, transformers) are inside the commands, so that `--help` is quick.
 """
 
 import sys
@@ -25,17 +25,17 @@ app = typer.Typer(
     name="mal-adapter",
     cls=Group,
     help=prose(
-        """Emotions of a spoken dialogue, from an audio language model with a memory.
+        """Recognise the emotions of a spoken dialogue with an audio language model that has a memory.
 
-        Without one, the model hears each utterance alone. The memory tells it how this speaker usually sounds, and
-        what was felt before."""
+        Without a memory, the model processes each utterance alone. The memory adds how this speaker usually sounds and
+        what the speakers felt before."""
     ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
     epilog=examples(
-        ("See it work, with what comes with the package", "mal-adapter demo"),
-        ("One call, its sound files in the order spoken", "mal-adapter predict turn1.wav turn2.wav"),
+        ("A demonstration with the model in the package", "mal-adapter demo"),
+        ("One call, its sound files in the order of speaking", "mal-adapter predict turn1.wav turn2.wav"),
     )
     + """
 
@@ -44,11 +44,11 @@ Exit codes
   1    an error; one line on stderr says which
   2    wrong usage, or an input file that can't be read
   130  stopped by Ctrl-C
-  141  whoever read the output left, as with | head
+  141  the reader of the output closed it, as with | head
 
 Environment
-  HF_TOKEN, HF_HOME      of the Hugging Face Hub: who you are, where files lie
-  HF_HUB_OFFLINE=1       nothing is fetched; what was fetched before is used
+  HF_TOKEN, HF_HOME      of the Hugging Face Hub: your token, the download folder
+  HF_HUB_OFFLINE=1       download nothing; use earlier downloads
   CUDA_VISIBLE_DEVICES   the GPUs that may be used; empty for none
   NO_COLOR, FORCE_COLOR  no colours, or colours into a pipe too""",
 )
@@ -58,15 +58,15 @@ app.add_typer(states, name="states", rich_help_panel="Keep and share")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The console script: runs one command and exits, as `mal-adapter --help` says with which code.
+    """Run one command and exit; `mal-adapter --help` lists the exit codes.
 
     Args:
-        arguments: those of the process unless given.
+        arguments: Default: the arguments of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = words[: words.index("--")] if "--" in words else words
     debug = "--debug" in options
-    # Whoever is told to run it again with --debug puts that at the end, where a command's own options are.
+    # After a message that recommends --debug, people append it, among the options of the command.
     words = [word for word in options if word != "--debug"] + words[len(options) :]
     take_any_text()
     with guarded(as_json="--json" in options, debug=debug), plain_warnings():
@@ -76,15 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _print_versions(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
         from platform import python_version
+
+        from mal_adapter.serialization.versions import installed_version
 
         typer.echo(f"Python {python_version()}")
         for package in ("mal-adapter", "torch", "transformers", "huggingface-hub"):
-            try:
-                typer.echo(f"{package} {version(package)}")
-            except PackageNotFoundError:  # run from a source tree that is not installed
-                typer.echo(f"{package} unknown")
+            # mal-adapter itself may be a source tree that is not installed.
+            typer.echo(f"{package} {installed_version(package) or 'unknown'}")
         raise typer.Exit()
 
 
@@ -94,13 +93,13 @@ def _options(
         bool,
         typer.Option(
             "--version",
-            help="Print the versions of what runs here, and exit.",
+            help="Print the versions of Python and the libraries, and exit.",
             callback=_print_versions,
             is_eager=True,
         ),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show where an error comes from; anywhere on the line.")
+        bool, typer.Option("--debug", help="Show the traceback of an error; accepted anywhere on the line.")
     ] = False,
 ) -> None:
     pass

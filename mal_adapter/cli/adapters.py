@@ -5,14 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mal_adapter.cli.options import json_option
 from mal_adapter.cli.output import load_libraries, note, print_json, print_line
-from mal_adapter.cli.usage import json_option, shown
+from mal_adapter.cli.usage import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mal_adapter.adapter import MemoryAdapter
-    from mal_adapter.state import MemoryState
+    from mal_adapter.memory.adapter import MemoryAdapter
+    from mal_adapter.memory.state import MemoryState
 
 __all__ = ["inspect", "pull", "push"]
 
@@ -25,7 +26,7 @@ Token = Annotated[
     str | None,
     typer.Option(
         metavar="TOKEN",
-        help="Of your account (default: that of `hf auth login`).",
+        help="Of your account (default: from `hf auth login`).",
         envvar="HF_TOKEN",
         show_envvar=True,
         rich_help_panel=HUB,
@@ -35,9 +36,9 @@ Token = Annotated[
 
 @shown(
     KEEP,
-    ("A trained adapter, for everyone", "mal-adapter push my-memory user/mal-qwen2-audio"),
+    ("Publish a trained adapter", "mal-adapter push my-memory user/mal-qwen2-audio"),
     (
-        "For yourself alone, and with a message",
+        "In a private repository, with a message",
         'mal-adapter push my-memory user/mal-qwen2-audio \\\n--private --message "Trained on MELD"',
     ),
 )
@@ -45,40 +46,40 @@ def push(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="FOLDER", help="What `mal-adapter train` or save_pretrained wrote.", exists=True, file_okay=False
+            metavar="FOLDER", help="A folder of `mal-adapter train` or save_pretrained.", exists=True, file_okay=False
         ),
     ],
     repo_id: Annotated[
-        str, typer.Argument(metavar="REPO_ID", help="Where to on the Hub, such as user/mal-qwen2-audio.")
+        str, typer.Argument(metavar="REPO_ID", help="The repository on the Hub, such as user/mal-qwen2-audio.")
     ],
     private: Annotated[
         bool,
-        typer.Option("--private", help="Where the repository is new, only you see it.", rich_help_panel=HUB),
+        typer.Option("--private", help="Make a new repository private.", rich_help_panel=HUB),
     ] = False,
     message: Annotated[
         str, typer.Option(metavar="TEXT", help="Of the commit.", rich_help_panel=HUB)
     ] = "Push a memory adapter",
     revision: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The branch (default: main); new ones are made.", rich_help_panel=HUB),
+        typer.Option(metavar="NAME", help="The branch (default: main); made if new.", rich_help_panel=HUB),
     ] = None,
     create_pr: Annotated[
         bool,
-        typer.Option("--create-pr", help="Propose it instead of committing it.", rich_help_panel=HUB),
+        typer.Option("--create-pr", help="Open a pull request instead of committing.", rich_help_panel=HUB),
     ] = False,
     token: Token = None,
     as_json: Annotated[bool, json_option("repo_id, commit, url, pr_url")] = False,
 ) -> None:
     """Push a trained adapter to the Hugging Face Hub, with a model card.
 
-    Prints where it is. The repository is made if need be; text of your own in its README stays. Needs a token that
-    may write: --token, HF_TOKEN or `hf auth login`.
+    Prints its URL. The repository is made if it does not exist; your own text in its README stays. Needs a token
+    with write access: --token, HF_TOKEN or `hf auth login`.
     """
     load_libraries()
     from mal_adapter import MemoryAdapter
 
     if (folder / "lora").is_dir():
-        note(f"{folder / 'lora'} stays here, and the memory was trained beside it; push it too, with peft")
+        note(f"{folder / 'lora'} is not pushed, but the memory was trained with it; push it with peft")
     done = MemoryAdapter.from_pretrained(folder).push_to_hub(
         repo_id,
         private=private or None,
@@ -95,14 +96,14 @@ def push(
 
 @shown(
     KEEP,
-    ("Someone's adapter into a folder", "mal-adapter pull user/mal-qwen2-audio my-memory"),
-    ("A certain version of it", "mal-adapter pull user/mal-qwen2-audio my-memory --revision v1"),
+    ("Download an adapter into a folder", "mal-adapter pull user/mal-qwen2-audio my-memory"),
+    ("Download one version of it", "mal-adapter pull user/mal-qwen2-audio my-memory --revision v1"),
 )
 def pull(
     repo_id: Annotated[
         str, typer.Argument(metavar="REPO_ID", help="An adapter on the Hub, such as user/mal-qwen2-audio.")
     ],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Is made if need be.", file_okay=False)],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Made if it does not exist.", file_okay=False)],
     revision: Revision = None,
     subfolder: Annotated[
         str | None, typer.Option(metavar="PATH", help="Of the repository.", rich_help_panel=HUB)
@@ -110,13 +111,13 @@ def pull(
     token: Token = None,
     as_json: Annotated[bool, json_option("repo_id, folder")] = False,
 ) -> None:
-    """Pull an adapter from the Hugging Face Hub into a folder, once its files have been checked.
+    """Pull an adapter from the Hugging Face Hub into a folder, after checking its files.
 
-    Prints the folder. To use an adapter you need not pull it: --adapter of the other commands takes its Hub id.
+    Prints the folder. You need not pull an adapter to use it: --adapter of the other commands takes its Hub id.
     """
     load_libraries()
     from mal_adapter import MemoryAdapter
-    from mal_adapter.hub import HubOptions, pull_adapter
+    from mal_adapter.serialization.hub import HubOptions, pull_adapter
 
     pull_adapter(repo_id, folder, MemoryAdapter.shapes_of, HubOptions(revision, subfolder, token))
     if as_json:
@@ -127,8 +128,8 @@ def pull(
 
 @shown(
     KEEP,
-    ("What an adapter is for, and how large", "mal-adapter inspect user/mal-qwen2-audio"),
-    ("What a session has heard", "mal-adapter inspect sessions/call-42.safetensors --json"),
+    ("The host and the size of an adapter", "mal-adapter inspect user/mal-qwen2-audio"),
+    ("The counters of a session", "mal-adapter inspect sessions/call-42.safetensors --json"),
 )
 def inspect(
     target: Annotated[
@@ -147,9 +148,9 @@ def inspect(
         ),
     ] = False,
 ) -> None:
-    """Tell what an adapter or a session's state holds: sizes, host, counters, and the norm of each tensor.
+    """Show what is in an adapter or a state file: sizes, host, counters, and the norm of each tensor.
 
-    Two adapters with the same fingerprint are the same; a state belongs to the adapter whose fingerprint it names.
+    Adapters with the same fingerprint are identical; a state names the fingerprint of its adapter.
     """
     load_libraries()
     from mal_adapter import MemoryAdapter, MemoryState
@@ -174,7 +175,7 @@ def _describe_adapter(adapter: "MemoryAdapter") -> dict[str, Any]:
         "fingerprint": adapter.fingerprint(),
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "bytes": sum(tensor.nbytes for tensor in tensors.values()),
-        "host": {name: value for name, value in asdict(adapter.card).items() if value is not None},
+        "host": {name: value for name, value in asdict(adapter.metadata).items() if value is not None},
         "memory": adapter.config.to_dict(),
         "tensors": _describe_tensors(tensors),
     }
@@ -206,7 +207,7 @@ def _describe_tensors(tensors: "dict[str, Tensor]") -> dict[str, Any]:
 
 
 def _lines(content: dict[str, Any], indent: str = "") -> list[str]:
-    """A list with an entry per line, nested ones further in; a tensor's facts in one line."""
+    """One line per entry, nested ones indented; one line per tensor."""
     lines = []
     for name, value in content.items():
         if isinstance(value, dict) and "norm" not in value:

@@ -1,12 +1,10 @@
-"""Where dialogues come from, for the commands that train and evaluate."""
+"""Reading dialogues, for the commands that train and evaluate."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from mal_adapter.cli.output import note
 
@@ -14,33 +12,7 @@ if TYPE_CHECKING:
     from mal_adapter.ser.dialogue import Dialogue
     from mal_adapter.ser.labels import LabelSet
 
-__all__ = ["CORPUS_PANEL", "Corpus", "Data", "Root", "Split", "note_what_is_left_out", "read_data"]
-
-CORPUS_PANEL = "Corpus"
-
-
-def _corpora(incomplete: str) -> list[str]:
-    """For completion in a shell, which completes paths itself where this gives nothing."""
-    names = ("meld", "iemocap", "emorynlp", "m3ed")
-    return [name for name in names if incomplete and name.startswith(incomplete)]
-
-
-Corpus = Annotated[
-    str,
-    typer.Argument(
-        metavar="CORPUS",
-        help="A .jsonl manifest, a folder of manifests, or meld, iemocap, emorynlp or m3ed with --root.",
-        autocompletion=_corpora,
-    ),
-]
-Root = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="Into which that corpus was unpacked.", rich_help_panel=CORPUS_PANEL),
-]
-Split = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME", help="A part of the corpus; may be repeated.", rich_help_panel=CORPUS_PANEL),
-]
+__all__ = ["Data", "note_omissions", "read_data"]
 
 
 @dataclass(frozen=True)
@@ -48,10 +20,10 @@ class Data:
     """Dialogues of one or more splits.
 
     Args:
-        name: of the corpus.
-        split: their names; None where the corpus has one part alone.
-        dialogues: in order.
-        labels: the corpus's own label set; None for a manifest.
+        name: The name of the corpus.
+        split: The names of the splits; None if the corpus has only one.
+        dialogues: The dialogues, in order.
+        labels: The corpus's own label set; None for a manifest.
     """
 
     name: str
@@ -61,11 +33,11 @@ class Data:
 
 
 def read_data(corpus: str, root: Path | None, splits: Sequence[str] | None, usual: Sequence[str]) -> Data:
-    """The dialogues that were asked for: `splits`, else the `usual` ones if the corpus has them, else its only one.
+    """Read the given splits of a corpus; without any, the `usual` ones if the corpus has them, else its only one.
 
     Raises:
-        ConfigError: the corpus has no such split, or several and none was asked for.
-        CorpusError, ManifestError: it can't be read.
+        ConfigError: The corpus has no such split; or none was given, and the corpus has several.
+        CorpusError, ManifestError: The corpus can't be read.
     """
     from mal_adapter.errors import ConfigError
     from mal_adapter.ser.corpora import read_corpus
@@ -91,14 +63,14 @@ def read_data(corpus: str, root: Path | None, splits: Sequence[str] | None, usua
     return Data(found.name, split, dialogues, found.labels)
 
 
-def note_what_is_left_out(dialogues: "Sequence[Dialogue]", labels: "LabelSet") -> None:
-    """Lines on stderr about emotions that are no labels, and about sound files that do not exist."""
+def note_omissions(dialogues: "Sequence[Dialogue]", labels: "LabelSet") -> None:
+    """Print notes about emotions that are not among the labels, and about sound files that do not exist."""
     from mal_adapter.ser.suitability import missing_sounds
 
     emotions = Counter(u.emotion for dialogue in dialogues for u in dialogue.utterances if u.emotion is not None)
     for emotion, count in emotions.items():
         if emotion not in labels:
-            note(f"{count} utterances are {emotion!r}, no label: heard and not judged")
+            note(f"{count} utterances are {emotion!r}, which is not a label: they are processed, but not scored")
     missing, count = missing_sounds(dialogues)
     if missing:
         note(f"{len(missing)} of {count} sound files are missing, such as {missing[0]}: their utterances are left out")

@@ -6,27 +6,29 @@ from typing import Annotated
 
 import typer
 
+from mal_adapter.cli.options import json_option
 from mal_adapter.cli.output import header, load_libraries, print_json, print_line, right_or_wrong
-from mal_adapter.cli.usage import json_option, shown
+from mal_adapter.cli.usage import shown
+from mal_adapter.extras import require
 
 __all__ = ["demo", "painted"]
 
 
 @shown(
     "Try",
-    ("See it, in half a minute", "mal-adapter demo"),
+    ("The demonstration, in half a minute", "mal-adapter demo"),
     ("Other dialogues, and a picture (needs matplotlib)", "mal-adapter demo --seed 1 --plot demo.png"),
 )
 def demo(
     dialogues: Annotated[
-        int, typer.Option(metavar="N", min=1, help="How many held-out dialogues of ten utterances.")
+        int, typer.Option(metavar="N", min=1, help="Number of held-out dialogues of ten utterances.")
     ] = 50,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Which dialogues; every seed is another set.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Each seed gives another set of dialogues.")] = 0,
     plot: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Draw accuracy by turn and one dialogue: a .png, .svg or .pdf file.",
+            help="Draw accuracy by turn and one dialogue into a .png, .svg or .pdf file.",
             rich_help_panel="Output",
         ),
     ] = None,
@@ -38,10 +40,10 @@ def demo(
         ),
     ] = False,
 ) -> None:
-    """Hear spoken dialogues with a tiny Qwen2-Audio, without its memory and with it.
+    """Recognise emotions in synthetic dialogues with a tiny Qwen2-Audio, without its memory and with it.
 
-    Everything comes with the package; nothing is downloaded. Voices and emotions are synthetic: an emotion is a shift
-    from how a speaker usually sounds, so that one utterance alone is ambiguous, and the past resolves it.
+    The model comes with the package; nothing is downloaded. Voices and emotions are synthetic: an emotion is a shift
+    from how a speaker usually sounds. One utterance alone is ambiguous; the past of the dialogue resolves it.
     """
     import tempfile
 
@@ -63,7 +65,7 @@ def demo(
 
 
 def painted(text: str) -> str:
-    """What `describe_report` says, with bold headers, right answers in green and wrong ones in red."""
+    """The text of `describe_report`, with bold headers, correct answers in green and wrong ones in red."""
     title, columns, *lines = text.splitlines()
     painted = [header([title]), header([columns])]
     for line in lines:
@@ -73,11 +75,8 @@ def painted(text: str) -> str:
 
 
 def _check_plot(plot: Path) -> None:
-    """Refuse before the work, not after it."""
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise typer.BadParameter("plots need matplotlib: pip install 'mal-adapter[plot]'", param_hint="--plot")
+    """Raise typer.BadParameter before the work if the plot can't be drawn."""
+    require("--plot", "matplotlib", extra="plot")
     if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise typer.BadParameter(f"{plot} is not a .png, .svg or .pdf file", param_hint="--plot")
     if not plot.absolute().parent.is_dir():

@@ -5,22 +5,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.data import Corpus, Root, Split, note_what_is_left_out, read_data
-from mal_adapter.cli.hosts import (
+from mal_adapter.cli.data import note_omissions, read_data
+from mal_adapter.cli.hosts import load_recognizer, start_process
+from mal_adapter.cli.options import (
     MODEL_PANEL,
+    Corpus,
     Device,
     Dtype,
     DtypeOption,
     Labels,
     Prompt,
-    load_recognizer,
-    start_process,
+    Root,
+    Split,
+    json_option,
 )
 from mal_adapter.cli.output import header, load_libraries, note, print_json, print_line, row, width
-from mal_adapter.cli.usage import json_option, shown
+from mal_adapter.cli.usage import shown
+from mal_adapter.extras import explain_missing
+from mal_adapter.ser.evaluation.arms import ARMS, AUDIT, check_arms
 
 if TYPE_CHECKING:
-    from mal_adapter.ser.evaluation import Evaluation
+    from mal_adapter.ser.evaluation.evaluation import Evaluation
 
 __all__ = ["evaluate", "report"]
 
@@ -29,7 +34,7 @@ Against = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="FOLDER",
-        help="Another evaluation of the same utterances, to compare with; may be repeated.",
+        help="Another evaluation of the same utterances, for comparison; may be repeated.",
         exists=True,
         file_okay=False,
         rich_help_panel="Output",
@@ -45,7 +50,7 @@ FIELDS = "output, page, and those of report.json: run, arms, against, compared, 
         "mal-adapter evaluate test.jsonl --adapter my-memory --output my-evaluation",
     ),
     (
-        "MELD's test split, against a GRU that was evaluated before",
+        "MELD's test split, compared with an earlier evaluation of a GRU",
         "mal-adapter evaluate meld --root MELD.Raw --adapter my-memory \\\n"
         "--output my-evaluation --against gru-evaluation",
     ),
@@ -71,7 +76,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Folder or Hub id of a trained memory; without, the model is heard alone.",
+            help="Folder or Hub id of a trained memory. Without it, the model is evaluated alone.",
             rich_help_panel=MODEL_PANEL,
         ),
     ] = None,
@@ -83,19 +88,28 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="What to hear: bare, right, reset, swapped, mixed, shuffled, told (a memory per true speaker), "
-            "history (utterances before it in the prompt). Default: all but the last two.",
+            help=f"Which arms to run: {', '.join(f'{name} ({arm.title})' for name, arm in ARMS.items())}. "
+            f"Default: {', '.join(AUDIT)}.",
             rich_help_panel=PANEL,
         ),
     ] = None,
     history: Annotated[
         int,
-        typer.Option(metavar="N", min=1, help="How many utterances the arm history joins.", rich_help_panel=PANEL),
+        typer.Option(
+            metavar="N", min=1, help="How many earlier utterances the arm history joins.", rich_help_panel=PANEL
+        ),
     ] = 3,
     batch_size: Annotated[
         int, typer.Option(metavar="N", min=1, help="Utterances in one forward.", rich_help_panel=PANEL)
     ] = 8,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the random orders.", rich_help_panel=PANEL)] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Chooses the random orders of the arms shuffled and other_dialogues.",
+            rich_help_panel=PANEL,
+        ),
+    ] = 0,
     output: Annotated[
         Path, typer.Option(metavar="FOLDER", help="For the answers and the report.", rich_help_panel="Output")
     ],
@@ -104,34 +118,33 @@ def evaluate(
         bool,
         typer.Option(
             "--card",
-            help="Also write the figures into the adapter's model card; needs a folder.",
+            help="Also write the figures into the model card of the adapter, which must be a folder.",
             rich_help_panel="Output",
         ),
     ] = False,
     as_json: Annotated[bool, json_option(FIELDS)] = False,
 ) -> None:
-    """Measure a memory on dialogues with known emotions, and whether it is the memory that helps.
+    """Measure a memory on dialogues with known emotions, and whether its gain comes from their history.
 
-    Each dialogue is heard with its own memory, without, and with wrong ones. The last line says whether it is this
-    dialogue's past that helps. Stopped? Run it again: what was heard is kept.
+    Each dialogue is evaluated with its own memory, without memory, and with wrong pasts. The verdict says whether the
+    gain is specific to the dialogue's own history. To continue after a stop, run the same command again.
     """
-    from mal_adapter.errors import ConfigError, EvaluationError, raise_problems
-    from mal_adapter.format import check_folder
+    from mal_adapter.errors import ConfigError, raise_problems
 
     if card and (adapter is None or not Path(adapter).is_dir()):
         raise ConfigError("--card writes into the adapter's folder; give one with --adapter, or leave out --card")
     chosen = None if arms is None else [arm.strip() for arm in arms.split(",")]
-    if card and chosen is not None and "right" not in chosen:
-        raise ConfigError("--card writes the figures of the arm right; add it to --arms, or leave out --card")
+    if chosen is not None:
+        check_arms(chosen)
+    if card and chosen is not None and "own" not in chosen:
+        raise ConfigError("--card writes the figures of the arm own; add it to --arms, or leave out --card")
     if model is None and adapter is None:
         raise ConfigError("nothing to evaluate; give --adapter, --model or both")
     load_libraries()
 
-    try:
-        from mal_adapter.ser import evaluation
-        from mal_adapter.ser.report import FEWEST_DIALOGUES, report_problems, rival_problems
-    except ImportError as error:
-        raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
+    with explain_missing("an evaluation", extra="train"):
+        from mal_adapter.ser.evaluation import evaluation
+        from mal_adapter.ser.evaluation.report import FEWEST_DIALOGUES, report_problems, rival_problems
 
     raise_problems(report_problems(output))
     data = read_data(corpus, root, split, ("test",))
@@ -148,16 +161,16 @@ def evaluate(
         usual_labels=data.labels,
         dialogues=data.dialogues,
     )
-    usual = evaluation.AUDIT if recognizer.reads_memory else ("bare",)
+    usual = AUDIT if recognizer.reads_memory else ("host_only",)
     raise_problems(rival_problems(data.dialogues, recognizer.labels, chosen or usual, rivals))
     if card and recognizer.memory is not None:
-        check_folder(str(adapter), recognizer.memory.adapter.config, recognizer.memory.adapter.card)
+        recognizer.memory.adapter.check_folder(str(adapter), recognizer.memory.adapter.metadata)
     if state.is_main_process:
-        note_what_is_left_out(data.dialogues, recognizer.labels)
+        note_omissions(data.dialogues, recognizer.labels)
         if len(data.dialogues) < FEWEST_DIALOGUES:
-            note(f"no difference between fewer than {FEWEST_DIALOGUES} dialogues can be told from chance")
+            note(f"with fewer than {FEWEST_DIALOGUES} dialogues, no difference can be significant")
     try:
-        heard = evaluation.evaluate(
+        evaluated = evaluation.evaluate(
             recognizer,
             data.dialogues,
             output=output,
@@ -167,10 +180,10 @@ def evaluate(
             seed=seed,
         )
     except KeyboardInterrupt:
-        note("the same command goes on; what was heard is kept")
+        note("run the same command again to continue; the answers so far are kept")
         raise
     if state.is_main_process:
-        figures = _report(output, [heard], rivals, as_json=as_json)
+        figures = _report(output, [evaluated], rivals, as_json=as_json)
         if card and recognizer.memory is not None:
             _write_card(recognizer.memory.adapter, Path(str(adapter)), figures, data.name, data.split)
 
@@ -178,7 +191,7 @@ def evaluate(
 @shown(
     "Train and measure",
     (
-        "A cross-validation over sessions, each evaluated by its own memory",
+        "A cross-validation over sessions, one evaluation and one memory for each",
         "mal-adapter report eval-1 eval-2 eval-3 eval-4 eval-5 --output eval",
     ),
 )
@@ -187,7 +200,7 @@ def report(
         list[Path],
         typer.Argument(
             metavar="FOLDER",
-            help="Evaluations of different dialogues, such as all folds.",
+            help="Evaluations of different dialogues, such as the folds.",
             exists=True,
             file_okay=False,
         ),
@@ -200,15 +213,11 @@ def report(
 ) -> None:
     """Report several evaluations as one, such as the folds of a cross-validation.
 
-    Nothing is heard again: the report is made of the answers that `mal-adapter evaluate` has kept.
+    The model does not run: the report is made from the answers that `mal-adapter evaluate` has kept.
     """
     load_libraries()
-    from mal_adapter.errors import EvaluationError
-
-    try:
-        from mal_adapter.ser.evaluation import read_evaluation
-    except ImportError as error:
-        raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
+    with explain_missing("a report", extra="train"):
+        from mal_adapter.ser.evaluation.evaluation import read_evaluation
 
     rivals = [read_evaluation(folder) for folder in against or ()]
     _report(output, [read_evaluation(folder) for folder in evaluations], rivals, as_json=as_json)
@@ -217,19 +226,14 @@ def report(
 def _report(
     folder: Path, evaluations: "list[Evaluation]", against: "list[Evaluation]", *, as_json: bool
 ) -> dict[str, Any]:
-    """Writes the report and prints its table."""
-    from mal_adapter.errors import EvaluationError
+    """Write the report and print its table."""
+    from mal_adapter.ser.evaluation.report import write_report
     from mal_adapter.ser.progress import working
 
-    try:
-        from mal_adapter.ser.report import write_report
-
-        with working("testing the differences"):
-            figures = write_report(folder, evaluations, against)
-    except ImportError as error:
-        raise EvaluationError(f"{error}; pip install 'mal-adapter[train]'") from error
+    with working("testing the differences"):
+        figures = write_report(folder, evaluations, against)
     if figures["left_out"]:
-        note(f"{len(figures['left_out'])} utterances could not be heard")
+        note(f"{len(figures['left_out'])} utterances could not be processed")
     page = folder / "report.html"
     if as_json:
         print_json({"output": str(folder), "page": str(page), **figures})
@@ -252,13 +256,13 @@ def _report(
 def _write_card(adapter: Any, folder: Path, figures: dict[str, Any], name: str, split: str | None) -> None:
     from dataclasses import replace
 
-    from mal_adapter.ser.report import card_entry
+    from mal_adapter.ser.evaluation.report import card_entry
 
     entry = card_entry(figures, name, split)
     before = [
         result
-        for result in adapter.card.evaluation or []
+        for result in adapter.metadata.evaluation or []
         if (result["dataset_name"], result.get("dataset_split")) != (name, split)
     ]
-    adapter.card = replace(adapter.card, evaluation=[*before, entry])
+    adapter.metadata = replace(adapter.metadata, evaluation=[*before, entry])
     adapter.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What becomes of a command that fails: one line on stderr, with --json an object on stdout, and an exit code."""
+"""Errors of commands: one line on stderr, with --json an object on stdout, and an exit code."""
 
 import os
 import sys
@@ -25,21 +25,21 @@ from mal_adapter.errors import (
 __all__ = ["BROKEN_PIPE", "FAILED", "INTERRUPTED", "WRONG_INPUT", "guarded", "plain_warnings"]
 
 FAILED = 1
-#: Wrong usage, as typer has it; also an input file that can't be read, even where others were answered.
+#: Wrong usage, as in typer; also an input file that can't be read, even if others were answered.
 WRONG_INPUT = 2
-#: What a shell reports for a program that SIGINT or SIGPIPE has ended.
+#: The exit codes that a shell reports after SIGINT and SIGPIPE.
 INTERRUPTED, BROKEN_PIPE = 130, 141
 
-#: Longer messages of other libraries are cut here.
+#: Messages of other libraries are cut at this length.
 LONGEST = 400
 
-#: typer's, or click's, by typer's version.
+#: A class of typer or of click, depending on typer's version.
 UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 @contextmanager
 def guarded(*, as_json: bool, debug: bool) -> Iterator[None]:
-    """Whatever the block raises becomes a `SystemExit` and, unless the command has said it already, a message."""
+    """Turn any error in the block into a `SystemExit` and, unless the command has already printed it, a message."""
     try:
         yield
         sys.stdout.flush()
@@ -71,18 +71,18 @@ _HINT = "run again with --debug to see where"
 
 
 def _usage_error_of(stop: SystemExit) -> str | None:
-    """What typer has just told the user about wrong usage; None where that is not why it stopped."""
+    """The message about wrong usage that typer has just printed; None if it stopped for another reason."""
     error = stop.__context__
     return str(error.format_message()) if isinstance(error, UsageError) else None
 
 
 def _explained(error: Exception) -> str:
-    """One line that says what happened and, where that is known, what to do."""
+    """One line with the error and, if known, a remedy."""
     text = " ".join(str(error).split())
     if isinstance(error, MalAdapterError):
         return text
     text = text if len(text) <= LONGEST else text[:LONGEST] + "..."
-    if type(error).__name__ == "OutOfMemoryError":  # torch's; torch need not be imported to ask
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; compared by name, so that torch is not imported
         return f"the device has not enough memory: {text}; try --dtype bfloat16, smaller batches or --device auto"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
@@ -98,15 +98,15 @@ def _is_broken_pipe(error: BaseException | None) -> bool:
 
 
 def _leave_pipe() -> None:
-    """Ends quietly, as other programs do when `| head` has seen enough."""
-    with suppress(OSError, ValueError, AttributeError):  # else Python would complain when it flushes at its end
+    """Exit silently, as other programs do when `| head` closes the pipe."""
+    with suppress(OSError, ValueError, AttributeError):  # otherwise Python prints an error when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
     sys.exit(BROKEN_PIPE)
 
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Within the block, this library's warnings are lines like its other notes, without a place in its code."""
+    """Within the block, print this library's warnings as notes, without a line of code."""
     with warnings.catch_warnings():
         usual = warnings.showwarning
 

@@ -1,95 +1,41 @@
-"""From the names of a model and an adapter to a recogniser, for the commands that hear."""
+"""Load a recogniser by the names of a model and an adapter, for the commands that run one."""
 
 from collections.abc import Sequence
-from enum import Enum
-from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mal_adapter.cli.options import Dtype
 from mal_adapter.cli.usage import as_typed
+from mal_adapter.extras import require
 
 if TYPE_CHECKING:
     import torch
 
     from mal_adapter.ser.dialogue import Dialogue
     from mal_adapter.ser.labels import LabelSet
-    from mal_adapter.ser.recognizer import EmotionRecognizer
+    from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
 
-__all__ = [
-    "MODEL_PANEL",
-    "Device",
-    "Dtype",
-    "DtypeOption",
-    "Labels",
-    "Prompt",
-    "device_of",
-    "load_model",
-    "load_recognizer",
-    "start_process",
-]
-
-MODEL_PANEL = "Model"
-
-
-class Dtype(str, Enum):
-    """Of a model's weights."""
-
-    auto = "auto"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
-
-
-Labels = Annotated[
-    str | None,
-    typer.Option(
-        metavar="A,B,...", help="The possible answers (default: those of the adapter).", rich_help_panel=MODEL_PANEL
-    ),
-]
-Prompt = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TEXT", help="The question about each utterance (default: the adapter's).", rich_help_panel=MODEL_PANEL
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DEVICE",
-        help="cpu, cuda or cuda:1; or auto, which spreads the model over all GPUs and the main memory (default: the "
-        "first GPU if there is one).",
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
-DtypeOption = Annotated[
-    Dtype,
-    typer.Option(
-        "--dtype",
-        metavar="DTYPE",
-        help="Of the model's weights: bfloat16, float16, float32, or auto for the checkpoint's.",
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
+__all__ = ["device_of", "load_model", "load_recognizer", "start_process"]
 
 
 def device_of(name: str | None) -> "torch.device | None":
-    """What --device names; None for what is chosen later: without that option, and for auto.
+    """The device of --device; None if it is chosen later: without the option, and for auto.
 
     Raises:
-        typer.BadParameter: there is no such device here.
+        typer.BadParameter: There is no such device here.
+        MissingDependencyError: accelerate is not installed, which auto needs.
     """
     import torch
 
-    if name == "auto" and find_spec("accelerate") is None:
-        raise typer.BadParameter("auto needs accelerate: pip install accelerate", param_hint="--device")
+    if name == "auto":
+        require("--device auto", "accelerate", extra="train")
     if name is None or name == "auto":
         return None
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        message = f"{name!r} is no device; give cpu, cuda, cuda:1 or auto"
+        message = f"{name!r} is not a device; give cpu, cuda, cuda:1 or auto"
         raise typer.BadParameter(message, param_hint="--device") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         message = f"there is no {name} here: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
@@ -98,36 +44,23 @@ def device_of(name: str | None) -> "torch.device | None":
 
 
 def load_model(name: str, device: "torch.device | None", dtype: Dtype, *, spread: bool = False) -> tuple[Any, Any]:
-    """(model, processor) of a folder or Hub id.
+    """Load (model, processor) from a folder or the Hub.
 
     Args:
-        name: folder or Hub id.
-        device: where to; None for the usual one.
-        dtype: of the weights.
-        spread: over all devices, by accelerate.
+        name: A folder or Hub id.
+        device: The device of the model; None for the default one.
+        dtype: The dtype of the weights.
+        spread: Spread the model over all devices with accelerate.
 
     Raises:
-        HostError: it can't be loaded.
+        HostError: The model can't be loaded.
     """
-    from mal_adapter.errors import HostError
-    from mal_adapter.ser.loading import load_host
     from mal_adapter.ser.progress import working
+    from mal_adapter.ser.recognizer.pretrained import load_named_host
 
     options = {"device_map": "auto"} if spread else {}
-    try:
-        with working(f"loading {name}"):
-            return load_host(name, device=device, dtype=dtype.value, **options)
-    except (OSError, ValueError) as error:
-        raise HostError(f"the model {name} can not be loaded: {_reason(name, error)}") from error
-
-
-def _reason(name: str, error: Exception) -> str:
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        return "there is no such folder, and this is no Hub id such as Qwen/Qwen2-Audio-7B-Instruct"
-    offline = "; HF_HUB_OFFLINE is set, so the Hub was not asked" if HF_HUB_OFFLINE and not Path(name).exists() else ""
-    return f"{str(error).strip().splitlines()[0]}{offline}"
+    with working(f"loading {name}"):
+        return load_named_host(name, device=device, dtype=dtype.value, **options)
 
 
 def load_recognizer(
@@ -143,52 +76,53 @@ def load_recognizer(
     usual_labels: "LabelSet | None" = None,
     dialogues: "Sequence[Dialogue] | None" = None,
 ) -> "EmotionRecognizer":
-    """A recogniser with the adapter's memory, labels and question, and with the LoRA that was trained beside it.
+    """Load a recogniser with the adapter's memory, labels and question, and with the LoRA that was trained with it.
 
     Args:
-        model_name: folder or Hub id; None is the adapter's.
-        adapter_name: folder or Hub id; None is the model alone.
-        labels: with commas; None are the adapter's, else `usual_labels`.
-        prompt: None is the adapter's, else one that names the labels.
-        device: as for `load_model`, like `dtype` and `spread`.
-        memory: False leaves the adapter's memory out, but not its labels and question.
-        usual_labels: those of the corpus.
-        dialogues: some of whose utterances must have one of the labels; checked before the model is loaded.
+        model_name: A folder or Hub id; None for the adapter's model.
+        adapter_name: A folder or Hub id; None for the model alone.
+        labels: Separated by commas; None for the adapter's, else `usual_labels`.
+        prompt: The question; None for the adapter's, else a question with the labels.
+        device: As for `load_model`, like `dtype` and `spread`.
+        memory: False omits the adapter's memory, but not its labels and question.
+        usual_labels: The labels of the corpus.
+        dialogues: Some of their utterances must have one of the labels; checked before the model is loaded.
 
     Raises:
-        HostError: the model is not known or can't be loaded.
-        LabelError: the labels are no label set, or not those of `dialogues`.
+        HostError: The model is unknown or can't be loaded.
+        LabelError: The labels are not a valid label set, or `dialogues` have none of them.
     """
-    from mal_adapter import MemoryAdapter, attach_memory
+    from mal_adapter import MemoryAdapter
     from mal_adapter.errors import HostError, raise_problems
     from mal_adapter.ser.labels import DEMO
-    from mal_adapter.ser.recognizer import EmotionRecognizer
+    from mal_adapter.ser.recognizer.pretrained import find_host
+    from mal_adapter.ser.recognizer.prompt import choose_task
+    from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
     from mal_adapter.ser.suitability import label_problems
-    from mal_adapter.ser.task import choose_task
 
     adapter = None if adapter_name is None else MemoryAdapter.from_pretrained(adapter_name)
     if model_name is None and adapter is not None:
-        model_name = adapter.card.base_model_name_or_path
+        model_name = find_host(adapter.metadata, adapter_name)
     if not model_name:
-        raise HostError(f"{adapter_name} does not say which model it belongs to; add --model")
+        raise HostError(f"{adapter_name} does not name its model; add --model")
     given = None if labels is None else as_typed(labels).split(",")
     prompt = None if prompt is None else as_typed(prompt)
-    label_set, question = choose_task(None if adapter is None else adapter.card, given, prompt, usual_labels or DEMO)
+    label_set, question = choose_task(
+        None if adapter is None else adapter.metadata, given, prompt, usual_labels or DEMO
+    )
     if dialogues is not None:
         raise_problems(label_problems(dialogues, label_set))
     model, processor = load_model(model_name, device, dtype, spread=spread)
-    attached = None
-    if adapter is not None and memory:
-        model = _with_lora(model, Path(str(adapter_name)))
-        attached = attach_memory(model, adapter=adapter)
-    return EmotionRecognizer(model, processor, attached, label_set, question)
+    if adapter_name is None or not memory:
+        return EmotionRecognizer(model, processor, None, label_set, question)
+    return EmotionRecognizer.from_pretrained(adapter_name, (model, processor), labels=label_set, prompt=question)
 
 
 def start_process(device_name: str | None) -> "tuple[Any, torch.device | None]":
-    """(accelerate's `PartialState`, the model's device), for the commands that `accelerate launch` may run.
+    """(accelerate's `PartialState`, the model's device), for commands that `accelerate launch` may run.
 
     Raises:
-        typer.BadParameter: there is no such device, or each of several processes has one of its own.
+        typer.BadParameter: The device does not exist, or it is given although there are several processes.
     """
     import torch
     from accelerate import PartialState
@@ -196,23 +130,9 @@ def start_process(device_name: str | None) -> "tuple[Any, torch.device | None]":
 
     device = device_of(device_name)
     if device is not None and device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # accelerate's one process takes the current one
+        torch.cuda.set_device(device)  # accelerate's single process uses the current device
     on_cpu = device is not None and device.type == "cpu"
     state = PartialState(cpu=on_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"))
     if device_name is not None and state.num_processes > 1:
         raise typer.BadParameter("accelerate launch gives each process its own device", param_hint="--device")
     return state, None if device_name == "auto" else device or state.device
-
-
-def _with_lora(model: Any, adapter_folder: Path) -> Any:
-    """The model with the LoRA in a folder that `mal-adapter train --lora-rank` has written."""
-    from mal_adapter.errors import HostError
-
-    folder = adapter_folder / "lora"
-    if not (folder / "adapter_config.json").is_file():
-        return model
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise HostError(f"{folder} is a LoRA, which needs peft: pip install 'mal-adapter[train]'") from error
-    return PeftModel.from_pretrained(model, str(folder))

@@ -1,4 +1,4 @@
-"""What all commands print alike: answers on stdout, everything else on stderr, colours on terminals alone."""
+"""Output of all commands: answers on stdout, everything else on stderr, colours only on terminals."""
 
 import contextlib
 import io
@@ -26,34 +26,34 @@ __all__ = [
 
 
 def take_any_text() -> None:
-    """From here on, characters that the encoding of stdout or stderr lacks are escaped, as in `\\u9ad8`: a table with
-    Chinese labels must not fail at its first line where a pipe on Windows is cp1252, after all the work.
+    """Escape characters that the encoding of stdout or stderr lacks, as in `\\u9ad8`, from now on: a table with Chinese
+    labels must not fail after all the work because a pipe on Windows is cp1252.
 
-    What is mutated: `sys.stdout` and `sys.stderr`, which tqdm, rich, logging and warnings write to as well.
+    Mutates `sys.stdout` and `sys.stderr`, which tqdm, rich, logging and warnings write to as well.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None under pythonw; a notebook's streams take everything
-            with contextlib.suppress(ValueError, OSError):  # it is closed, or its reader has left
+        if isinstance(stream, io.TextIOWrapper):  # None under pythonw; a notebook's streams accept any text
+            with contextlib.suppress(ValueError, OSError):  # the stream or its reader is closed
                 stream.reconfigure(errors="backslashreplace")
 
 
 def print_line(text: object) -> None:
-    """A line of the answer, on stdout."""
+    """Print a line of the answer on stdout."""
     _echo(text)
 
 
 def print_json(content: Any) -> None:
-    """The answer as one JSON object, on stdout."""
+    """Print the answer as one JSON object on stdout."""
     _echo(json.dumps(content, indent=2))
 
 
 def note(text: str) -> None:
-    """A line on stderr about something that the user may not expect."""
+    """Print a line on stderr about something that the user may not expect."""
     _echo(f"{typer.style('note:', fg='yellow')} {text}", err=True)
 
 
 def complain(error: Exception | str) -> None:
-    """One line on stderr."""
+    """Print an error as one line on stderr."""
     _echo(f"{typer.style('error:', fg='red', bold=True)} {' '.join(str(error).split())}", err=True)
 
 
@@ -61,19 +61,19 @@ def _echo(text: object, *, err: bool = False) -> None:
     stream = sys.stderr if err else sys.stdout
 
     def echo() -> None:
-        # Given as file: of itself, typer would write UTF-8 into a stream that says it is ASCII.
+        # With `file`; otherwise typer writes UTF-8 to a stream whose encoding is ASCII.
         typer.echo(text, file=stream, color=_coloured(stream))
 
     if "tqdm" not in sys.modules:
         return echo()
     from tqdm import tqdm
 
-    with tqdm.external_write_mode(file=sys.stderr):  # a bar that stands in the line comes back below
+    with tqdm.external_write_mode(file=sys.stderr):  # a progress bar is drawn again below the line
         echo()
 
 
 def _coloured(stream: TextIO) -> bool:
-    """As rich and pip decide: https://no-color.org and https://force-color.org, else whether a terminal shows it."""
+    """Whether to use colours, as rich and pip do: https://no-color.org, https://force-color.org, else on terminals."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
@@ -85,7 +85,7 @@ def _coloured(stream: TextIO) -> bool:
 
 
 def width(text: str) -> int:
-    """How many columns a terminal needs for a text, as stdout shows it: Chinese, Japanese and Korean letters take two.
+    """The number of terminal columns of a text on stdout: Chinese, Japanese and Korean letters take two.
 
     Example:
         >>> width("sad"), width("悲伤")
@@ -98,7 +98,7 @@ def width(text: str) -> int:
 
 
 def row(cells: Sequence[str], widths: Sequence[int], right: Collection[int] = ()) -> list[str]:
-    """The cells of a table's line, padded; those of the columns `right` on their left."""
+    """Pad the cells of a table's row; columns in `right` are aligned right."""
     padded = []
     for column, (cell, wide) in enumerate(zip(cells, widths, strict=True)):
         space = " " * (wide - width(cell))
@@ -107,21 +107,21 @@ def row(cells: Sequence[str], widths: Sequence[int], right: Collection[int] = ()
 
 
 def header(cells: Sequence[str]) -> str:
-    """A table's first line."""
+    """The header row of a table."""
     return typer.style("  ".join(cells).rstrip(), bold=True)
 
 
 def right_or_wrong(cell: str, right: bool) -> str:
-    """A cell in green or red."""
+    """A cell in green if `right`, else in red."""
     return typer.style(cell, fg="green" if right else "red")
 
 
-# ------------------------------------------------------------------------------------------------ what takes time
+# ------------------------------------------------------------------------------------------------ imports
 
 
 def load_libraries() -> None:
-    """Imports what takes seconds, before a command needs it, and keeps it quiet: no progress bars or notes of
-    transformers about reading files from disk; downloads keep their bars."""
+    """Import torch and transformers, which takes seconds. Disables transformers' notes and progress bars about reading
+    files from disk. Downloads keep their progress bars."""
     from mal_adapter.ser.progress import working
 
     with working("loading torch and transformers"):

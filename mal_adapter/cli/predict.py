@@ -1,6 +1,5 @@
 """`mal-adapter predict`."""
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +9,8 @@ import typer
 
 from mal_adapter import demo
 from mal_adapter.cli.failures import WRONG_INPUT
-from mal_adapter.cli.hosts import MODEL_PANEL, Device, Dtype, DtypeOption, Labels, Prompt, device_of, load_recognizer
+from mal_adapter.cli.hosts import device_of, load_recognizer
+from mal_adapter.cli.options import MODEL_PANEL, Device, Dtype, DtypeOption, Labels, Prompt, json_option
 from mal_adapter.cli.output import (
     complain,
     header,
@@ -22,13 +22,13 @@ from mal_adapter.cli.output import (
     row,
     width,
 )
-from mal_adapter.cli.usage import json_option, shown
+from mal_adapter.cli.usage import shown
 
 if TYPE_CHECKING:
     from mal_adapter.errors import ManifestError
     from mal_adapter.ser.dialogue import Dialogue
-    from mal_adapter.ser.prediction import Failure, Prediction
-    from mal_adapter.ser.recognizer import EmotionRecognizer
+    from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
+    from mal_adapter.ser.recognizer.results import Failure, Prediction
 
 __all__ = ["predict"]
 
@@ -37,11 +37,11 @@ __all__ = ["predict"]
     "Try",
     ("One call, its sound files in the order spoken", "mal-adapter predict turn1.wav turn2.flac turn3.mp3"),
     (
-        "Many calls, by a trained memory on its model, for a script",
+        "Many calls, with a trained memory on its model, for a script",
         "mal-adapter predict calls.jsonl --adapter my-memory --json > answers.json",
     ),
     (
-        "A model of your own without memory, other labels, on the CPU",
+        "Your own model without memory, other labels, on the CPU",
         "mal-adapter predict calls.jsonl --model Qwen/Qwen2-Audio-7B-Instruct \\\n"
         "--labels calm,upset --device cpu --dtype bfloat16",
     ),
@@ -51,8 +51,8 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="FILE",
-            help="Sound files (WAV, FLAC, OGG, MP3) in the order in which they were spoken, which make one dialogue; "
-            "or .jsonl manifests, a line per utterance with dialogue_id, utterance_id, speaker and audio.",
+            help="Sound files (WAV, FLAC, OGG, MP3) in the order spoken, which are one dialogue; or .jsonl manifests, "
+            "with a line per utterance: dialogue_id, utterance_id, speaker and audio.",
         ),
     ],
     model: Annotated[
@@ -67,7 +67,7 @@ def predict(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Folder or Hub id of a trained memory for it (default: the demo's for the demo's model).",
+            help="Folder or Hub id of a memory trained for it (default: the demo's for the demo's model).",
             rich_help_panel=MODEL_PANEL,
         ),
     ] = None,
@@ -75,7 +75,7 @@ def predict(
         bool,
         typer.Option(
             "--no-memory",
-            help="Each utterance alone, by the plain model.",
+            help="Recognise each utterance on its own, with the plain model.",
             rich_help_panel=MODEL_PANEL,
         ),
     ] = False,
@@ -87,11 +87,11 @@ def predict(
         bool, json_option("model, adapter, memory, labels, prompt, device, dtype, utterances, not_read")
     ] = False,
 ) -> None:
-    """Name the emotion of each utterance of a dialogue, with the dialogue so far in memory.
+    """Recognise the emotion of each utterance of a dialogue, with the dialogue so far in memory.
 
-    A file that is missing, unreadable, silent or longer than the model hears is one line on stderr and exit code 2;
-    the others are answered all the same. Without --model and --adapter the demo's tiny model answers, which knows
-    synthetic voices only.
+    A file that is missing, unreadable, silent or longer than the model processes gives one line on stderr and exit
+    code 2; the other files are still answered. Without --model and --adapter, the demo's tiny model answers; it knows
+    only synthetic voices.
     """
     dialogues, unread = _dialogues(inputs)
     for error in unread if dialogues else unread[:-1]:
@@ -103,7 +103,7 @@ def predict(
     from mal_adapter.ser.suitability import missing_sounds
 
     missing, count = missing_sounds(dialogues)
-    if len(missing) == count and not as_json:  # nothing would be answered, so no model is loaded for it
+    if len(missing) == count and not as_json:  # nothing could be answered, so no model is loaded
         for path in missing:
             complain(f"{path}: there is no such file; check the path")
         raise typer.Exit(WRONG_INPUT)
@@ -113,10 +113,10 @@ def predict(
         model, adapter, labels, prompt, device_of(device), dtype, spread=device == "auto", memory=not no_memory
     )
     if adapter is None and not no_memory:
-        note("no --adapter, so each utterance is heard alone")
+        note("no --adapter, so each utterance is recognised on its own")
     results = progress_bar(
         (result for dialogue in dialogues for result in recognizer.recognize(dialogue)),
-        desc="hearing",
+        desc="recognising",
         total=sum(len(dialogue.utterances) for dialogue in dialogues),
         unit="utterance",
         leave=False,
@@ -124,8 +124,8 @@ def predict(
     if as_json:
         entries = [_entry(result) for result in results]
         failures = sum("error" in entry for entry in entries)
-        told = {"utterances": entries, "not_read": [str(error) for error in unread]}
-        print_json({**_described(recognizer, adapter), **told})
+        answer = {"utterances": entries, "not_read": [str(error) for error in unread]}
+        print_json({**_settings(recognizer, adapter), **answer})
     else:
         failures = _print_tables(recognizer, dialogues, results)
     if unread or failures:
@@ -133,20 +133,15 @@ def predict(
 
 
 def _dialogues(inputs: Sequence[Path]) -> "tuple[list[Dialogue], list[ManifestError]]":
-    """The dialogues of all inputs, and why manifests could not be read."""
+    """(The dialogues of all inputs, the errors of manifests that can't be read)."""
     from mal_adapter.errors import ManifestError
-    from mal_adapter.ser.dialogue import Dialogue, Utterance, read_manifest
+    from mal_adapter.ser.dialogue import Dialogue, read_manifest
 
     dialogues: list[Dialogue] = []
     sounds = [path for path in inputs if path.suffix.lower() not in (".jsonl", ".json")]
     if sounds:
         _check_order(sounds)
-        folders = {path.absolute().parent for path in sounds}
-        name = (_name(folders.pop()) if len(folders) == 1 else "") or "dialogue"
-        names = [_name(path) for path in sounds]
-        ids = [file if names.count(file) == 1 else f"{n}-{file}" for n, file in enumerate(names)]
-        turns = (Utterance(name, utterance_id, "?", path) for utterance_id, path in zip(ids, sounds, strict=True))
-        dialogues.append(Dialogue(name, tuple(turns)))
+        dialogues.append(Dialogue.from_files(sounds))
     unread = []
     for path in inputs:
         if path not in sounds:
@@ -158,8 +153,9 @@ def _dialogues(inputs: Sequence[Path]) -> "tuple[list[Dialogue], list[ManifestEr
 
 
 def _check_order(sounds: Sequence[Path]) -> None:
-    """Tells where numbered files don't come in the order of their numbers, as the shell lists turn10 before turn2."""
+    """Print a note if numbered files are not in the order of their numbers: the shell lists turn10 before turn2."""
     from mal_adapter.ser.names import natural
+    from mal_adapter.ser.paths import file_name
 
     before: dict[str, Path] = {}
     for path in sounds:
@@ -167,25 +163,19 @@ def _check_order(sounds: Sequence[Path]) -> None:
         earlier = before.get(series)
         if earlier is not None and natural(str(path)) < natural(str(earlier)):
             note(
-                f"{_name(earlier)} is processed before {_name(path)}, in the order given; if that is the shell's order "
-                "and not the order spoken, list the files by number, as $(ls -v *.wav) does, or write a manifest"
+                f"{file_name(earlier)} is processed before {file_name(path)}, in the order given; if that is the "
+                "shell's order and not the order spoken, list the files by number, as $(ls -v *.wav) does, or write a "
+                "manifest"
             )
             return
         before[series] = path
 
 
-def _name(path: Path) -> str:
-    """A file's name as text that can be printed and name a session, also where it is not UTF-8."""
-    from mal_adapter.ser.names import composed
-
-    return composed(os.fsencode(path.name).decode(errors="replace"))
-
-
 def _print_tables(
     recognizer: "EmotionRecognizer", dialogues: "Sequence[Dialogue]", results: "Iterable[Prediction | Failure]"
 ) -> int:
-    """Prints a table per dialogue, a row as soon as it is known. Returns the number of failures."""
-    from mal_adapter.ser.prediction import Failure
+    """Print a table per dialogue, each row as soon as it is known, and return the number of failures."""
+    from mal_adapter.ser.recognizer.results import Failure
 
     turns = [utterance for dialogue in dialogues for utterance in dialogue.utterances]
     truth = any(utterance.emotion is not None for utterance in turns)
@@ -221,8 +211,8 @@ def _print_tables(
     return failures
 
 
-def _described(recognizer: "EmotionRecognizer", adapter: str | None) -> dict[str, Any]:
-    """Who answers what."""
+def _settings(recognizer: "EmotionRecognizer", adapter: str | None) -> dict[str, Any]:
+    """The model, the adapter and the task, for the JSON output."""
     return {
         "model": recognizer.model.name_or_path,
         "adapter": adapter,
@@ -235,7 +225,7 @@ def _described(recognizer: "EmotionRecognizer", adapter: str | None) -> dict[str
 
 
 def _entry(result: "Prediction | Failure") -> dict[str, Any]:
-    from mal_adapter.ser.prediction import Failure
+    from mal_adapter.ser.recognizer.results import Failure
 
     utterance = result.utterance
     entry: dict[str, Any] = {

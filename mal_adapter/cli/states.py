@@ -8,12 +8,13 @@ from urllib.parse import unquote
 import typer
 
 from mal_adapter.cli.failures import WRONG_INPUT
+from mal_adapter.cli.options import json_option
 from mal_adapter.cli.output import complain, header, load_libraries, print_json, print_line, row, width
-from mal_adapter.cli.usage import Group, add, as_typed, examples, json_option, shown
+from mal_adapter.cli.usage import Group, add, as_typed, examples, shown
 
 if TYPE_CHECKING:
-    from mal_adapter.state import MemoryState
-    from mal_adapter.stores import SessionStore
+    from mal_adapter.memory.state import MemoryState
+    from mal_adapter.stores.base import SessionStore
 
 __all__ = ["states"]
 
@@ -21,9 +22,9 @@ states = typer.Typer(
     name="states",
     cls=Group,
     help="List, export, import and drop the sessions of a store.\n\n"
-    "A store is where `attach_memory(..., store=...)` keeps the memories of dialogues: a folder, or a Redis.",
+    "A store has the memories of dialogues of `attach_memory(..., store=...)`: a folder or a Redis.",
     no_args_is_help=True,
-    epilog=examples(("Which sessions there are", "mal-adapter states list --store sessions")),
+    epilog=examples(("List all sessions", "mal-adapter states list --store sessions")),
 )
 
 PANEL = "Commands"
@@ -32,17 +33,17 @@ Store = Annotated[
     typer.Option(
         "--store",
         metavar="FOLDER_OR_URL",
-        help="A folder of sessions, or redis://host/0 with :password@ before the host if there is one; in the "
-        "variable other users of the machine can't see it.",
+        help="A folder of sessions, or redis://host/0, with :password@ before the host if it has one. Other users "
+        "of the machine can't see the variable.",
         envvar="MAL_ADAPTER_STORE",
         show_envvar=True,
     ),
 ]
-Prefix = Annotated[str | None, typer.Option(metavar="TEXT", help="What this application's keys in Redis begin with.")]
+Prefix = Annotated[str | None, typer.Option(metavar="TEXT", help="The prefix of the application's keys in Redis.")]
 
 
 def _session_ids(context: typer.Context, incomplete: str) -> list[str]:
-    """For completion in a shell: those in a folder, read from its files' names alone, since torch takes seconds."""
+    """For completion in a shell: the sessions of a folder, by file names alone, since torch takes seconds."""
     files = Path(context.params.get("store") or "").glob("*.safetensors")
     names = sorted(unquote(file.name.removesuffix(".safetensors")) for file in files)
     return [name for name in names if name.startswith(incomplete)]
@@ -52,7 +53,7 @@ SessionId = Annotated[
     str,
     typer.Argument(
         metavar="SESSION_ID",
-        help="As the application named it.",
+        help="The id that the application uses.",
         autocompletion=_session_ids,
         callback=lambda value: as_typed(value),
     ),
@@ -74,7 +75,7 @@ def list_states(
 ) -> None:
     """List the sessions with their counters.
 
-    Exit code 2 if one is damaged; the others are listed all the same.
+    The exit code is 2 if one is damaged; the others are still listed.
     """
     opened = _open(store, prefix)
     from mal_adapter.errors import StateFormatError
@@ -108,20 +109,18 @@ def list_states(
 @shown(
     PANEL,
     (
-        "A session as a file, to look at or to take along",
+        "Write a session into a file",
         "mal-adapter states export call-42 call-42.safetensors --store sessions",
     ),
 )
 def export_state(
     session_id: SessionId,
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Is written anew: a safetensors file for MemoryState.load.")
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="For MemoryState.load; an existing file is replaced.")],
     store: Store,
     prefix: Prefix = None,
     as_json: Annotated[bool, json_option("session, file, utterances, bytes")] = False,
 ) -> None:
-    """Write one session's state into a file; the session stays."""
+    """Write the state of one session into a file. The session stays in the store."""
     opened = _open(store, prefix)
     from mal_adapter.errors import SessionError
 
@@ -129,30 +128,30 @@ def export_state(
     if stored is None:
         raise SessionError(f"there is no session {session_id!r} in {_shown(store)}")
     stored.state.save(file)
-    _tell(session_id, file, stored.state, "is in", as_json=as_json)
+    _report(session_id, file, stored.state, "is in", as_json=as_json)
 
 
 @shown(
     PANEL,
-    ("A file as a new session", "mal-adapter states import call-43 call-42.safetensors --store sessions"),
+    ("Make a new session from a file", "mal-adapter states import call-43 call-42.safetensors --store sessions"),
 )
 def import_state(
     session_id: SessionId,
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="What `export` or MemoryState.save wrote.", exists=True, dir_okay=False),
+        typer.Argument(metavar="FILE", help="A file of `export` or MemoryState.save.", exists=True, dir_okay=False),
     ],
     store: Store,
     prefix: Prefix = None,
     as_json: Annotated[bool, json_option("session, file, utterances, bytes")] = False,
 ) -> None:
-    """Begin a new session with the state in a file.
+    """Start a new session with the state in a file.
 
-    A session of that name is never overwritten; drop it first. Only the adapter that wrote the state can go on with it.
+    An existing session is never overwritten; drop it first. Only the adapter that wrote the state can continue it.
     """
     opened = _open(store, prefix)
     from mal_adapter.errors import SessionConflictError, StateFormatError
-    from mal_adapter.state import MemoryState
+    from mal_adapter.memory.state import MemoryState
 
     state = MemoryState.load(file)
     if state.batch_size != 1:
@@ -160,18 +159,18 @@ def import_state(
     try:
         opened.put(session_id, state)
     except SessionConflictError as error:
-        message = f"there is a session {session_id!r} in {_shown(store)} already; drop it first, or choose another id"
+        message = f"session {session_id!r} is already in {_shown(store)}; drop it first, or choose another id"
         raise SessionConflictError(message) from error
-    _tell(session_id, file, state, "goes on from", as_json=as_json)
+    _report(session_id, file, state, "continues from", as_json=as_json)
 
 
-@shown(PANEL, ("Two calls that are over", "mal-adapter states drop call-42 call-43 --store sessions"))
+@shown(PANEL, ("Drop two calls", "mal-adapter states drop call-42 call-43 --store sessions"))
 def drop_states(
     session_ids: Annotated[
         list[str],
         typer.Argument(
             metavar="SESSION_ID",
-            help="As the application named them.",
+            help="The ids that the application uses.",
             autocompletion=_session_ids,
             callback=lambda values: list(map(as_typed, values)),
         ),
@@ -180,7 +179,7 @@ def drop_states(
     prefix: Prefix = None,
     as_json: Annotated[bool, json_option("dropped")] = False,
 ) -> None:
-    """Forget sessions. Nothing brings them back."""
+    """Delete sessions. This can't be undone."""
     opened = _open(store, prefix)
     from mal_adapter.errors import SessionError
 
@@ -199,7 +198,7 @@ for command, name in ((list_states, "list"), (export_state, "export"), (import_s
 
 
 def describe(session_id: str, state: "MemoryState") -> dict[str, Any]:
-    """A session's counters, for a line of the table."""
+    """A session's counters, for a row of the table."""
     return {
         "session": session_id,
         "utterances": int(state.utterances),
@@ -210,7 +209,7 @@ def describe(session_id: str, state: "MemoryState") -> dict[str, Any]:
     }
 
 
-def _tell(session_id: str, file: Path, state: "MemoryState", verb: str, *, as_json: bool) -> None:
+def _report(session_id: str, file: Path, state: "MemoryState", verb: str, *, as_json: bool) -> None:
     utterances = int(state.utterances)
     if as_json:
         print_json({"session": session_id, "file": str(file), "utterances": utterances, "bytes": state.nbytes})
@@ -219,7 +218,7 @@ def _tell(session_id: str, file: Path, state: "MemoryState", verb: str, *, as_js
 
 
 def _shown(store: str) -> str:
-    """Without user, password and options, for messages; one of them may be a password too."""
+    """The store without user, password and options, any of which may be a secret, for messages."""
     return re.sub(r"//[^/]*@", "//", store.partition("?")[0]) if "://" in store else store
 
 
@@ -227,8 +226,9 @@ def _open(store: str, prefix: str | None) -> "SessionStore":
     if "://" not in store and not Path(store).is_dir():
         raise typer.BadParameter(f"there is no folder {store}", param_hint="--store")
     if "://" not in store and prefix is not None:
-        raise typer.BadParameter(f"{store} is a folder, whose sessions have no prefix", param_hint="--prefix")
+        raise typer.BadParameter(f"{store} is a folder, and only Redis has prefixes", param_hint="--prefix")
     load_libraries()
-    from mal_adapter.stores import RedisStore, open_store
+    from mal_adapter.stores import open_store
+    from mal_adapter.stores.redis import RedisStore
 
     return open_store(store) if prefix is None else RedisStore(store, prefix)

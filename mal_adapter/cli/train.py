@@ -1,19 +1,36 @@
 """`mal-adapter train`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mal_adapter.cli.data import CORPUS_PANEL, Corpus, Data, Root, Split, note_what_is_left_out, read_data
-from mal_adapter.cli.hosts import MODEL_PANEL, Device, Dtype, DtypeOption, load_model, start_process
+from mal_adapter.cli.data import Data, note_omissions, read_data
+from mal_adapter.cli.hosts import load_model, start_process
+from mal_adapter.cli.options import (
+    CORPUS_PANEL,
+    MODEL_PANEL,
+    Corpus,
+    Device,
+    Dtype,
+    DtypeOption,
+    Root,
+    Split,
+    json_option,
+    labels_option,
+    model_option,
+    prompt_option,
+)
 from mal_adapter.cli.output import load_libraries, note, print_json, print_line
-from mal_adapter.cli.usage import as_typed, json_option, shown
+from mal_adapter.cli.usage import as_typed, shown
+from mal_adapter.extras import explain_missing
 
 if TYPE_CHECKING:
-    from mal_adapter.attach import AttachedMemory
+    from mal_adapter import MemoryConfig
     from mal_adapter.ser.dialogue import Dialogue
     from mal_adapter.ser.labels import LabelSet
+    from mal_adapter.ser.training.config import TrainingConfig
 
 __all__ = ["train"]
 
@@ -28,7 +45,7 @@ PANEL = "Training"
         "--model Qwen/Qwen2-Audio-7B-Instruct --layer 16 --output my-memory",
     ),
     (
-        "On MELD, with a file of settings, going on where it was stopped",
+        "On MELD, with a file of settings; continue an interrupted run",
         "mal-adapter train meld --root MELD.Raw --dev dev --resume \\\n"
         "--config settings.json --model Qwen/Qwen2-Audio-7B-Instruct --layer 16 \\\n"
         "--output my-memory",
@@ -48,14 +65,11 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="A split of the corpus or a manifest, to choose the best epoch and to stop early.",
+            help="A split of the corpus, or a manifest: to choose the best epoch and to stop early.",
             rich_help_panel=CORPUS_PANEL,
         ),
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="Folder or Hub id of an audio language model.", rich_help_panel=MODEL_PANEL),
-    ],
+    model: Annotated[str, model_option()],
     layer: Annotated[
         int,
         typer.Option(
@@ -64,27 +78,15 @@ def train(
             rich_help_panel=MODEL_PANEL,
         ),
     ],
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B,...", help="The possible answers (default: the corpus's).", rich_help_panel=MODEL_PANEL
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="The question about each utterance (default: one that names the labels).",
-            rich_help_panel=MODEL_PANEL,
-        ),
-    ] = None,
+    labels: Annotated[str | None, labels_option("the corpus's")] = None,
+    prompt: Annotated[str | None, prompt_option("one that names the labels")] = None,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
     epochs: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="How often all dialogues are heard, at most (default: 10).",
+            help="Passes over all dialogues, at most (default: 10).",
             rich_help_panel=PANEL,
         ),
     ] = None,
@@ -95,19 +97,28 @@ def train(
     lora_rank: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Train a LoRA of this rank on the decoder, too (default: none).", rich_help_panel=PANEL
+            metavar="N", help="Also train a LoRA of this rank on the decoder (default: none).", rich_help_panel=PANEL
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Of first weights, order and dropout (default: 0).", rich_help_panel=PANEL),
+        typer.Option(metavar="N", help="Of initial weights, order and dropout (default: 0).", rich_help_panel=PANEL),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="JSON of all fields of TrainingConfig; under the key memory, those of MemoryConfig. The options "
-            "above win.",
+            help="JSON with fields of TrainingConfig and, under the key memory, of MemoryConfig. The options above "
+            "override them.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    activations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Run the frozen part of the model once per utterance and save its output in this folder. Runs with "
+            "other seeds or memories can share it.",
             rich_help_panel=PANEL,
         ),
     ] = None,
@@ -115,7 +126,7 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Go on from the folder's checkpoint, or begin if there is none.",
+            help="Continue from the checkpoint in the output folder; start if there is none.",
             rich_help_panel=PANEL,
         ),
     ] = False,
@@ -124,7 +135,7 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="A tracker of accelerate's, such as tensorboard, which writes to the folder.",
+            help="A tracker of accelerate, such as tensorboard, which writes to the output folder.",
             rich_help_panel="Output",
         ),
     ] = None,
@@ -136,44 +147,55 @@ def train(
         ),
     ] = False,
 ) -> None:
-    """Train a memory for a model on dialogues with known emotions; the model stays as it is.
+    """Train a memory for a model on dialogues with known emotions. The model itself isn't changed.
 
-    The output folder is what --adapter of predict and evaluate takes. Stopped? Run the same command with --resume: it
-    ends as if nothing had happened.
+    Pass the output folder to predict and evaluate as --adapter. If a training was interrupted, run the same command
+    with --resume: the result is the same as without the interruption.
     """
     load_libraries()
     import torch
 
-    from mal_adapter.errors import TrainingError, raise_problems
-    from mal_adapter.ser.recognizer import EmotionRecognizer
+    from mal_adapter import attach_memory
+    from mal_adapter.errors import MalAdapterError, raise_problems
+    from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
     from mal_adapter.ser.suitability import label_problems, sound_problems
 
-    try:
-        from mal_adapter.ser.training import train_memory
-        from mal_adapter.ser.training_checks import output_problem
-    except ImportError as error:
-        raise TrainingError(f"{error}; pip install 'mal-adapter[train]'") from error
+    with explain_missing("training", extra="train"):
+        from mal_adapter.ser.training.arguments import output_problem
+        from mal_adapter.ser.training.train import train_memory
 
-    given = {"epochs": epochs, "learning_rate": learning_rate, "lora_rank": lora_rank, "seed": seed}
-    settings, memory_fields = _settings(config, {name: value for name, value in given.items() if value is not None})
+    given: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "lora_rank": lora_rank, "seed": seed}
+    given["cache_activations"] = None if activations is None else True
+    settings, memory_config = _settings(config, {name: value for name, value in given.items() if value is not None})
     data = read_data(corpus, root, split, ("train",))
-    dialogues, dev_dialogues = data.dialogues, _dev(corpus, root, dev)
-    label_set = _labels(labels, data)
+    dialogues, dev_dialogues = data.dialogues, _read_dev(corpus, root, dev)
+    label_set = _choose_labels(labels, data)
     state, place = start_process(device)
-    problems = [*label_problems(dialogues, label_set, "training"), *sound_problems(dialogues, label_set, "training")]
+    problems: list[MalAdapterError] = []
+    for what, given_dialogues in (("training", dialogues), ("dev", dev_dialogues)):
+        if given_dialogues:
+            problems += label_problems(given_dialogues, label_set, what)
+            problems += sound_problems(given_dialogues, label_set, what)
     raise_problems(problems + ([problem] if (problem := output_problem(output, resume)) is not None else []))
     if state.is_main_process:
-        note_what_is_left_out([*dialogues, *dev_dialogues], label_set)
+        note_omissions([*dialogues, *dev_dialogues], label_set)
     host, processor = load_model(model, place, dtype, spread=device == "auto")
     torch.manual_seed(settings.seed)
-    memory = _attach(host, layer, memory_fields)
+    memory = attach_memory(host, layer, config=memory_config)
     recognizer = EmotionRecognizer(host, processor, memory, label_set, None if prompt is None else as_typed(prompt))
     try:
         report = train_memory(
-            recognizer, dialogues, dev_dialogues, output=output, config=settings, resume=resume, log_with=log_with
+            recognizer,
+            dialogues,
+            dev_dialogues,
+            output=output,
+            config=settings,
+            resume=resume,
+            activations=activations,
+            log_with=log_with,
         )
     except KeyboardInterrupt:
-        note("the same command with --resume goes on from the last checkpoint")
+        note("run the same command with --resume to continue from the last checkpoint")
         raise
     if state.is_main_process and as_json:
         print_json({"output": str(output), **report})
@@ -181,11 +203,12 @@ def train(
         _print(report, output)
 
 
-def _settings(path: Path | None, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The `TrainingConfig` and the fields of `MemoryConfig` in the file, options winning."""
+def _settings(path: Path | None, given: dict[str, Any]) -> "tuple[TrainingConfig, MemoryConfig]":
+    """Read the `TrainingConfig` and the `MemoryConfig` from the file; `given` options override it."""
+    from mal_adapter import MemoryConfig
     from mal_adapter.errors import ConfigError
-    from mal_adapter.files import parse_json
-    from mal_adapter.ser.training_config import TrainingConfig
+    from mal_adapter.ser.training.config import TrainingConfig
+    from mal_adapter.serialization.strict_json import parse_json
 
     fields: Any = {}
     if path is not None:
@@ -195,11 +218,14 @@ def _settings(path: Path | None, given: dict[str, Any]) -> tuple[Any, dict[str, 
             raise ConfigError(f"{path} can not be read: {getattr(error, 'strerror', None) or error}") from error
     memory = fields.pop("memory", {}) if isinstance(fields, dict) else None
     if not isinstance(memory, dict):
-        raise ConfigError(f"{path} is not a JSON object of fields, with another one under 'memory'")
-    return TrainingConfig.from_dict({**fields, **given}), memory
+        raise ConfigError(f"{path} is not a JSON object, or its field 'memory' is not one")
+    # from_dict needs a width. If the file gives none, attach_memory takes that of the host.
+    memory_config = MemoryConfig.from_dict({**memory, "hidden_size": 1})
+    memory_config = replace(memory_config, hidden_size=memory.get("hidden_size"))
+    return TrainingConfig.from_dict({**fields, **given}), memory_config
 
 
-def _dev(corpus: str, root: Path | None, dev: str | None) -> "list[Dialogue]":
+def _read_dev(corpus: str, root: Path | None, dev: str | None) -> "list[Dialogue]":
     from mal_adapter.ser.dialogue import read_manifest
 
     if dev is None:
@@ -207,7 +233,8 @@ def _dev(corpus: str, root: Path | None, dev: str | None) -> "list[Dialogue]":
     return read_manifest(dev) if dev.lower().endswith(".jsonl") else read_data(corpus, root, [dev], ()).dialogues
 
 
-def _labels(names: str | None, data: Data) -> "LabelSet":
+def _choose_labels(names: str | None, data: Data) -> "LabelSet":
+    """The labels that were given, else those of the corpus, else the emotions in the manifest."""
     from mal_adapter.errors import LabelError
     from mal_adapter.ser.labels import LabelSet, emotions_that_occur
 
@@ -217,28 +244,17 @@ def _labels(names: str | None, data: Data) -> "LabelSet":
         return data.labels
     found = emotions_that_occur(utterance.emotion for dialogue in data.dialogues for utterance in dialogue.utterances)
     if len(found) < 2:
-        raise LabelError("the training manifest has fewer than two emotions; give its utterances labels, or --labels")
+        raise LabelError("the training manifest has fewer than two emotions; label its utterances, or give --labels")
     return LabelSet(found)
 
 
-def _attach(host: Any, layer: int, fields: dict[str, Any]) -> "AttachedMemory":
-    from mal_adapter import MemoryConfig, attach_memory
-    from mal_adapter.detection import detect_host
-
-    if not fields:
-        return attach_memory(host, layer)
-    return attach_memory(
-        host, layer, config=MemoryConfig.from_dict({"hidden_size": detect_host(host).hidden_size, **fields})
-    )
-
-
 def _print(report: dict[str, Any], output: Path) -> None:
-    def told(metrics: dict[str, float]) -> str:
+    def described(metrics: dict[str, float]) -> str:
         return f"dev loss {metrics['loss']:.3f}, dev weighted F1 {metrics['weighted_f1']:.3f}"
 
     if report["host_dev"]:
-        print_line(f"bare host: {told(report['host_dev'])}")
+        print_line(f"bare host: {described(report['host_dev'])}")
     for entry in report["epochs"]:
-        dev = f", {told(entry['dev'])}" if "dev" in entry else ""
+        dev = f", {described(entry['dev'])}" if "dev" in entry else ""
         print_line(f"epoch {entry['epoch']}: loss {entry['loss']:.3f}{dev}")
     print_line(f"saved in {output}: epoch {report['best_epoch']}")

@@ -1,4 +1,4 @@
-"""How `--help` looks: commands in panels, examples below the options, and no type where there is no value to give."""
+"""The layout of `--help`: commands in panels, examples below the options, and no type for flags."""
 
 import inspect
 import os
@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-__all__ = ["Group", "add", "as_typed", "examples", "json_option", "prose", "shown"]
+__all__ = ["Group", "add", "as_typed", "examples", "prose", "shown"]
 
 _Function = TypeVar("_Function", bound=Callable[..., None])
 _SHOWN: dict[Callable[..., None], tuple[str, str]] = {}
 
 
 def shown(panel: str, *pairs: tuple[str, str]) -> Callable[[_Function], _Function]:
-    """Decorates a command: in which panel of its group's help it stands, and the examples in its own help."""
+    """Decorate a command with its panel in the help of its group, and the examples in its own help."""
 
     def keep(command: _Function) -> _Function:
         _SHOWN[command] = panel, examples(*pairs)
@@ -25,36 +25,31 @@ def shown(panel: str, *pairs: tuple[str, str]) -> Callable[[_Function], _Functio
 
 
 def add(app: typer.Typer, command: Callable[..., None], name: str | None = None) -> None:
-    """Gives an app a command that `shown` has decorated."""
+    """Add a command that is decorated by `shown` to an app."""
     panel, epilog = _SHOWN[command]
     app.command(name, cls=_Command, help=prose(command.__doc__ or ""), epilog=epilog, rich_help_panel=panel)(command)
 
 
 def examples(*pairs: tuple[str, str]) -> str:
-    """The end of a command's help.
+    """The examples at the end of a command's help.
 
     Args:
-        pairs: what is wanted, and the command that does it; lines of at most 76 columns.
+        pairs: A task, and the command that does it, in lines of at most 76 columns.
     """
     blocks = ["{}:\n  {}".format(wanted, command.replace("\n", "\n    ")) for wanted, command in pairs]
     return "\n\n".join(["Examples", *blocks])
 
 
 def prose(text: str) -> str:
-    """A docstring with a line per paragraph, which the terminal's width breaks."""
+    """A docstring with one line per paragraph, which the terminal wraps."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
 
 
-def json_option(fields: str) -> Any:
-    """The option --json of a command whose answer has these fields."""
-    return typer.Option("--json", help=f"Print one JSON object: {fields}.", rich_help_panel="Output")
-
-
 def as_typed(text: str) -> str:
-    """Text of the command line, in UTF-8 also where Python takes it for ASCII.
+    """Decode an argument of the command line as UTF-8, also where Python assumes ASCII.
 
-    With LC_ALL=C and without Python's UTF-8 mode, each byte of 高兴 is a surrogate, which no tokenizer takes. For
-    labels, questions and ids; paths stay as they are.
+    With LC_ALL=C and without Python's UTF-8 mode, each byte of 高兴 is a surrogate, which no tokenizer accepts. Use it
+    for labels, questions and ids, but not for paths.
 
     Example:
         >>> as_typed("calm,\\udcc3\\udca9nerv\\udcc3\\udca9")
@@ -62,7 +57,7 @@ def as_typed(text: str) -> str:
     """
     try:
         return os.fsencode(text).decode()
-    except UnicodeError:  # Unicode already, or of another encoding
+    except UnicodeError:  # already Unicode, or in another encoding
         return text
 
 
@@ -71,7 +66,7 @@ class _PlainFlags:
         params = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
             if getattr(param, "is_flag", False):
-                param.metavar = ""  # typer 0.29 would tell a type
+                param.metavar = ""  # typer 0.29 would print a type
             if getattr(param, "rich_help_panel", None) is None and self._last_panel and "--help" in param.opts:
                 param.rich_help_panel = self._last_panel
         return params

@@ -1,27 +1,29 @@
-"""The controlled benchmark: parametric voices in dialogues, a tiny Qwen2-Audio that hears them, and its memory adapter.
+"""The controlled benchmark: synthetic voices in dialogues, a tiny Qwen2-Audio trained on them, and its memory.
 
-Everything here is made from seeds; nothing is downloaded. The names below are what the rest of the package needs to
-use the shipped host: its folder, the adapter's folder, the question it was trained on and the words it answers with.
+Everything here is made from seeds; nothing is downloaded.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from pathlib import Path
+from mal_adapter.demo.shipped import ADAPTER_FOLDER, EMOTIONS, FILES_FOLDER, HOST_FOLDER, LAYER_IDX, PROMPT
+from mal_adapter.lazy import lazy_names
 
-#: The host's answers, in the order of every probability vector in the demo.
-EMOTIONS: tuple[str, ...] = ("neutral", "happy", "angry", "sad")
+if TYPE_CHECKING:
+    from mal_adapter.demo.dialogues import make_dialogue, make_dialogues, write_wavs
 
-#: The question that follows the audio. The audio comes first, so its hidden states do not depend on the question.
-PROMPT = "How does the speaker feel?"
+__all__ = [
+    "ADAPTER_FOLDER",
+    "EMOTIONS",
+    "FILES_FOLDER",
+    "HOST_FOLDER",
+    "LAYER_IDX",
+    "PROMPT",
+    "make_dialogue",
+    "make_dialogues",
+    "write_wavs",
+]
 
-#: Index of the decoder layer the shipped adapter reads and writes at (counted from 0).
-LAYER_IDX = 1
-
-#: Everything that was trained, as it lies in the package.
-FILES_FOLDER = Path(__file__).parent / "files"
-#: The tiny Qwen2-Audio, a checkpoint like any other.
-HOST_FOLDER = FILES_FOLDER / "host"
-#: Its memory, an adapter like any other.
-ADAPTER_FOLDER = FILES_FOLDER / "adapter"
-
-__all__ = ["ADAPTER_FOLDER", "EMOTIONS", "FILES_FOLDER", "HOST_FOLDER", "LAYER_IDX", "PROMPT"]
+if not TYPE_CHECKING:  # a checker that saw this function would take every misspelt name for an Any
+    __getattr__ = lazy_names(
+        __name__, dict.fromkeys(["make_dialogue", "make_dialogues", "write_wavs"], "demo.dialogues")
+    )

@@ -1,7 +1,7 @@
-"""Seeded two-speaker dialogues: who speaks when, with which emotion, and the audio, in memory or as real WAV files.
+"""Seeded two-speaker dialogues: who speaks when, with which emotion, and the audio, in memory or as WAV files.
 
-Dialogue number i of a split is the same whatever else is drawn: its random generator is derived from (split, seed, i).
-The four splits use different first numbers, so no dialogue of one can reappear in another, whatever the seeds.
+The random generator of dialogue i is derived from (split, seed, i), so that it does not depend on other dialogues.
+Each split has its own number, so that no dialogue of one split is also in another, whatever the seeds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mal_adapter.demo import EMOTIONS
+from mal_adapter.demo.shipped import EMOTIONS
 from mal_adapter.demo.voices import SAMPLING_RATE, Speaker, Speech, draw_speaker, draw_speech, quantise, synthesise
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ __all__ = [
     "write_wavs",
 ]
 
-#: The host's own training data, the adapter's and readers' training data, and two held-out splits.
+#: The host's training data, the training data of adapters and readers, and two held-out splits.
 SPLITS: dict[str, int] = {"host": 0, "train": 1, "dev": 2, "test": 3}
 
 TURNS = 10  # utterances per dialogue
 FIRST_NEUTRAL = 0.8  # probability that a speaker's first utterance is neutral
-CHANGE = 0.65  # probability that a speaker's emotion differs from the one before
-MIN_TRACT_RATIO = 1.18  # the two speakers of a dialogue are told apart by their vocal tracts
+CHANGE = 0.65  # probability that a speaker's emotion differs from their previous one
+MIN_TRACT_RATIO = 1.18  # the vocal tracts of the two speakers of a dialogue differ by at least this factor
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Turn:
 
     @property
     def audio(self) -> NDArray[np.float32]:
-        """The samples as a reader of the WAV file gets them: float32 in [-1, 1), shape (samples,)."""
+        """The samples as read from the WAV file: float32 in [-1, 1), shape (samples,)."""
         return self.pcm.astype(np.float32) / 32768.0
 
     @property
@@ -62,7 +62,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class SpokenDialogue:
-    """A dialogue in memory, with the baselines that only the synthesiser knows."""
+    """A dialogue in main memory, with the true baselines of its speakers."""
 
     dialogue_id: str
     speakers: tuple[Speaker, Speaker]
@@ -70,13 +70,22 @@ class SpokenDialogue:
 
 
 def make_dialogue(split: str, seed: int, index: int, turns: int = TURNS) -> SpokenDialogue:
-    """Make dialogue number `index` of a split: two voices some way apart, random turn order, both speak.
+    """Make dialogue number `index` of a split: two different voices that both speak, in random order.
 
     Args:
         split: "host", "train", "dev" or "test".
-        seed: a non-negative integer; another seed is another set of dialogues of that split.
-        index: the dialogue's number within the split.
-        turns: how many utterances, at least 2.
+        seed: A non-negative integer. Each seed gives another set of dialogues of that split.
+        index: The dialogue's number within the split, from 0.
+        turns: Number of utterances, at least 2.
+
+    Raises:
+        KeyError: There is no such split.
+        ValueError: `turns` is below 2, or `seed` or `index` is negative.
+
+    Example:
+        >>> dialogue = make_dialogue("test", seed=0, index=4, turns=2)
+        >>> dialogue.dialogue_id, sorted(turn.speaker for turn in dialogue.turns)
+        ('test-0-00004', [0, 1])
     """
     rng = np.random.default_rng(np.random.SeedSequence([SPLITS[split], seed, index]))
     speakers = _draw_pair(rng)
@@ -92,14 +101,36 @@ def make_dialogue(split: str, seed: int, index: int, turns: int = TURNS) -> Spok
 
 
 def make_dialogues(split: str, seed: int, count: int, turns: int = TURNS) -> Iterator[SpokenDialogue]:
-    """Make dialogues 0 … count-1 of a split, one at a time (about 27 ms each)."""
+    """Make dialogues 0 … count-1 of a split, one at a time (about 27 ms each).
+
+    Args:
+        split, seed, turns: As for `make_dialogue`.
+        count: Number of dialogues.
+
+    Example:
+        >>> [dialogue.dialogue_id for dialogue in make_dialogues("dev", seed=3, count=2, turns=2)]
+        ['dev-3-00000', 'dev-3-00001']
+    """
     return (make_dialogue(split, seed, index, turns) for index in range(count))
 
 
 def write_wavs(dialogues: Sequence[SpokenDialogue], folder: str | Path) -> list[Dialogue]:
-    """Write one PCM_16 WAV file per utterance and `manifest.jsonl` beside them; return what the manifest holds.
+    """Write one PCM_16 WAV file per utterance, and `manifest.jsonl`, into a folder. Reading a file gives `Turn.audio`.
 
-    Reading a file back gives exactly `Turn.audio`.
+    Args:
+        dialogues: From `make_dialogue`.
+        folder: Created if it does not exist.
+
+    Returns:
+        The dialogues of the manifest.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> (written,) = write_wavs([make_dialogue("test", seed=0, index=0, turns=2)], folder.name)
+        >>> [utterance.audio.name for utterance in written.utterances]
+        ['test-0-00000-00.wav', 'test-0-00000-01.wav']
+        >>> folder.cleanup()
     """
     import soundfile
 
@@ -131,7 +162,7 @@ def _draw_pair(rng: np.random.Generator) -> tuple[Speaker, Speaker]:
 
 
 def _turn_order(turns: int, rng: np.random.Generator) -> list[int]:
-    """A random order of speakers 0 and 1 in which both speak; drawn again until they do."""
+    """Draw a random order of speakers 0 and 1 in which both speak."""
     if turns < 2:
         raise ValueError(f"a dialogue of two speakers needs at least 2 turns, got {turns}")
     while True:
@@ -141,7 +172,7 @@ def _turn_order(turns: int, rng: np.random.Generator) -> list[int]:
 
 
 def _next_emotion(previous: str | None, rng: np.random.Generator) -> str:
-    """Mostly neutral at first; later a different emotion with probability CHANGE, else the same again."""
+    """Draw a speaker's next emotion: mostly neutral at first; later another emotion with probability CHANGE."""
     if previous is None:
         return "neutral" if rng.random() < FIRST_NEUTRAL else str(rng.choice(EMOTIONS[1:]))
     if rng.random() < CHANGE:

@@ -1,4 +1,4 @@
-"""The demonstration: held-out dialogues as WAV files, heard by the tiny host without memory and with it."""
+"""The demonstration: the tiny host recognises held-out dialogues, WAV files, without its memory and with it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from mal_adapter import AttachedMemory, attach_memory
-from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
+from mal_adapter.demo.shipped import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
+from mal_adapter.extras import require
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.loading import load_host
-from mal_adapter.ser.prediction import Failure, Prediction
 from mal_adapter.ser.progress import progress_bar, working
-from mal_adapter.ser.recognizer import EmotionRecognizer
+from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
+from mal_adapter.ser.recognizer.results import Failure, Prediction
 
 __all__ = ["DemoReport", "describe_report", "load_demo", "plot_report", "run_demo"]
 
@@ -28,12 +29,12 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What was heard. A row of `without` and `with_memory` is a dialogue, a column a turn.
+    """The predictions of a demonstration. A row of `without` and `with_memory` is a dialogue, a column is a turn.
 
     Attributes:
-        seed: Of the dialogues.
-        dialogues: What was said, with the true emotions.
-        without: Predictions of the bare host.
+        seed: Seed of the dialogues.
+        dialogues: The utterances, with their true emotions.
+        without: Predictions of the host alone.
         with_memory: Predictions of the same host with its memory.
     """
 
@@ -44,7 +45,7 @@ class DemoReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Accuracies overall and by turn, with 95 % bootstrap intervals over dialogues, as plain JSON values."""
-        without, with_memory = _right(self.without), _right(self.with_memory)
+        without, with_memory = _correct(self.without), _correct(self.with_memory)
         return {
             "accuracy_without_memory": float(without.mean()),
             "accuracy_with_memory": float(with_memory.mean()),
@@ -61,34 +62,46 @@ class DemoReport:
 
 
 def load_demo() -> tuple[Any, Any, AttachedMemory]:
-    """The shipped (model, processor, memory), loaded as any other checkpoint and adapter are."""
+    """Load the shipped host and attach its memory, as with any other checkpoint and adapter.
+
+    Returns:
+        (model, processor, memory)
+
+    Example:
+        >>> model, processor, memory = load_demo()
+        >>> memory.layer_idx
+        1
+    """
     model, processor = load_host(str(HOST_FOLDER))
     return model, processor, attach_memory(model, adapter=ADAPTER_FOLDER)
 
 
 def run_demo(dialogues: int, seed: int, folder: Path, *, progress: bool = True) -> DemoReport:
-    """Write `dialogues` held-out dialogues of `seed` into `folder` as WAV files and let the host hear them twice.
+    """Write held-out dialogues as WAV files, and recognise them with the host alone and with its memory.
 
     Args:
-        dialogues: How many, at least 1. Training used other seeds.
-        seed: A non-negative integer; each is another set of dialogues.
-        folder: For the WAV files and their manifest; made if need be.
-        progress: Whether to show progress bars, where stderr is a terminal.
+        dialogues: Number of dialogues, at least 1. No dialogue was used in training.
+        seed: A non-negative integer. Each seed gives another set of dialogues.
+        folder: For the WAV files and their manifest. Created if it does not exist.
+        progress: Whether to show progress bars if stderr is a terminal.
+
+    Returns:
+        All predictions.
     """
     made = make_dialogues("test", seed, dialogues)
-    bar = progress_bar(made, desc="speaking", total=dialogues, unit="dialogue", shown=progress, leave=False)
+    bar = progress_bar(made, desc="making speech", total=dialogues, unit="dialogue", shown=progress, leave=False)
     spoken = write_wavs(list(bar), folder)
     with working("loading the model", shown=progress):
         model, processor, memory = load_demo()
     recognizer = EmotionRecognizer(model, processor, memory, EMOTIONS, PROMPT)
     with memory:
-        without = _hear(recognizer.without_memory(), spoken, "without memory", progress)
-        with_memory = _hear(recognizer, spoken, "with memory", progress)
+        without = _predictions(recognizer.without_memory(), spoken, "without memory", progress)
+        with_memory = _predictions(recognizer, spoken, "with memory", progress)
     return DemoReport(seed, tuple(spoken), without, with_memory)
 
 
 def bootstrap_interval(by_dialogue: NDArray[np.float64], resamples: int = RESAMPLES) -> list[float]:
-    """95 % interval of the mean of (dialogues, turns) values, drawing whole dialogues: turns are not independent."""
+    """95 % interval of the mean of (dialogues, turns) values. Whole dialogues are drawn: turns are not independent."""
     rng = np.random.default_rng(0)
     means = by_dialogue.mean(1)
     drawn = means[rng.integers(len(means), size=(resamples, len(means)))].mean(1)
@@ -96,16 +109,16 @@ def bootstrap_interval(by_dialogue: NDArray[np.float64], resamples: int = RESAMP
 
 
 def describe_report(report: DemoReport) -> str:
-    """The first dialogue turn by turn, then the accuracies over all, as text."""
+    """Format the first dialogue turn by turn, then the accuracies over all dialogues, as text."""
     rows = [("turn", "speaker", "truth", "without memory", "with memory", *report.with_memory[0][0].probabilities)]
-    for turn, (bare, remembered) in enumerate(zip(report.without[0], report.with_memory[0], strict=True), start=1):
-        truth = bare.utterance.emotion or ""
-        answers = (f"{p.label} {p.probabilities[p.label]:.2f} {'+-'[p.label != truth]}" for p in (bare, remembered))
+    for turn, (alone, remembered) in enumerate(zip(report.without[0], report.with_memory[0], strict=True), start=1):
+        truth = alone.utterance.emotion or ""
+        answers = (f"{p.label} {p.probabilities[p.label]:.2f} {'+-'[p.label != truth]}" for p in (alone, remembered))
         probabilities = (f"{value:.2f}" for value in remembered.probabilities.values())
-        rows.append((str(turn), bare.utterance.speaker, truth, *answers, *probabilities))
+        rows.append((str(turn), alone.utterance.speaker, truth, *answers, *probabilities))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
-        f"dialogue {report.dialogues[0].dialogue_id}  (+ right, - wrong; at the end the probabilities with memory)"
+        f"dialogue {report.dialogues[0].dialogue_id}  (+ correct, - wrong; last columns: probabilities with memory)"
     ]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -125,42 +138,47 @@ def describe_report(report: DemoReport) -> str:
 def plot_report(report: DemoReport, path: Path) -> None:
     """Draw accuracy by turn, and the first dialogue's timeline, into an image file.
 
+    Args:
+        report: From `run_demo`.
+        path: Its suffix chooses the format.
+
     Raises:
-        ModuleNotFoundError: matplotlib is missing; it comes with the extra `plot`.
+        MissingDependencyError: Matplotlib is not installed; the extra `plot` brings it.
     """
+    require("a plot", "matplotlib", extra="plot")
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    from mal_adapter.ser.drawing import GREYS, draw_answers, in_percent, percent
+    from mal_adapter.ser.evaluation.drawing import GREYS, draw_answers, in_percent, percent
 
     figure = Figure(figsize=(9.6, 6), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     cells, by_turn = figure.subplots(2, 1, height_ratios=(1, 1.6))
-    heard = {"without memory": report.without, "with memory": report.with_memory}
+    predictions = {"without memory": report.without, "with memory": report.with_memory}
     spoken = report.dialogues[0].utterances
-    systems = {name: [prediction.probabilities for prediction in rows[0]] for name, rows in heard.items()}
+    systems = {name: [prediction.probabilities for prediction in rows[0]] for name, rows in predictions.items()}
     draw_answers(cells, [utterance.emotion for utterance in spoken], systems)
     cells.set_xticks(range(len(spoken)), [f"speaker {utterance.speaker}" for utterance in spoken], fontsize=9)
     cells.xaxis.tick_top()
-    cells.set_title("One dialogue, and what each utterance was taken for", loc="left", pad=10)
+    cells.set_title("One dialogue: the true emotions and the answers", loc="left", pad=10)
 
     turns = np.arange(1, len(spoken) + 1)
     ends = []
-    for (name, rows), line in zip(heard.items(), ("--", "-"), strict=True):
-        right = _right(rows)
-        mean = right.mean(0)
-        # A dialogue counts once in each turn, so its turns are as many independent trials.
-        low, high = zip(*(_wilson_interval(int(hits), len(right)) for hits in right.sum(0)), strict=True)
+    for (name, rows), line in zip(predictions.items(), ("--", "-"), strict=True):
+        correct = _correct(rows)
+        mean = correct.mean(0)
+        # Each dialogue has one utterance per turn, so that the trials of a turn are independent.
+        low, high = zip(*(_wilson_interval(int(hits), len(correct)) for hits in correct.sum(0)), strict=True)
         by_turn.fill_between(turns, low, high, color=GREYS[name], alpha=0.18, linewidth=0)
         by_turn.plot(turns, mean, line, marker="o", markersize=5, color=GREYS[name])
-        ends.append((mean[-1], f"{name}\n{percent(right.mean())} of all"))
+        ends.append((mean[-1], f"{name}\n{percent(correct.mean())} of all"))
     ends.sort(key=itemgetter(0))
-    for (end, words), side in zip(ends, ("top", "bottom"), strict=True):  # so that words never meet
+    for (end, words), side in zip(ends, ("top", "bottom"), strict=True):  # so that the labels do not overlap
         by_turn.annotate(words, (turns[-1], end), xytext=(12, 0), textcoords="offset points", va=side)
     chance = 1 / len(EMOTIONS)
     by_turn.axhline(chance, color="#888888", linewidth=1, linestyle=":")
     by_turn.annotate("chance", (turns[0], chance), xytext=(0, 4), textcoords="offset points")
     by_turn.set(xlabel="turn of the dialogue", ylabel="accuracy", ylim=(0, 1.02), xticks=turns)
-    by_turn.set_xlim(0.5, len(turns) + 0.5)  # each turn below its cells
+    by_turn.set_xlim(0.5, len(turns) + 0.5)  # each turn is below its cells
     by_turn.yaxis.set_major_formatter(in_percent())
     by_turn.spines[["top", "right"]].set_visible(False)
     count = len(report.dialogues)
@@ -170,16 +188,16 @@ def plot_report(report: DemoReport, path: Path) -> None:
 
 
 def _wilson_interval(hits: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a share; unlike the normal one, it has a width where all or none are right."""
+    """95 % interval of a share; unlike a normal interval, it has a width even if all or none are correct."""
     interval = binomtest(hits, trials).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 
 
-def _right(rows: tuple[tuple[Prediction, ...], ...]) -> NDArray[np.float64]:
+def _correct(rows: tuple[tuple[Prediction, ...], ...]) -> NDArray[np.float64]:
     return np.array([[p.label == p.utterance.emotion for p in row] for row in rows], dtype=np.float64)
 
 
-def _hear(
+def _predictions(
     recognizer: EmotionRecognizer, dialogues: Sequence[Dialogue], name: str, progress: bool
 ) -> tuple[tuple[Prediction, ...], ...]:
     rows: dict[str, list[Prediction]] = {dialogue.dialogue_id: [] for dialogue in dialogues}

@@ -1,7 +1,7 @@
 """Parametric voices: a speaker's private baseline, an emotion as a shift from it, and a source-filter synthesiser.
 
 An utterance alone is ambiguous by construction: a high, loud voice may be a happy low-pitched speaker or a neutral
-high-pitched one. Only the vocal tract (the formant scale) is untouched by emotion, so it tells who is speaking.
+high-pitched one. Only the vocal tract (the formant scale) is untouched by emotion, so it identifies the speaker.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ EMOTION_SHIFTS: dict[str, tuple[float, float]] = {
     "sad": (-0.30, -7.0),
 }
 
-# What one speaker varies by between two utterances of the same emotion.
+# How much one speaker varies between two utterances of the same emotion.
 PITCH_NOISE = 0.06  # standard deviation of the log pitch
 LOUDNESS_NOISE_DB = 1.5
 
 # Baseline ranges. Levels are wide (±10 dB) so that a level alone says little about the emotion: the best reader of one
-# utterance's true pitch and level is right 61 % of the time, and 99 % once it knows the baselines.
+# utterance's true pitch and level has an accuracy of 61 %, and 99 % once it knows the baselines.
 PITCH_RANGE_HZ = (140.0, 420.0)
 LOUDNESS_RANGE_DB = (-46.0, -26.0)  # dBFS (RMS); the loudest angry voice stays under full scale
 TRACT_RANGE = (0.78, 1.28)  # factor on all formant frequencies; small tracts have high formants
@@ -74,7 +74,7 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Speech:
-    """What one utterance was made from: the true values a reader of the audio has to guess."""
+    """The true values that one utterance is made from; a listener has to estimate them from the audio."""
 
     pitch_hz: float
     loudness_db: float
@@ -83,7 +83,12 @@ class Speech:
 
 
 def draw_speaker(rng: np.random.Generator) -> Speaker:
-    """Draw a baseline: pitch and tract log-uniform, level uniform in dB, all independent."""
+    """Draw a speaker's baseline: pitch and tract log-uniform, level uniform in dB, all independent.
+
+    Example:
+        >>> draw_speaker(np.random.default_rng(0)) == draw_speaker(np.random.default_rng(0))
+        True
+    """
     low, high = np.log(PITCH_RANGE_HZ)
     small, large = np.log(TRACT_RANGE)
     return Speaker(
@@ -94,7 +99,18 @@ def draw_speaker(rng: np.random.Generator) -> Speaker:
 
 
 def draw_speech(speaker: Speaker, emotion: str, rng: np.random.Generator) -> Speech:
-    """Draw how `speaker` says something with `emotion`: shifted baseline, a little noise, random vowels."""
+    """Draw one utterance of `speaker` with `emotion`: shifted baseline, a little noise, random vowels.
+
+    Args:
+        speaker: The baseline.
+        emotion: One of `EMOTION_SHIFTS`.
+        rng: Draws noise and vowels.
+
+    Example:
+        >>> speech = draw_speech(Speaker(200.0, -36.0, 1.0), "angry", np.random.default_rng(0))
+        >>> speech.loudness_db > -36.0, speech.tract, len(speech.vowels)
+        (True, 1.0, 5)
+    """
     log_pitch, level_db = EMOTION_SHIFTS[emotion]
     return Speech(
         pitch_hz=float(speaker.pitch_hz * np.exp(log_pitch + PITCH_NOISE * rng.standard_normal())),
@@ -105,15 +121,19 @@ def draw_speech(speaker: Speaker, emotion: str, rng: np.random.Generator) -> Spe
 
 
 def synthesise(speech: Speech, rng: np.random.Generator, duration_s: float = UTTERANCE_S) -> NDArray[np.float32]:
-    """Sing `speech.vowels` once: pulses with vibrato and jitter through the formants of a scaled vocal tract.
+    """Synthesise `speech.vowels` once: pulses with vibrato and jitter through the formants of a scaled vocal tract.
 
     Args:
-        speech: pitch (Hz, geometric mean over the utterance), level (dBFS, RMS of the whole utterance), tract, vowels.
-        rng: draws vibrato, jitter, breath noise and vowel lengths.
-        duration_s: length in seconds.
+        speech: Pitch (Hz, geometric mean over the utterance), level (dBFS, RMS of the whole utterance), tract, vowels.
+        rng: Draws vibrato, jitter, breath noise and vowel lengths.
+        duration_s: Length in seconds.
 
     Returns:
         float32 samples at 16 kHz, shape (round(duration_s * 16000),), clipped to [-1, 1).
+
+    Example:
+        >>> synthesise(Speech(220.0, -30.0, 1.0, "aeiou"), np.random.default_rng(0)).shape
+        (23200,)
     """
     samples = round(duration_s * SAMPLING_RATE)
     source = _pulses(speech.pitch_hz, samples, rng)
@@ -127,7 +147,12 @@ def synthesise(speech: Speech, rng: np.random.Generator, duration_s: float = UTT
 
 
 def quantise(audio: NDArray[np.float32]) -> NDArray[np.int16]:
-    """The 16-bit samples a WAV file would hold. Divide by 32768 to get back exactly what reading the file returns."""
+    """Convert to the 16-bit samples of a WAV file. Divided by 32768, they are exactly what reading that file returns.
+
+    Example:
+        >>> quantise(np.array([-1.0, 0.0, 0.5], dtype=np.float32)).tolist()
+        [-32768, 0, 16384]
+    """
     pcm: NDArray[np.int16] = np.clip(np.rint(audio * 32768.0), -32768, 32767).astype(np.int16)
     return pcm
 
@@ -139,7 +164,7 @@ def _pulses(pitch_hz: float, samples: int, rng: np.random.Generator) -> NDArray[
     exp(-(f / cutoff)² / 2), far below aliasing at 8 kHz, for one cosine and one exponential per sample.
     """
     time_s = np.arange(samples, dtype=np.float32) / SAMPLING_RATE
-    knots = 12  # jitter: a new random pitch about every 120 ms, linearly joined
+    knots = 12  # jitter: a new random pitch about every 120 ms, interpolated linearly
     jitter = np.interp(np.linspace(0, knots - 1, samples), np.arange(knots), 0.02 * rng.standard_normal(knots))
     vibrato = rng.uniform(0.005, 0.02) * np.sin(2 * np.pi * (rng.uniform(4.0, 7.0) * time_s + rng.uniform()))
     contour = jitter + vibrato + rng.uniform(-0.05, 0.05) * np.linspace(-1, 1, samples)
@@ -155,7 +180,7 @@ def _pulses(pitch_hz: float, samples: int, rng: np.random.Generator) -> NDArray[
 def _vowel_sequence(
     source: NDArray[np.float32], vowels: str, tract: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Filter the source (samples,) with one vowel's formants after the other, cross-faded over 20 ms."""
+    """Filter the source (samples,) with the formants of one vowel after the other, cross-faded over 20 ms."""
     samples = len(source)
     lengths = rng.uniform(0.75, 1.25, size=len(vowels))
     edges = np.concatenate([[0], np.round(np.cumsum(lengths) / lengths.sum() * samples)]).astype(int)
@@ -164,7 +189,7 @@ def _vowel_sequence(
     for index, vowel in enumerate(vowels):
         start, stop = max(0, edges[index] - _FADE), min(samples, edges[index + 1] + _FADE)
         piece = lfilter([1.0], _all_pole(vowel, tract), source[start:stop])
-        piece /= np.sqrt(np.mean(piece**2)) + 1e-9  # vowels alike in level: the level belongs to the emotion
+        piece /= np.sqrt(np.mean(piece**2)) + 1e-9  # all vowels at one level, since the level depends on the emotion
         if index > 0:
             piece[: 2 * _FADE] *= ramp
         if index < len(vowels) - 1:

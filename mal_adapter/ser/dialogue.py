@@ -12,37 +12,39 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mal_adapter.atomic import write_atomically
 from mal_adapter.errors import ManifestError
 from mal_adapter.ser.names import cleaned, composed
-from mal_adapter.ser.paths import existing_path, paths_alike
+from mal_adapter.ser.paths import existing_path, file_name, paths_alike
+from mal_adapter.serialization.atomic import write_atomically
+from mal_adapter.serialization.strict_json import unique_keys
+from mal_adapter.serialization.text import clip
 
 __all__ = ["Dialogue", "Utterance", "read_manifest", "write_manifest"]
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One turn of one speaker: a sound file, or a stretch of one.
+    """One turn of one speaker: a sound file, or a part of one.
 
     Args:
-        dialogue_id: the dialogue it belongs to; also the id of the memory's session. Ids are kept in composed form
-            (NFC), and compared exactly but for that.
-        utterance_id: unique within the dialogue.
-        speaker: who speaks; kept without invisible characters and outer spaces, as the emotion is.
-        audio: the sound file; a string is taken as a path. Where there is none of this name, the one whose name
-            differs in accents composed or decomposed, or in letter case alone.
-        start_s: where the utterance begins in the file, in seconds; None is the beginning.
-        end_s: where it ends, in seconds; None is the end of the file.
-        text: what is said, if known.
-        emotion: the true label, if known.
+        dialogue_id: The dialogue of the utterance; also the id of the memory's session. Ids are kept in composed form
+            (NFC), and apart from that compared exactly.
+        utterance_id: Unique within the dialogue.
+        speaker: The speaker's name; like the emotion, kept without invisible characters and outer spaces.
+        audio: The sound file; a string is taken as a path. If there is no file of this name, a file is used whose name
+            differs only in letter case, or in accents that are composed or decomposed.
+        start_s: Start of the utterance in the file, in seconds; None is the start of the file.
+        end_s: End of the utterance in the file, in seconds; None is the end of the file.
+        text: The words, if known.
+        emotion: The true label, if known.
 
     Raises:
-        ManifestError: a field has the wrong type or value. The message says what was given and what was expected.
+        ManifestError: A field has the wrong type or value. The message says what was given and what was expected.
 
     Example:
         >>> Utterance("call-42", "0", "A", "0.wav", start_s=1.0, end_s=2.5).emotion is None
@@ -64,7 +66,7 @@ class Utterance:
     def __post_init__(self) -> None:
         for name in ("dialogue_id", "utterance_id", "speaker"):
             _require_text(name, getattr(self, name))
-        # A string in place of a path is welcome, also from callers that do not check types.
+        # A string is accepted as a path, also from callers that do not check types.
         _require_text("audio", os.fspath(self.audio) if isinstance(self.audio, os.PathLike) else self.audio)
         object.__setattr__(self, "audio", Path(self.audio))
         for name in ("start_s", "end_s"):
@@ -89,11 +91,11 @@ class Dialogue:
     """The utterances of one conversation, in the order in which they were spoken.
 
     Args:
-        dialogue_id: the name of the conversation.
-        utterances: at least one; all of this dialogue, with different ids.
+        dialogue_id: The name of the conversation.
+        utterances: At least one, all of this dialogue and with different ids.
 
     Raises:
-        ManifestError: no utterances, a repeated utterance id, or an utterance of another dialogue.
+        ManifestError: There are no utterances, an utterance id is repeated, or an utterance is of another dialogue.
 
     Example:
         >>> turns = tuple(Utterance("call-42", str(n), "AB"[n % 2], f"{n}.wav") for n in range(3))
@@ -121,27 +123,66 @@ class Dialogue:
                 raise ManifestError(f"dialogue {self.dialogue_id!r} has utterance {utterance.utterance_id!r} twice")
             seen.add(utterance.utterance_id)
 
+    @classmethod
+    def from_files(
+        cls, paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], dialogue_id: str | None = None
+    ) -> "Dialogue":
+        """A dialogue of sound files, one utterance each, by an unknown speaker. The files are not opened.
+
+        Args:
+            paths: One file, or several in the order spoken.
+            dialogue_id: The name of the folder that has all files unless given, else "dialogue".
+
+        Returns:
+            Utterance ids are the names of the files, with their place in front where two files have the same name.
+
+        Raises:
+            ManifestError: There are no files, a path is not one, or a file is a manifest.
+
+        Example:
+            >>> dialogue = Dialogue.from_files(["call-42/turn1.wav", "call-42/turn2.wav"])
+            >>> dialogue.dialogue_id, [turn.utterance_id for turn in dialogue.utterances]
+            ('call-42', ['turn1.wav', 'turn2.wav'])
+        """
+        several = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        for item in several:
+            given: object = item
+            if not isinstance(given, (str, os.PathLike)):
+                raise ManifestError(f"expected the paths of sound files, got a {type(given).__name__}")
+        files = [Path(path) for path in several]
+        for file in files:
+            if file.suffix.lower() in (".jsonl", ".json"):
+                raise ManifestError(f"{file} is a manifest and no sound file; read its dialogues with read_manifest")
+        folders = {file.absolute().parent for file in files}
+        name = dialogue_id
+        if name is None:
+            name = (file_name(folders.pop()) if len(folders) == 1 else "") or "dialogue"
+        names = [file_name(file) for file in files]
+        ids = [one if names.count(one) == 1 else f"{place}-{one}" for place, one in enumerate(names)]
+        turns = (Utterance(name, turn_id, "?", file) for turn_id, file in zip(ids, files, strict=True))
+        return cls(name, tuple(turns))
+
 
 _KEYS = tuple(field.name for field in fields(Utterance))
 _REQUIRED = ("dialogue_id", "utterance_id", "speaker", "audio")
 
 
 def read_manifest(path: str | os.PathLike[str]) -> list[Dialogue]:
-    """Reads a manifest of one JSON object per line.
+    """Read a manifest of one JSON object per line. The sound files are not opened.
 
-    A byte order mark, CRLF line ends and blank lines are fine. The sound files are not opened.
+    A byte order mark, CRLF line ends and blank lines are accepted.
 
     Args:
-        path: the manifest, UTF-8.
+        path: The manifest, UTF-8.
 
     Returns:
-        The dialogues in the order of their first lines. Relative audio paths are joined to the folder of the manifest;
-        where a file's name on the disk differs in accents composed or decomposed, or in letter case alone, or the
-        manifest separates folders by backslashes as Windows does, the path is the one on the disk.
+        The dialogues in the order of their first lines. Relative audio paths are joined to the folder of the manifest.
+        The path on the disk is used if it differs only in letter case, or in accents that are composed or decomposed,
+        or if the manifest separates folders by backslashes, as Windows does.
 
     Raises:
-        ManifestError: the file can not be read or has no utterances, or a line is not understood. The message begins
-            with the file and the line number.
+        ManifestError: The file can not be read, has no utterances, or has a wrong line. The message starts with the
+            file and the line number.
 
     Example:
         >>> import tempfile
@@ -180,17 +221,17 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Dialogue]:
 
 
 def write_manifest(dialogues: Iterable[Dialogue], path: str | os.PathLike[str]) -> None:
-    """Writes dialogues as one JSON object per line; `read_manifest` gives them back.
+    """Write dialogues as one JSON object per line, for `read_manifest`.
 
-    The file appears whole or not at all, missing folders are made. Audio below the folder of the manifest is written
-    relative to it, so that the folder can be moved; other audio as an absolute path. Fields that are None are left out.
+    The file is written completely or not at all. Missing folders are made. Paths of audio below the manifest's folder
+    are relative, so that the folder can be moved; other paths are absolute. Fields that are None are left out.
 
     Args:
-        dialogues: at least one, with different ids.
-        path: the file to write; an existing one is replaced.
+        dialogues: At least one, with different ids.
+        path: The file; an existing one is replaced.
 
     Raises:
-        ManifestError: no dialogues, or two with the same id.
+        ManifestError: There are no dialogues, or two have the same id.
 
     Example:
         >>> import tempfile
@@ -219,15 +260,13 @@ def write_manifest(dialogues: Iterable[Dialogue], path: str | os.PathLike[str]) 
 
 def _parse_line(line: bytes, folder: Path) -> Utterance:
     try:
-        record = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys)
+        record = json.loads(line.decode("utf-8"), object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
         raise ManifestError(f"not UTF-8 text: {error.reason} at byte {error.start} of the line") from error
     except json.JSONDecodeError as error:
         raise ManifestError(f"not valid JSON: {error.msg} at column {error.colno}") from error
     except (RecursionError, ValueError) as error:
-        if isinstance(error, ManifestError):
-            raise
-        raise ManifestError(f"not valid JSON: {error}") from error  # nested or digits beyond what Python reads
+        raise ManifestError(f"not valid JSON: {error}") from error  # also a repeated key, and what Python can't parse
     if not isinstance(record, dict):
         raise ManifestError(f"expected a JSON object with the keys {', '.join(_REQUIRED)}, got {_shown(record)}")
     for key in record:
@@ -239,7 +278,7 @@ def _parse_line(line: bytes, folder: Path) -> Utterance:
         if key not in record:
             raise ManifestError(f"the key {key!r} is missing; every line needs {', '.join(_REQUIRED)}")
     utterance = Utterance(**record)
-    # Joining is only of use to a relative path: `folder / absolute` is the absolute path.
+    # Joining changes only relative paths: `folder / absolute` is the absolute path.
     audio = folder / utterance.audio
     found = paths_alike(audio)
     if not found and not record["audio"].startswith("\\"):  # a path below the manifest, written on Windows
@@ -258,15 +297,6 @@ def _format_line(utterance: Utterance, folder: Path) -> bytes:
         return json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n"
     except UnicodeEncodeError:  # a file name that is not UTF-8 reaches Python as lone surrogates, which JSON can escape
         return json.dumps(record).encode("ascii") + b"\n"
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in record:
-            raise ManifestError(f"the key {key!r} is given twice")
-        record[key] = value
-    return record
 
 
 def _require_text(name: str, value: object) -> None:
@@ -290,6 +320,5 @@ def _seconds(name: str, value: object) -> float | None:
 
 
 def _shown(value: object) -> str:
-    """The offending value as it stood in the JSON, short enough for one line."""
-    text = repr(value) if not isinstance(value, (dict, list)) else json.dumps(value, default=repr)
-    return text if len(text) <= 80 else text[:77] + "..."
+    """The wrong value as in the JSON, short enough for one line."""
+    return clip(repr(value) if not isinstance(value, (dict, list)) else json.dumps(value, default=repr))

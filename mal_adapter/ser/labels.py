@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from mal_adapter.errors import LabelError
 from mal_adapter.ser.names import cleaned, label_keys
-from mal_adapter.ser.scoring import LabelScorer
 
 __all__ = [
     "DEMO",
@@ -16,7 +15,6 @@ __all__ = [
     "IEMOCAP_6",
     "M3ED",
     "MELD",
-    "LabelScorer",
     "LabelSet",
     "emotions_that_occur",
 ]
@@ -24,19 +22,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The answers a recogniser may give, and the other names by which corpora call them.
+    """The possible answers of a recogniser, and their other names in corpora.
 
-    Names are compared as people see them: letter case, composed or decomposed accents, full-width letters, invisible
+    Names are equal if they look the same: letter case, composed or decomposed accents, full-width letters, invisible
     characters and spaces at the ends make no difference (`mal_adapter.ser.names.label_keys`).
 
     Args:
-        names: at least two, in the order of every probability vector; kept in composed form (NFC), without invisible
-            characters and outer spaces.
-        aliases: other name -> name. This is also how classes are merged: `{"hap": "happy", "exc": "happy"}`.
+        names: At least two, in the order of every probability vector. They are kept in composed form (NFC), without
+            invisible characters and outer spaces.
+        aliases: Other name -> name. Aliases also merge classes: `{"hap": "happy", "exc": "happy"}`.
 
     Raises:
-        LabelError: fewer than two names, an empty, repeated or unprintable name, or an alias that leads nowhere or
-            hides a name.
+        LabelError: There are fewer than two names, a name is empty, repeated or unprintable, or an alias leads to no
+            name or is one of another label.
 
     Example:
         >>> labels = LabelSet(("neutral", "happy"), aliases={"exc": "happy"})
@@ -52,7 +50,7 @@ class LabelSet:
 
     def __post_init__(self) -> None:
         names: object = self.names
-        if isinstance(names, str):  # a string is a sequence of strings too, but surely not meant
+        if isinstance(names, str):  # a string is a sequence of strings too, but surely a mistake
             raise LabelError(f"the names must be a sequence of strings, got the single string {names!r}")
         object.__setattr__(self, "names", tuple(map(_checked, self.names)))
         if len(self.names) < 2:
@@ -72,17 +70,17 @@ class LabelSet:
             if target is None:
                 raise LabelError(f"alias {alias!r} leads to {given!r}; expected one of {', '.join(self.names)}")
             if (other := _found(alias, known)) not in (None, target):
-                raise LabelError(f"alias {alias!r} leads to {target!r}, but stands for {other!r} already")
+                raise LabelError(f"alias {alias!r} leads to {target!r}, but is a name of {other!r} already")
             known |= dict.fromkeys(label_keys(alias), target)
             aliases[alias] = target
         object.__setattr__(self, "aliases", aliases)
         object.__setattr__(self, "_known", known)
 
     def lookup(self, label: str) -> str:
-        """The name that `label` stands for, compared as people see it.
+        """The name of the label that `label` is a name or an alias of.
 
         Raises:
-            LabelError: it is neither a name nor an alias. The message lists both.
+            LabelError: `label` is neither a name nor an alias. The message lists both.
         """
         name = _found(label, self._known)  # type: ignore[attr-defined]
         if name is None:
@@ -105,13 +103,13 @@ class LabelSet:
 
 
 def emotions_that_occur(emotions: Iterable[str | None]) -> tuple[str, ...]:
-    """Each emotion once, however it is spelled, in the order of the alphabet; for a label set of one's own data.
+    """Each emotion once, in alphabetical order; for the label set of your own data.
 
     Args:
-        emotions: of utterances; None and blank ones are left out.
+        emotions: The emotions of utterances; None and blank ones are left out.
 
     Returns:
-        The most frequent spelling of each.
+        The most frequent spelling of each emotion.
 
     Example:
         >>> emotions_that_occur(["sad", None, "Happy", "sad ", "SAD", "Happy"])
@@ -133,10 +131,10 @@ def _found(label: str, known: Mapping[str, str]) -> str | None:
 
 
 def _checked(name: str) -> str:
-    """The name as it is seen.
+    """The name without invisible characters and outer spaces.
 
     Raises:
-        LabelError: it is no text, empty, or has a character that can't be printed.
+        LabelError: The name is not text, is empty, or has a character that can't be printed.
     """
     given: object = name
     if not isinstance(given, str) or not cleaned(given):
@@ -162,7 +160,7 @@ MELD = LabelSet(
     },
 )  # fmt: skip
 
-#: The usual four classes of IEMOCAP: excited counts as happy, everything else is left out.
+#: The usual four classes of IEMOCAP: excited counts as happy; other emotions are left out.
 IEMOCAP_4 = LabelSet(
     ("neutral", "happy", "angry", "sad"),
     {
@@ -171,7 +169,7 @@ IEMOCAP_4 = LabelSet(
     },
 )  # fmt: skip
 
-#: The six classes of IEMOCAP in work on conversations: excited and frustrated stand for themselves.
+#: The six classes of IEMOCAP in work on conversations: excited and frustrated are classes of their own.
 IEMOCAP_6 = LabelSet(
     ("happy", "sad", "neutral", "angry", "excited", "frustrated"),
     {

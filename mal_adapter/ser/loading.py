@@ -1,8 +1,10 @@
-"""A host and its processor from a folder or the Hub, by the class that its config names."""
+"""Loading a host and its processor from a folder or the Hub."""
 
 from typing import Any
 
 import torch
+
+from mal_adapter.extras import require
 
 __all__ = ["load_host"]
 
@@ -10,28 +12,31 @@ _FILES = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
 
 
 def load_host(name: str, *, device: str | torch.device | None = None, **kwargs: Any) -> tuple[Any, Any]:
-    """Loads an audio language model and its processor with transformers.
+    """Load an audio language model and its processor with transformers.
 
-    The class is the one that the checkpoint's config names; of the Omni models, which also speak, only the thinker.
-    The dtype is the checkpoint's unless told. Code in the checkpoint is never run.
+    The class is the one that the checkpoint's config names. Of the Omni models, which also speak, only the thinker is
+    loaded. The dtype is the checkpoint's unless given. Code in the checkpoint is never run.
 
     Args:
-        name: a folder or a Hub id.
-        device: where to; the first CUDA device where there is one, else the CPU.
-        **kwargs: for the model's `from_pretrained`, such as `dtype="float32"` or `device_map="auto"`, which then
-            decides about the device. What says which files are meant (`revision`, `token`, `cache_dir`, `subfolder`,
-            `local_files_only`) holds for its config and processor too.
+        name: A folder or a Hub id.
+        device: Where the model goes; the first CUDA device if there is one, else the CPU.
+        **kwargs: For the model's `from_pretrained`, such as `dtype="float32"` or `device_map="auto"`, which replaces
+            `device`. Options that choose files (`revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`) are
+            also used for its config and processor.
 
     Returns:
         (model, processor), the model in eval mode.
 
     Raises:
-        OSError: there is no such folder or Hub model.
-        ValueError: transformers does not know the model.
+        OSError: There is no such folder or Hub model.
+        ValueError: transformers does not support the model.
+        MissingDependencyError: `device_map` is given, but accelerate is not installed.
     """
     import transformers
 
     files = {option: value for option, value in kwargs.items() if option in _FILES}
+    if kwargs.get("device_map") is not None:
+        require("device_map", "accelerate", extra="train")
     config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **files)
     architecture = (getattr(config, "architectures", None) or [""])[0]
     model_class = getattr(transformers, architecture.replace("OmniMoeForC", "OmniMoeThinkerForC"), None)

@@ -1,7 +1,7 @@
-"""How names are compared: as people see them, not by their code points.
+"""Comparing names by their looks, not by their code points.
 
-macOS writes é as e and an accent, other systems as one letter; spreadsheets add byte order marks and hard spaces.
-Labels, speakers, ids and files are compared by the functions here alone.
+macOS writes é as e and an accent, other systems as one letter. Spreadsheets add byte order marks and hard spaces.
+Labels, speakers, ids and files are compared by these functions only.
 """
 
 import re
@@ -12,14 +12,14 @@ __all__ = ["cleaned", "composed", "composed_all", "folded", "label_keys", "natur
 
 #: Characters without width: soft hyphens, zero-width spaces, marks of direction, word joiners, byte order marks.
 _INVISIBLE = re.compile("[\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
-#: Joiners are part of the spelling behind letters of Persian, Indic scripts and emoji, but not behind ASCII.
+#: Joiners are part of the spelling after letters of Persian, Indic scripts and emoji, but not after ASCII.
 _STRAY_JOINERS = re.compile("(?:^|(?<=[\x00-\x7f]))[\u200c\u200d]+")
-#: What two spellings of a label may differ in besides: joiners, and selectors of an emoji's picture.
+#: Two spellings of a label may also differ in these: joiners, and selectors of an emoji's picture.
 _VARIANTS = re.compile("[\u200c\u200d\ufe00-\ufe0f]")
 
 
 def composed(text: str) -> str:
-    """The text in Unicode's composed form (NFC). Texts that are canonically equal become the same.
+    """The text in Unicode's composed form (NFC), which is the same for canonically equal texts.
 
     Example:
         >>> composed("e\\u0301") == "\\u00e9"
@@ -29,7 +29,7 @@ def composed(text: str) -> str:
 
 
 def composed_all(content: Any) -> Any:
-    """JSON values whose texts, keys too, are in composed form; for files that other tools may have written.
+    """A JSON value with all texts and keys in composed form; for files that other tools may have written.
 
     Example:
         >>> composed_all({"e\u0301": ["e\u0301", 1]}) == {"\u00e9": ["\u00e9", 1]}
@@ -45,7 +45,7 @@ def composed_all(content: Any) -> Any:
 
 
 def cleaned(text: str) -> str:
-    """The text as it is seen: composed, without invisible characters, with single plain spaces and none at its ends.
+    """The text as it looks: composed, without invisible characters, with single plain spaces and none at its ends.
 
     Example:
         >>> cleaned("\\ufeffvery\\u00a0 happy\\u200b ")
@@ -55,7 +55,7 @@ def cleaned(text: str) -> str:
 
 
 def folded(text: str) -> str:
-    """A key by which texts are equal that differ in letter case or composition alone (Unicode's D145).
+    """A key that is equal for texts that differ only in letter case or composition (Unicode's D145).
 
     Example:
         >>> folded("STRASSE") == folded("Stra\\u00dfe"), folded("E\\u0301") == folded("\\u00e9")
@@ -65,10 +65,10 @@ def folded(text: str) -> str:
 
 
 def label_keys(label: str) -> tuple[str, str]:
-    """The keys of an emotion: two spellings are the same emotion if they have a key in common.
+    """The keys of an emotion: two spellings are the same emotion if they share a key.
 
     Letter case, composition, width (as of full-width letters), spaces at the ends and invisible characters make no
-    difference. The second key is that of Turkish and Azerbaijani, where the small letter of I is ı and that of İ is i.
+    difference. The second key is for Turkish and Azerbaijani, where the small letter of I is ı and that of İ is i.
 
     Example:
         >>> label_keys(" Sad") == label_keys("\\uff33\\uff21\\uff24")

@@ -1,4 +1,4 @@
-"""Files under the name that people see: é may be one letter in a manifest and two on a disk, and `.wav` be `.WAV`."""
+"""Finding files by the looks of their names: é may be one letter in a manifest and two on a disk, `.wav` be `.WAV`."""
 
 import os
 from functools import lru_cache
@@ -7,18 +7,18 @@ from pathlib import Path
 from mal_adapter.errors import AudioError
 from mal_adapter.ser.names import composed, folded
 
-__all__ = ["existing_path", "existing_sound", "paths_alike"]
+__all__ = ["existing_path", "existing_sound", "file_name", "paths_alike"]
 
 
 def paths_alike(path: Path) -> tuple[Path, ...]:
-    """The existing paths that people would take for this one.
+    """The existing paths whose names look like those of a path.
 
     Args:
-        path: of a file or folder.
+        path: Of a file or folder.
 
     Returns:
-        `path` itself if it exists. Else the paths whose names are canonically equal, part by part; where a folder has
-        none, those whose names differ in letter case too. Several are as good as each other; none is ().
+        `path` itself if it exists. Else the paths whose names are canonically equal, part by part; if a folder has
+        none, those whose names differ also in letter case. All of them fit equally well. Without any, ().
 
     Example:
         >>> import tempfile
@@ -36,16 +36,16 @@ def paths_alike(path: Path) -> tuple[Path, ...]:
 
 
 def existing_path(path: Path) -> Path:
-    """The one existing path that people would take for this one; `path` itself where there is none, or several."""
+    """The one existing path whose names look like those of `path`; `path` itself if there is none, or several."""
     found = paths_alike(path)
     return found[0] if len(found) == 1 else path
 
 
 def existing_sound(path: Path) -> Path:
-    """The one existing file that people would take for this one; `path` itself where there is none.
+    """The one existing file whose name looks like that of `path`; `path` itself if there is none.
 
     Raises:
-        AudioError: there are several. The message names them.
+        AudioError: There are several files. The message names them.
     """
     found = paths_alike(path)
     if len(found) > 1:
@@ -56,12 +56,22 @@ def existing_sound(path: Path) -> Path:
     return found[0] if found else path
 
 
+def file_name(path: Path) -> str:
+    """A file's name as text that can be printed and can name a session, also where it is not UTF-8.
+
+    Example:
+        >>> file_name(Path("calls/e\\u0301.wav")) == "\\u00e9.wav"
+        True
+    """
+    return composed(os.fsencode(path.name).decode(errors="replace"))
+
+
 def _inside(folder: Path, part: str) -> list[Path]:
     if _exists(folder / part):
         return [folder / part]
     try:
         by_form, by_case = _names_in(os.fspath(folder), os.stat(folder).st_mtime_ns)
-    except (OSError, ValueError):  # not a folder, or not ours to list
+    except (OSError, ValueError):  # not a folder, or one that may not be listed
         return []
     text = _as_text(part)
     return [folder / name for name in by_form.get(composed(text)) or by_case.get(folded(text)) or ()]
@@ -69,8 +79,8 @@ def _inside(folder: Path, part: str) -> list[Path]:
 
 @lru_cache(maxsize=16)
 def _names_in(folder: str, mtime_ns: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """The names of a folder's entries by composed form, and by form without case. `mtime_ns` says when it changed, so
-    that a manifest of many missing files doesn't list the folder for each."""
+    """The names of a folder's entries by composed form, and by form without case. The cache spares a manifest with
+    many missing files a listing per file; `mtime_ns`, the time of the folder's last change, invalidates it."""
     by_form: dict[str, list[str]] = {}
     by_case: dict[str, list[str]] = {}
     for name in sorted(os.listdir(folder)):
@@ -81,7 +91,7 @@ def _names_in(folder: str, mtime_ns: int) -> tuple[dict[str, list[str]], dict[st
 
 
 def _as_text(name: str) -> str:
-    """The name in UTF-8, also where Python takes file names for ASCII, as with LC_ALL=C and without its UTF-8 mode."""
+    """The name in UTF-8, also if Python takes file names for ASCII, as with LC_ALL=C and without its UTF-8 mode."""
     try:
         return os.fsencode(name).decode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # text of a manifest, which is Unicode already

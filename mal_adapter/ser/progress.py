@@ -1,4 +1,4 @@
-"""What a person sees while something takes its time: progress bars, and a line that goes away."""
+"""Progress on a terminal: bars, and a line that disappears at the end."""
 
 import os
 import sys
@@ -10,15 +10,15 @@ __all__ = ["progress_bar", "working"]
 
 
 def progress_bar(*args: Any, shown: bool = True, **options: Any) -> Any:
-    """A tqdm bar on stderr if that is a terminal, or in a notebook; logs and pipes get none, and of the processes that
-    `accelerate launch` starts on a machine only the first has one.
+    """A tqdm bar on stderr if that is a terminal, or in a notebook. Logs and pipes get none. Of the processes that
+    `accelerate launch` starts on a machine, only the first shows one.
 
     Args:
-        *args, **options: tqdm's.
-        shown: False for none at all.
+        *args, **options: Those of tqdm.
+        shown: False for no bar at all.
 
     Example:
-        >>> with progress_bar(total=2, desc="listening", unit="utterance") as bar:
+        >>> with progress_bar(total=2, desc="recognising", unit="utterance") as bar:
         ...     _ = bar.update(2)
     """
     from tqdm.auto import tqdm
@@ -29,7 +29,7 @@ def progress_bar(*args: Any, shown: bool = True, **options: Any) -> Any:
 
 @contextmanager
 def working(what: str, *, shown: bool = True) -> Iterator[None]:
-    """While the block runs, `what` stands on stderr if that is a terminal; afterwards it is gone.
+    """Show `what` on stderr while the block runs, if stderr is a terminal; then remove it.
 
     Example:
         >>> with working("loading the model"):

@@ -1,4 +1,4 @@
-"""Whether dialogues can train or judge a memory, as far as ids, labels and files tell before any of them is run."""
+"""Checks of dialogues before training and evaluation: ids, labels and files. Nothing is run or decoded."""
 
 import warnings
 from collections import Counter
@@ -16,7 +16,7 @@ from mal_adapter.errors import (
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.paths import paths_alike
-from mal_adapter.stores.checks import id_bytes
+from mal_adapter.stores.base import id_bytes
 
 __all__ = ["id_problems", "label_problems", "missing_sounds", "sound_problems", "warn_of_no_past"]
 
@@ -26,13 +26,13 @@ _SHOWN = 3  # examples in a message
 def id_problems(
     dialogues: Sequence[object], what: str = "", *, reads_memory: bool = True, needed: bool = False
 ) -> list[MalAdapterError]:
-    """What keeps dialogues from being run side by side.
+    """The errors for which dialogues can't be run side by side.
 
     Args:
-        dialogues: should be a list of `Dialogue`.
-        what: which these are, such as "training", for the messages.
-        reads_memory: whether their ids become those of sessions.
-        needed: whether there must be any.
+        dialogues: Should be a list of `Dialogue`.
+        what: What the messages call them, such as "training".
+        reads_memory: Whether their ids are used as ids of sessions.
+        needed: Whether an empty list is an error.
 
     Example:
         >>> turns = (Utterance("call-42", "0", "A", "0.wav"),)
@@ -61,7 +61,7 @@ def id_problems(
 
 
 def label_problems(dialogues: Sequence[Dialogue], labels: LabelSet, what: str = "") -> list[MalAdapterError]:
-    """A `LabelError` if not one utterance has one of the labels; it says which emotions there are instead."""
+    """A `LabelError` if no utterance has one of the labels. Its message lists the emotions that occur."""
     emotions = Counter(utterance.emotion for dialogue in dialogues for utterance in dialogue.utterances)
     if any(emotion is not None and emotion in labels for emotion in emotions):
         return []
@@ -76,8 +76,8 @@ def label_problems(dialogues: Sequence[Dialogue], labels: LabelSet, what: str = 
 
 
 def sound_problems(dialogues: Sequence[Dialogue], labels: LabelSet, what: str = "") -> list[MalAdapterError]:
-    """An `AudioError` if the sound files of all labelled utterances are missing, as where a disk is not mounted."""
-    paths = dict.fromkeys(utterance.audio for _, utterance in _judged(dialogues, labels))
+    """An `AudioError` if the sound files of all labelled utterances are missing, as when a disk is not mounted."""
+    paths = dict.fromkeys(utterance.audio for _, utterance in _labelled(dialogues, labels))
     if not paths or any(map(paths_alike, paths)):
         return []
     return [
@@ -90,18 +90,18 @@ def sound_problems(dialogues: Sequence[Dialogue], labels: LabelSet, what: str = 
 
 
 def missing_sounds(dialogues: Iterable[Dialogue]) -> tuple[list[Path], int]:
-    """The sound files that do not exist, and how many there should be. No file is opened."""
+    """(Sound files that do not exist, number of all sound files). No file is opened."""
     paths = dict.fromkeys(utterance.audio for dialogue in dialogues for utterance in dialogue.utterances)
     return [path for path in paths if not paths_alike(path)], len(paths)
 
 
 def warn_of_no_past(dialogues: Sequence[Dialogue], labels: LabelSet, what: str = "", *, stacklevel: int = 3) -> None:
-    """Warns where no judged utterance has another one before it, so that nothing is ever read back from a memory.
+    """Warn if no labelled utterance has another one before it, so that all of them read an empty memory.
 
-    Utterances at the start of a dialogue read an empty memory. Trained on them alone, a memory never learns to be read;
-    judged by them alone, it makes no difference.
+    A memory that is trained on the first utterances of dialogues only never learns to read. In an evaluation on such
+    utterances, it makes no difference.
     """
-    places = [place for place, _ in _judged(dialogues, labels)]
+    places = [place for place, _ in _labelled(dialogues, labels)]
     if not places or any(places):
         return
     single = all(len(dialogue.utterances) == 1 for dialogue in dialogues)
@@ -114,8 +114,8 @@ def warn_of_no_past(dialogues: Sequence[Dialogue], labels: LabelSet, what: str =
     )
 
 
-def _judged(dialogues: Sequence[Dialogue], labels: LabelSet) -> list[tuple[int, Utterance]]:
-    """The utterances with one of the labels, each with its place in its dialogue, from 0."""
+def _labelled(dialogues: Sequence[Dialogue], labels: LabelSet) -> list[tuple[int, Utterance]]:
+    """The utterances with one of the labels, each with its position in its dialogue, from 0."""
     return [
         (place, utterance)
         for dialogue in dialogues

@@ -1,31 +1,32 @@
-"""Where the states of dialogues are kept: in this process, in a folder, or in Redis."""
+"""Stores of sessions: in this process, in a folder, or in Redis."""
 
+import inspect
 import os
 
 from mal_adapter.errors import ConfigError
 from mal_adapter.stores.base import SessionStore, Stored
 from mal_adapter.stores.folder import FolderStore
-from mal_adapter.stores.memory import InMemoryStore
+from mal_adapter.stores.in_memory import InMemoryStore
 from mal_adapter.stores.redis import RedisStore
 
-__all__ = ["FolderStore", "InMemoryStore", "RedisStore", "SessionStore", "Stored", "open_store"]
-
+__all__ = ["FolderStore", "InMemoryStore", "RedisStore", "SessionStore", "Stored", "as_store", "open_store"]
 
 _REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 
 def open_store(where: str | os.PathLike[str], ttl_s: float | None = None) -> SessionStore:
-    """The store at `where`: a `RedisStore` for `redis://`, `rediss://` and `unix://`, else a `FolderStore`.
+    """Open the store at `where`: a `RedisStore` for `redis://`, `rediss://` and `unix://`, else a `FolderStore`.
 
-    A cluster or a primary that Sentinels name is reached by a client: see `RedisStore`.
+    For a Redis cluster or Redis Sentinel, pass a client to `RedisStore`.
 
     Args:
-        where: A URL of Redis, or a folder, which is created if need be.
-        ttl_s: Seconds after its last put at which a session expires; None for never.
+        where: A Redis URL, or a folder, which is created if it does not exist.
+        ttl_s: A session expires this many seconds after its last put; None means never.
 
     Raises:
-        ConfigError: It is empty, a URL of another kind, or can't be understood; or `ttl_s` is not positive.
-        StoreError: The folder can't be created, or redis-py is not installed.
+        ConfigError: `where` is empty or not a valid URL, or `ttl_s` is not positive.
+        StoreError: The folder can't be created.
+        MissingDependencyError: redis-py is not installed.
 
     Example:
         >>> import tempfile
@@ -39,7 +40,7 @@ def open_store(where: str | os.PathLike[str], ttl_s: float | None = None) -> Ses
     """
     given: object = where
     if not isinstance(given, str | bytes | os.PathLike):
-        raise ConfigError(f"no store can be opened at a {type(given).__name__}; give a folder or a URL of Redis")
+        raise ConfigError(f"can't open a store at a {type(given).__name__}; give a folder or a Redis URL")
     place = os.fsdecode(where).strip() if isinstance(given, str | bytes) else os.fsdecode(where)
     if not place:
         raise ConfigError("the place of the store is empty; give a folder, '.' for this one, or a URL of Redis")
@@ -47,9 +48,29 @@ def open_store(where: str | os.PathLike[str], ttl_s: float | None = None) -> Ses
     if separator:
         if scheme in _REDIS_SCHEMES:
             return RedisStore(place, ttl_s=ttl_s)
-        clients = "for a cluster or Sentinels give RedisStore(client); " if "redis" in scheme.lower() else ""
+        clients = "for a cluster or Sentinel give RedisStore(client); " if "redis" in scheme.lower() else ""
         raise ConfigError(f"no store for {scheme}:// URLs; {clients}give redis://, rediss://, unix:// or a folder")
     scheme, separator, _ = place.partition(":")
     if separator and scheme.lower() in _REDIS_SCHEMES:
-        raise ConfigError(f"a URL of Redis begins with {scheme.lower()}://, with two slashes; ./{scheme}:… is a folder")
+        raise ConfigError(f"a Redis URL begins with {scheme.lower()}://, two slashes; write ./{scheme}:… for a folder")
     return FolderStore(place, ttl_s)
+
+
+def as_store(store: SessionStore | str | os.PathLike[str] | None) -> SessionStore:
+    """Convert a store, path or URL to a SessionStore; raise ConfigError otherwise. None makes an `InMemoryStore`."""
+    if store is None:
+        return InMemoryStore()
+    if isinstance(store, str | os.PathLike):
+        return open_store(store)
+    if isinstance(store, type):
+        raise ConfigError(f"store is the class {store.__name__} itself; give an instance, {store.__name__}(…)")
+    name = f"{type(store).__module__.partition('.')[0]}.{type(store).__name__}".removeprefix("builtins.")
+    needed = ("get", "put", "drop", "__iter__")
+    if missing := [method for method in needed if not callable(getattr(store, method, None))]:
+        raise ConfigError(
+            f"store is a {name} without {', '.join(missing)}; give a SessionStore, a folder or a Redis URL, and a "
+            "Redis client as RedisStore(client)"
+        )
+    if waits := [method for method in needed if inspect.iscoroutinefunction(getattr(store, method))]:
+        raise ConfigError(f"store is a {name} whose {', '.join(waits)} must be awaited; give a synchronous store")
+    return store

@@ -8,14 +8,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from mal_adapter.atomic import remove_leftovers, write_atomically
 from mal_adapter.errors import SessionConflictError, StateFormatError, StoreError
-from mal_adapter.state import MemoryState
-from mal_adapter.stores.advice import explained
-from mal_adapter.stores.base import Stored
-from mal_adapter.stores.checks import check_ttl
-from mal_adapter.stores.lock import file_lock
-from mal_adapter.stores.names import file_name, session_id_of
+from mal_adapter.memory.state import MemoryState
+from mal_adapter.serialization.atomic import remove_leftovers, write_atomically
+from mal_adapter.stores.base import Stored, check_ttl
+from mal_adapter.stores.folder_files import explained, file_lock, file_name, session_id_of
 
 __all__ = ["FolderStore"]
 
@@ -23,19 +20,19 @@ LOCK_NAME = ".mal_adapter.lock"
 
 
 class FolderStore:
-    """Keeps each session in a file that `MemoryState.load` reads, in a folder that is created if need be.
+    """One file per session in a folder, which is created if it does not exist. `MemoryState.load` reads the files.
 
-    Processes and threads may share the folder if its file system honours flock between them: local ones do, and NFS
-    from version 4 on. A reader, or a crash, sees the old state or the new one; what `put` has returned survives a power
-    cut. Files of other names are left alone.
+    Processes and threads may share the folder if its file system supports flock between them, as local file systems and
+    NFS 4 do. A reader sees the old state or the new one, also after a crash. A state survives a power cut once `put`
+    has returned. Files with other names are ignored.
 
     Args:
         folder: Where the files are.
-        ttl_s: Seconds after its last put, by the file's mtime, at which a session expires; None for never.
+        ttl_s: A session expires this many seconds after its last put, by the file's mtime; None means never.
 
     Raises:
         ConfigError: `ttl_s` is not positive.
-        StoreError: The folder can't be created, or this is Windows, which has no flock.
+        StoreError: The folder can't be created, or the system is Windows, which has no flock.
 
     Example:
         >>> import tempfile
@@ -60,11 +57,11 @@ class FolderStore:
             remove_leftovers(self.folder)
 
     def get(self, session_id: str) -> Stored | None:
-        """The state of a session, on the CPU, or None where there is none, or none any more.
+        """The state of a session, on the CPU, or None if it does not exist or has expired.
 
         Raises:
-            SessionError: `session_id` can't name a file.
-            StateFormatError: The file is damaged, or is no state; the message names it.
+            SessionError: `session_id` is not valid, or too long for a file name.
+            StateFormatError: The file is damaged, or is not a state; the message names it.
             StoreError: The folder or the file can't be read.
         """
         path = self._path(session_id)
@@ -78,13 +75,13 @@ class FolderStore:
             raise StateFormatError(f"{path}: {error}; drop this session, or restore the file") from error
 
     def put(self, session_id: str, state: MemoryState, version: str | None = None) -> str:
-        """Keep `state` in its file, all of it or, on an error, nothing.
+        """Save `state` in its file completely or, on an error, not at all.
 
         Arguments and result are those of `SessionStore.put`.
 
         Raises:
-            SessionConflictError: Someone else has kept another state since; theirs stays.
-            SessionError: `session_id` can't name a file.
+            SessionConflictError: Another writer has saved another state since; its state stays.
+            SessionError: `session_id` is not valid, or too long for a file name.
             StoreError: The folder can't be written to, or the disk is full.
         """
         path = self._path(session_id)
@@ -93,16 +90,16 @@ class FolderStore:
             kept = self._read(path)
             if kept is not None and _version(kept) != version:
                 raise SessionConflictError(
-                    f"session {session_id!r} has been kept in {path} by someone else since; get it again"
+                    f"another writer has saved session {session_id!r} in {path} since; get it again"
                 )
             write_atomically(path, data)
         return _version(data)
 
     def drop(self, session_id: str) -> bool:
-        """Delete a session's file; whether there was one, readable or not.
+        """Delete a session's file, readable or not. Returns whether it existed.
 
         Raises:
-            SessionError: `session_id` can't name a file.
+            SessionError: `session_id` is not valid, or too long for a file name.
             StoreError: The folder can't be written to.
         """
         path = self._path(session_id)
@@ -115,7 +112,7 @@ class FolderStore:
             return not expired
 
     def __iter__(self) -> Iterator[str]:
-        """The ids of all sessions as of now, in no particular order.
+        """The ids of all current sessions, in no particular order.
 
         Raises:
             StoreError: The folder can't be read.
@@ -145,7 +142,7 @@ class FolderStore:
                 status = os.fstat(file.fileno())
                 data = file.read()
         except FileNotFoundError:
-            self.folder.stat()  # a share that is not mounted must not look like a session that is new
+            self.folder.stat()  # raises if a share is not mounted, which must not look like a new session
             return None
         if not self._expired(status):
             return data
@@ -156,8 +153,8 @@ class FolderStore:
         return self.ttl_s is not None and time.time() - status.st_mtime >= self.ttl_s
 
     def _delete_expired(self, path: Path) -> None:
-        # Unlocked, someone's new file could take the old one's place between the look and the deletion. A reader who
-        # may not write leaves it to others; so does a put, which holds the lock and replaces the file itself.
+        # Without the lock, another writer could replace the file between the check and the deletion. A reader without
+        # permission to write skips it; so does a put, which holds the lock and replaces the file itself.
         with contextlib.suppress(OSError), self._locked(wait=False):
             if self._expired(path.stat()):
                 path.unlink()
@@ -167,5 +164,5 @@ class FolderStore:
 
 
 def _version(data: bytes) -> str:
-    """Of the content alone, so that nothing needs to be kept beside the state; each utterance changes its counters."""
+    """A hash of the content, so that no version has to be stored. Each utterance changes the counters in it."""
     return hashlib.sha256(data).hexdigest()

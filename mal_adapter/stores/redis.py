@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 from mal_adapter.errors import ConfigError, CopyError, SessionConflictError, StateFormatError
-from mal_adapter.state import MemoryState
-from mal_adapter.stores.base import Stored
-from mal_adapter.stores.checks import check_ttl, id_bytes
+from mal_adapter.memory.state import MemoryState
+from mal_adapter.stores.base import Stored, check_ttl, id_bytes
 from mal_adapter.stores.redis_client import check_client, connect
 from mal_adapter.stores.redis_errors import explained, where
 
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisStore"]
 
-# A script is one round trip, and nothing else runs in Redis meanwhile. The last argument is "again" where a client
-# sends it once more, since the answer was lost: then what is kept already is what the first sending put.
+# A script is one round trip, and Redis runs nothing else meanwhile. The last argument is "again" when a client sends
+# the command again since the answer was lost: then the first sending may have saved the state already.
 _COMPARE_AND_SET = b"""
 local kept = redis.call('GET', KEYS[1])
 if kept and ARGV[4] == 'again' and kept == ARGV[1] then return 1 end
@@ -36,28 +35,28 @@ _SHA = hashlib.sha1(_COMPARE_AND_SET, usedforsecurity=False).hexdigest()
 
 
 class RedisStore:
-    """Keeps each session's state, as the bytes of a state file, at the key `prefix` + id.
+    """Sessions in Redis: the bytes of a state file at the key `prefix` + id.
 
-    Any number of processes and threads may share it. Nothing is sent before the first access, and a Redis that was away
-    is found again. If the connection breaks during a `put`, it may have been kept or not: `get` tells.
+    Any number of processes and threads may share it. It connects at the first access, and again after an outage. If the
+    connection breaks during a `put`, the state may have been saved or not: call `get`.
 
     A URL is `redis://[user][:password]@host[:port][/db]`, with `rediss://` for TLS or `unix://[:password]@/path.sock`;
-    options follow as `?ssl_ca_certs=ca.pem&socket_timeout=1`. Percent-encode `/`, `#`, `?` and `@` in a password. It is
-    shown nowhere.
+    options follow as `?ssl_ca_certs=ca.pem&socket_timeout=1`. Percent-encode `/`, `#`, `?` and `@` in a password. No
+    message shows it.
 
-    A client of your own is a `redis.Redis`, also of a pool, of one connection or from a Sentinel's `master_for`, or a
-    `redis.RedisCluster`. It must answer at once, in bytes, and from primaries. It may retry.
+    A client is a `redis.Redis`, including one with a pool, one connection or from a Sentinel's `master_for`, or a
+    `redis.RedisCluster`. It must be synchronous, return bytes and read from primaries. It may retry.
 
-    A store can be pickled if it was made of a URL without a user, a password and options.
+    A store can be pickled if it was made from a URL without user, password and options.
 
     Args:
-        url: Where Redis is, or a client of it.
-        prefix: What keys begin with. Stores whose prefixes don't begin with one another share a Redis unseen.
-        ttl_s: Seconds after its last put at which a session expires; None for never.
+        url: A Redis URL, or a client.
+        prefix: Of all keys. Several stores may use one Redis if no prefix begins with another one.
+        ttl_s: A session expires this many seconds after its last put; None means never.
 
     Raises:
-        ConfigError: The URL can't be understood, the client is of another kind, or `ttl_s` is not positive.
-        StoreError: redis-py is not installed.
+        ConfigError: The URL or the client is not valid, or `ttl_s` is not positive.
+        MissingDependencyError: redis-py is not installed.
     """
 
     def __init__(
@@ -70,12 +69,12 @@ class RedisStore:
         self._url = url if isinstance(url, str) else None
 
     def get(self, session_id: str) -> Stored | None:
-        """The state of a session, on the CPU, or None where there is none, or none any more.
+        """The state of a session, on the CPU, or None if it does not exist or has expired.
 
         Raises:
             SessionError: `session_id` is not a non-empty string.
-            StateFormatError: The value is damaged, or is no state; the message names its key.
-            StoreError: Redis can't be reached, or refuses.
+            StateFormatError: The value is damaged, or is not a state; the message names its key.
+            StoreError: Redis can't be reached, or returns an error.
         """
         key = self._key(session_id)
         with explained("read", self._client):
@@ -88,14 +87,14 @@ class RedisStore:
             raise StateFormatError(f"{key!r} in {self!r}: {error}; drop this session") from error
 
     def put(self, session_id: str, state: MemoryState, version: str | None = None) -> str:
-        """Keep `state`, all of it or, on an error, nothing; only if the connection breaks meanwhile, that is open.
+        """Save `state` completely or, on an error, not at all. If the connection breaks, it may be either.
 
         Arguments and result are those of `SessionStore.put`.
 
         Raises:
-            SessionConflictError: Someone else has kept another state since; theirs stays.
+            SessionConflictError: Another writer has saved another state since; its state stays.
             SessionError: `session_id` is not a non-empty string.
-            StoreError: Redis can't be reached, is full, or refuses.
+            StoreError: Redis can't be reached, is full, or returns an error.
         """
         key = self._key(session_id)
         data = state.to_bytes()
@@ -103,36 +102,34 @@ class RedisStore:
         with explained("write", self._client):
             kept = self._compare_and_set(key, data, (version or "").encode(), ttl_ms)
         if not kept:
-            raise SessionConflictError(
-                f"session {session_id!r} has been kept in {self!r} by someone else; get it again"
-            )
+            raise SessionConflictError(f"another writer has saved session {session_id!r} in {self!r}; get it again")
         return _version(data)
 
     def drop(self, session_id: str) -> bool:
-        """Delete a session's key; whether there was one.
+        """Delete a session's key. Returns whether it existed.
 
         Raises:
             SessionError: `session_id` is not a non-empty string.
-            StoreError: Redis can't be reached, or refuses.
+            StoreError: Redis can't be reached, or returns an error.
         """
         key = self._key(session_id)
         with explained("delete", self._client):
             return bool(self._client.delete(key))
 
     def __iter__(self) -> Iterator[str]:
-        """The ids of all sessions, in no particular order; those that come or go meanwhile may be missing.
+        """The ids of all sessions, in no particular order; those created or deleted meanwhile may be missing.
 
         Raises:
-            StoreError: Redis can't be reached, or refuses.
+            StoreError: Redis can't be reached, or returns an error.
         """
         prefix = self.prefix.encode()
         pattern = re.sub(rb"([*?\[\]\\])", rb"\\\1", prefix) + b"*"
-        session_ids = set()  # SCAN may give a key twice
+        session_ids = set()  # SCAN may return a key twice
         with explained("list", self._client):
             for key in cast("Iterator[bytes]", self._client.scan_iter(match=pattern, count=1000)):
                 try:
                     session_ids.add(key[len(prefix) :].decode())
-                except UnicodeDecodeError:  # someone else's key
+                except UnicodeDecodeError:  # a key of another application
                     continue
         return iter(session_ids - {""})
 
@@ -141,11 +138,13 @@ class RedisStore:
 
     def __reduce__(self) -> tuple[type["RedisStore"], tuple[str, str, float | None]]:
         if self._url is None:
-            raise CopyError("a RedisStore of a client has connections of this process; make a store in the other one")
+            raise CopyError(
+                "a RedisStore made from a client has connections of this process; make a store in the other process"
+            )
         if any(sign in self._url for sign in "@?"):
             raise CopyError(
-                "this RedisStore's URL may hold a password, and what is pickled may be kept or sent; hand the other "
-                "process the URL in your own way, and make a RedisStore there"
+                "this RedisStore's URL may have a password, and pickled data may be sent or stored; pass the URL to "
+                "the other process in your own way, and make a RedisStore there"
             )
         return RedisStore, (self._url, self.prefix, self.ttl_s)
 
@@ -156,10 +155,10 @@ class RedisStore:
         try:
             try:
                 return bool(client.evalsha(_SHA, 1, key, *values, _Sending()))
-            except NoScriptError:  # a new server, or a node of a cluster that has just become a primary
+            except NoScriptError:  # a new server, or a node that has just become a primary
                 return bool(client.eval(_COMPARE_AND_SET, 1, key, *values, _Sending()))  # type: ignore[arg-type]
         except ReadOnlyError:
-            # The primary of a failover keeps old connections open; new ones go where its name leads to now.
+            # After a failover, old connections are still to the former primary; new ones are to the current one.
             if (pool := getattr(client, "connection_pool", None)) is not None:
                 pool.disconnect(inuse_connections=False)
             raise
@@ -171,8 +170,8 @@ class RedisStore:
 class _Sending(str):
     """An argument of a command: empty, and "again" when a client that retries sends the command once more.
 
-    A client encodes the arguments at each sending. One that looks into a str by itself, as hiredis does, sends it empty
-    each time: a put whose answer was lost is then a conflict with itself.
+    A client encodes the arguments at each sending. hiredis reads a str without `encode` and sends it empty each time:
+    then a put whose answer was lost conflicts with itself.
     """
 
     _sent = False
@@ -183,7 +182,7 @@ class _Sending(str):
 
 
 def _version(data: bytes) -> str:
-    """Of the content alone, as the script computes it; each utterance changes its counters."""
+    """A hash of the content, as the script computes it. Each utterance changes the counters in it."""
     return hashlib.sha1(data, usedforsecurity=False).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Where a client of Redis leads, and its errors as `StoreError`: in words that never fail and hold no secret."""
+"""The address of a Redis client, and its errors as `StoreError`. No message has a secret in it."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -13,31 +13,31 @@ __all__ = ["explained", "where"]
 _SECRET_OPTIONS = ("password", "username", "ssl_password")
 # redis-py's error of a Sentinel quotes the whole client that asked it, " - " and its error; its address is enough.
 _CLIENT = re.compile(r"<?(?:redis\.\w+\.)?Redis[<(].*?\bhost=([^,>)]*),port=(\d+).*? - ")
-_SHOWN = 3  # addresses of a cluster or of sentinels that a message has room for
+_SHOWN = 3  # addresses of a cluster or of sentinels in one message
 
 
 def where(client: Any) -> str:
-    """Where a client leads, without user, password and options, any of which may hold a secret."""
-    with suppress(Exception):  # a client that was never connected, or of a redis-py that keeps these facts elsewhere
+    """The address of a client, without user, password and options, any of which may be a secret."""
+    with suppress(Exception):  # a client that was never connected, or a redis-py with other attributes
         return _place(client)
-    return f"what a {type(client).__name__} leads to"
+    return f"the server of a {type(client).__name__}"
 
 
 @contextmanager
 def explained(action: str, client: Any) -> Iterator[None]:
-    """Turn whatever a client raises inside into a `StoreError` that says what failed, where, why, and what helps.
+    """Turn any error of a client into a `StoreError` with the action, the address, the reason and a remedy.
 
-    Not only Redis's own errors: a cluster's client, a credential provider and a resolver of names have others.
+    Any error, not only redis-py's: clients of clusters, credential providers and name resolution raise others.
     """
     try:
         yield
     except Exception as error:
         secrets = _secrets(client)
         reason = _without(secrets, _CLIENT.sub(r"\1:\2 - ", str(error))) or type(error).__name__
-        # What the error is chained to would be printed as well.
-        silent = any(_without(secrets, str(one)) != str(one) for one in _chain(error))
+        # A traceback shows chained errors too.
+        secret = any(_without(secrets, str(one)) != str(one) for one in _chain(error))
         message = f"can't {action} sessions in {where(client)}: {reason}; {_advice(error)}"
-        raise StoreError(message) from (None if silent else error)
+        raise StoreError(message) from (None if secret else error)
 
 
 def _place(client: Any) -> str:
@@ -68,7 +68,7 @@ def _listed(addresses: Iterable[str]) -> str:
 
 
 def _secrets(client: Any) -> list[str]:
-    """The words of a client's options that no message may hold, the longest first."""
+    """The secrets in a client's options, which no message may have, the longest first."""
     options: list[dict[str, Any]] = []
     with suppress(Exception):
         options.append(client.get_connection_kwargs())
@@ -88,7 +88,7 @@ def _secrets(client: Any) -> list[str]:
 
 def _without(secrets: list[str], text: str) -> str:
     for secret in secrets:
-        # A short one is looked for as a word: taken out of all words, it would be told by what is missing.
+        # A short one only as a whole word: removed from within other words, the gaps would show what it is.
         pattern = re.escape(secret) if len(secret) > 5 else rf"(?<!\w){re.escape(secret)}(?!\w)"
         text = re.sub(pattern, "…", text)
     return text
@@ -115,14 +115,14 @@ def _advice(error: Exception) -> str:
     if "master is now a slave" in text or isinstance(error, exceptions.BusyLoadingError):
         return "Redis is changing over or starting; try again soon"
     if isinstance(error, (exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.NoPermissionError)):
-        return "check the user, the password and what they may do"
+        return "check the user, the password and their permissions"
     if isinstance(error, exceptions.ReadOnlyError):
         return "this is a replica; connect to the primary"
     if isinstance(error, exceptions.ClusterDownError) or _is_clusters(error):
         return "check the cluster's nodes, their addresses and that all slots are covered (redis-cli cluster info)"
     if isinstance(error, exceptions.AskError) or text.startswith("MOVED ") or "cluster mode" in text:
         return "this is one node of a cluster; give RedisStore a redis.RedisCluster, which finds the others"
-    if "maxmemory" in text:  # of no one type: before Redis 7 a script's error has its own words around it
+    if "maxmemory" in text:  # the type differs: before Redis 7, a script's error has other words around it
         return "raise Redis's maxmemory, or give sessions a ttl_s"
     if "Too many connections" in text or "No connection available" in text:  # the client's own pool
         return "raise max_connections of the client's pool, or use a BlockingConnectionPool with a longer timeout"
@@ -130,9 +130,9 @@ def _advice(error: Exception) -> str:
         return "raise Redis's maxclients, or close clients"
     if isinstance(error, exceptions.ResponseError):
         return "see Redis's log"
-    if isinstance(error, (exceptions.RedisError, OSError, UnicodeError)):  # UnicodeError: of a host that is no name
+    if isinstance(error, (exceptions.RedisError, OSError, UnicodeError)):  # UnicodeError: of an invalid host name
         return "check that Redis runs there and that host, port and TLS are right"
-    return f"a {type(error).__name__} is not Redis's own; check the client's settings and its credential provider"
+    return f"a {type(error).__name__} is not an error of Redis; check the client's settings and its credential provider"
 
 
 def _is_clusters(error: Exception) -> bool:

@@ -1,4 +1,4 @@
-"""Every speed target beside its figure, as ratios in one run.
+"""All speed figures beside their targets, as ratios in one run.
 
 pip install -c constraints.txt -e '.[bench]'
 python -m tests.benchmarks                      # about ten minutes, one thread
@@ -35,7 +35,7 @@ MEASURES: dict[str, Callable[[str, float], Iterator[Row]]] = {
 
 
 def machine(device: str) -> str:
-    """What the figures were measured on."""
+    """The machine and versions of the measurement."""
     if device != "cpu":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -45,10 +45,10 @@ def machine(device: str) -> str:
 
 
 def main() -> None:
-    """Print the table and, where asked, write it as JSON."""
+    """Print the table and, with --output, write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(MEASURES), choices=list(MEASURES))
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda: times by events")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda, which measures time with events")
     parser.add_argument("--seconds", type=float, default=4.0, help="per comparison; at least five rounds")
     parser.add_argument("--output", type=Path, help="JSON of all rows")
     options = parser.parse_args()

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mal_adapter.gates import Gates
-from mal_adapter.reference import write_by_token
-from mal_adapter.update import write
+from mal_adapter.memory.gates import Gates
+from mal_adapter.memory.reference import write_by_token
+from mal_adapter.memory.titans import write
 from tests.benchmarks.rows import Row
 
 UTTERANCES = 500
 
 
 def exactness(device: str, seconds: float) -> Iterator[Row]:
-    """No times: largest differences, over the largest number."""
+    """No times: the largest differences, divided by the largest number."""
     for depth in (1, 2):
         values, gradients = _against_reference(depth)
         size = f"depth {depth}, B2 T150 d16, chunk 64, float64"
@@ -26,7 +26,7 @@ def exactness(device: str, seconds: float) -> Iterator[Row]:
 
 
 def _problem(depth: int, batch: int, seq_len: int, d: int) -> list[Tensor]:
-    """Initial weights, keys, values and gate logits near where training starts them, in float64."""
+    """Initial weights, keys, values and gate logits near their values at the start of training, in float64."""
     shapes = [(d, d)] if depth == 1 else [(d, 2 * d), (2 * d, d)]
     initial = [torch.randn(2, *shape, dtype=torch.float64) / shape[0] ** 0.5 for shape in shapes]
     keys, values = torch.randn(2, batch, 2, seq_len, d, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The memory in its place: what an utterance and a decode step of a host cost more with it."""
+"""The memory in a host: what it adds to the cost of an utterance and of a decode step."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from mal_adapter import MemoryAdapter, MemoryConfig, MemoryState, attach_memory
 from mal_adapter.demo import HOST_FOLDER, LAYER_IDX
 from tests.benchmarks.rows import Row
 from tests.benchmarks.timing import interleaved, kernels
-from tests.test_operations import operations_of_write
+from tests.memory.test_operations import operations_of_write
 
 TOKENS = 250  # ten seconds of audio in Qwen2-Audio
 SHAPES = {
@@ -66,7 +66,7 @@ def overhead(device: str, seconds: float) -> Iterator[Row]:
 
 
 def history(device: str, seconds: float) -> Iterator[Row]:
-    """Instead of a memory, the last utterances' audio again in the prompt."""
+    """The alternative to a memory: the audio of the last utterances in the prompt."""
     config = SHAPES["7B"]
     alone = _layer(config, TOKENS + 50, torch.float32, device)
     adapter = _adapter(config.hidden_size, torch.float32, device)
@@ -80,8 +80,8 @@ def history(device: str, seconds: float) -> Iterator[Row]:
 
 
 def inactive_hooks(device: str, seconds: float) -> Iterator[Row]:
-    """What the hooks that a memory has on a Qwen2-Audio cost a forward outside of a session, torch's own calls of them
-    included; and what hooks that do nothing cost in their places."""
+    """The cost per forward of a memory's hooks on a Qwen2-Audio outside a session, including torch's own calls of them,
+    and the cost of hooks that do nothing in their places."""
     host = Qwen2AudioForConditionalGeneration.from_pretrained(HOST_FOLDER)
     memory = attach_memory(host, LAYER_IDX)
     hooked = [m for m in host.modules() if m._forward_hooks or m._forward_pre_hooks]
@@ -120,7 +120,7 @@ def _with_hooks(module: nn.Module) -> nn.Module:
 
 
 def _with_idle_hooks(module: nn.Module) -> nn.Module:
-    """An identity with as many hooks of the same kinds, that do nothing."""
+    """An identity with the same number and kinds of hooks, which do nothing."""
     idle = nn.Identity()
     for key in module._forward_hooks:
         idle.register_forward_hook(lambda *_: None, always_call=key in module._forward_hooks_always_called)
@@ -130,7 +130,7 @@ def _with_idle_hooks(module: nn.Module) -> nn.Module:
 
 
 def decode_step(device: str, seconds: float) -> Iterator[Row]:
-    """What the hooks cost a forward without audio inside of a session."""
+    """The cost of the hooks per forward without audio inside a session."""
     bare, host = (Qwen2AudioForConditionalGeneration.from_pretrained(HOST_FOLDER).to(device) for _ in range(2))
     token = torch.zeros(1, 1, dtype=torch.int64, device=device)
     with attach_memory(host, LAYER_IDX) as memory, memory.session("call"), torch.inference_mode():
@@ -175,7 +175,7 @@ def saving(device: str, seconds: float) -> Iterator[Row]:
 
 
 def operations(device: str, seconds: float) -> Iterator[Row]:
-    """Tensor operations that compute or copy; tests/test_operations.py holds them where they are."""
+    """Tensor operations that compute or copy; tests/memory/test_operations.py keeps their numbers."""
     for depth in (1, 2):
         one, two = operations_of_write(depth, 1), operations_of_write(depth, 2)
         yield Row("tensor operations, whole-utterance write", f"depth {depth}", one, "≤", 35)

@@ -1,4 +1,4 @@
-"""What is compared: this library's memory and its peers, as modules that do the same work for a sequence.
+"""The memory of this library and its peers, as modules that do the same work for a sequence.
 
 Each goes from (batch, seq_len, d) to what the memory answers and the memory afterwards: norm, projections to queries,
 keys, values and gates, a read and a write. One head as wide as d, two layers, expansion 2.
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mal_adapter.gates import Gates
-from mal_adapter.update import read, write
+from mal_adapter.memory.gates import Gates
+from mal_adapter.memory.titans import read, write
 
 __all__ = ["Ours", "bare_gemms", "forward", "forward_backward", "titans_pytorch", "titans_unofficial"]
 
@@ -86,7 +86,7 @@ def forward(module: nn.Module, x: Tensor) -> Callable[[], object]:
 
 
 def forward_backward(module: nn.Module, x: Tensor) -> Callable[[], object]:
-    """A call and the derivative of a sum of all that comes out, towards parameters and input."""
+    """A call, and the derivative of the sum of its outputs with respect to parameters and input."""
     x = x.clone().requires_grad_()
 
     def run() -> None:
@@ -99,7 +99,7 @@ def forward_backward(module: nn.Module, x: Tensor) -> Callable[[], object]:
 
 
 def bare_gemms(batch: int, seq_len: int, d: int, chunk_size: int, device: str, *, backward: bool) -> Callable[[], None]:
-    """The matrix products that a write can't do without, and nothing between them."""
+    """The matrix products that a write needs, and nothing between them."""
     h, tokens = 2 * d, min(chunk_size, seq_len)
 
     def some(*shape: int) -> Tensor:

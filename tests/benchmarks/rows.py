@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is reached; None without one."""
+        """Whether the target is met; None without a target."""
         if self.target is None:
             return None
         return self.figure >= self.target if self.sense == "≥" else self.figure <= self.target

@@ -1,4 +1,4 @@
-"""What three seconds of a recording of an hour cost, beside three seconds alone and the whole recording.
+"""What it costs to read three seconds of a recording of an hour, of a file of three seconds, and the whole recording.
 
 python -m tests.benchmarks.sound            # minutes, most of them to write the recordings; one thread
 """
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from mal_adapter.ser.audio import load_waveform
 from mal_adapter.ser.dialogue import Utterance
+from mal_adapter.ser.recognizer.audio import load_waveform
 
 HOUR_S, PART_S, ROUNDS = 3600, 3, 9
 ENCODINGS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -41,7 +41,7 @@ def write(path: Path, duration_s: int, sampling_rate: int, options: dict[str, An
 
 
 def measure(path: str, start_s: str, end_s: str) -> None:
-    """In a process of its own: prints the first time and the median of the others in ms, and the growth of peak memory
+    """Run in its own process: print the first time and the median of the others in ms, and the growth of peak memory
     in MiB."""
     utterance = Utterance("d", "0", "A", Path(path), *(float(t) if t else None for t in (start_s, end_s)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -55,7 +55,7 @@ def measure(path: str, start_s: str, end_s: str) -> None:
 
 
 def measured(path: Path, start_s: float | str = "", end_s: float | str = "") -> list[float]:
-    """`measure` in a process of its own."""
+    """Run `measure` in its own process."""
     command = [sys.executable, "-m", "tests.benchmarks.sound", str(path), str(start_s), str(end_s)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     figures: list[float] = json.loads(done.stdout.splitlines()[-1])

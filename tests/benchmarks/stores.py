@@ -1,4 +1,4 @@
-"""What it costs to keep a session, as a ratio to what it costs to write an utterance into it.
+"""The cost of saving and loading a session, relative to writing an utterance into it.
 
 python -m tests.benchmarks.stores            # one thread; needs redis-server on the PATH for its row
 """

@@ -1,16 +1,18 @@
 """What makes the memory work: one change at a time, on the demo's host, with seeds.
 
-    python -m tests.benchmarks.study --cache .cache/demo      # hours; adds what is missing to study.jsonl
+    python -m tests.benchmarks.study --cache .cache/study     # hours; adds what is missing to study.jsonl
     python -m tests.benchmarks.study --table                  # the tables, as Markdown
 
-Three settings, each trained on 3000 `train` dialogues of seed 0:
+Three settings, each trained by `train_memory` on 3000 `train` dialogues of seed 0, as settings.json of the controlled
+benchmark (examples/controlled_benchmark) has it:
 
-    voices  400 steps; the controlled benchmark: an emotion is a shift from the speaker's private baseline
-    mood    400 steps; the same utterances dealt anew: each has another voice, and what persists is the emotion
-    final   2000 steps; the demo's own configuration against the simple memories of its width, on the voices
+    voices  2 epochs; an emotion is a shift from the speaker's private baseline
+    mood    2 epochs; the same utterances dealt into new dialogues: each has another voice, and what persists is the
+            emotion
+    final   the shipped memory's own configuration against the simple memories of its width, on the voices
 
-The first two are measured on 300 `dev` dialogues of seed 0, the last on 300 `test` dialogues of seed 0, which chose
-nothing.
+The first two are measured on 300 `dev` dialogues of seed 0, the last on 300 `test` dialogues of seed 0, by which
+nothing was chosen.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import argparse
 import contextlib
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -30,62 +33,66 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-import mal_adapter.chunk
-from mal_adapter import MemoryAdapter, MemoryConfig
-from mal_adapter.demo import EMOTIONS, HOST_FOLDER, LAYER_IDX
-from mal_adapter.demo.activations import Activations, HostTail, cache_activations
-from mal_adapter.demo.features import load_features
-from mal_adapter.demo.host import load_host
-from mal_adapter.demo.training import STEPS as STEPS_OF_DEMO
-from mal_adapter.demo.training import audit, demo_config, fit
+import mal_adapter.memory.chunk
+from mal_adapter import MemoryAdapter, MemoryConfig, attach_memory
+from mal_adapter.demo import EMOTIONS, HOST_FOLDER, LAYER_IDX, PROMPT
+from mal_adapter.demo.dialogues import make_dialogues, write_wavs
+from mal_adapter.ser.dialogue import Dialogue, Utterance, read_manifest
+from mal_adapter.ser.evaluation import Evaluation, evaluate
+from mal_adapter.ser.loading import load_host
+from mal_adapter.ser.recognizer import EmotionRecognizer
+from mal_adapter.ser.training import TrainingConfig, train_memory
+from mal_adapter.ser.training.cached_host import CachedHost
 
 RESULTS = Path(__file__).with_name("study.jsonl")
+SETTINGS = json.loads((Path(__file__).parents[2] / "examples/controlled_benchmark/settings.json").read_text())
+SHIPPED = SETTINGS.pop("memory")
 COUNTS = {"train": 3000, "dev": 300, "test": 300}
-STEPS = {"voices": 400, "mood": 400, "final": STEPS_OF_DEMO}
+EPOCHS = {"voices": 2, "mood": 2, "final": SETTINGS["epochs"]}
 BASE = {"memory_dim": 64, "num_heads": 1, "depth": 1, "dropout": 0.1}
 MOOD = 0.75  # probability that an utterance of the setting "mood" has its dialogue's emotion
 
-
-DEMO = {name: value for name, value in demo_config(1).to_dict().items() if name != "hidden_size"}
+Voices = Callable[[], Tensor]
+"""Hidden states of training utterances at the audio positions, (dialogues, turns, audio tokens, hidden_size)."""
 
 
 class Variant(NamedTuple):
     """One change of the base."""
 
     changes: Mapping[str, Any] = MappingProxyType({})
-    tweak: Callable[[MemoryAdapter, Activations], None] = lambda adapter, activations: None
+    tweak: Callable[[MemoryAdapter, Voices], None] = lambda adapter, voices: None
     layer_idx: int = LAYER_IDX
     trusted: bool = True
 
 
-def no_constant(adapter: MemoryAdapter, _: Activations) -> None:
+def no_constant(adapter: MemoryAdapter, _: Voices) -> None:
     """Keys and queries without the learned constant component."""
     for rows in _keys_and_queries(adapter):
         _hold_at_zero(adapter.in_proj.bias, rows)
 
 
-def frozen_start(adapter: MemoryAdapter, _: Activations) -> None:
+def frozen_start(adapter: MemoryAdapter, _: Voices) -> None:
     """Initial weights are not learned: no persistent memory."""
     adapter.initial.requires_grad_(False)
 
 
-def answer_alone(adapter: MemoryAdapter, _: Activations) -> None:
+def answer_alone(adapter: MemoryAdapter, _: Voices) -> None:
     """The read-out does not see the token."""
     _hold_at_zero(adapter.readout_in.weight, (slice(None), slice(adapter.config.memory_dim, None)))
 
 
-def pooled_keys(adapter: MemoryAdapter, _: Activations) -> None:
+def pooled_keys(adapter: MemoryAdapter, _: Voices) -> None:
     """Keys and queries see the mean of the utterance alone."""
     for rows in _keys_and_queries(adapter):
         _hold_at_zero(adapter.in_proj.weight, rows)
 
 
 @torch.no_grad()
-def stable_keys(adapter: MemoryAdapter, activations: Activations) -> None:
-    """Keys start as the directions in which utterances of one dialogue are alike: of the voice, told by no label."""
+def stable_keys(adapter: MemoryAdapter, voices_of: Voices) -> None:
+    """Keys start as the directions in which the utterances of a dialogue are similar, found without labels."""
     width = adapter.config.memory_dim
-    hidden = torch.from_numpy(activations.hidden[:600]).float()
-    voices = functional.layer_norm(hidden[:, :, activations.audio], hidden.shape[-1:]).mean(2)
+    hidden = voices_of()
+    voices = functional.layer_norm(hidden, hidden.shape[-1:]).mean(2)
     voices -= voices.mean((0, 1))
     flat = voices.flatten(0, 1)
     spread = flat.T @ flat / len(flat) + 1e-4 * torch.eye(voices.shape[-1])
@@ -140,81 +147,123 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "nothing pooled": Variant({"pool_utterance": False}),
     },
     "final": {
-        "demo": Variant(DEMO),
-        "running mean": Variant({**DEMO, "update": "running_mean"}),
-        "GRU": Variant({**DEMO, "update": "gru"}),
-        "demo at layer 0": Variant(DEMO, layer_idx=0),
+        "demo": Variant(SHIPPED),
+        "running mean": Variant({**SHIPPED, "update": "running_mean"}),
+        "GRU": Variant({**SHIPPED, "update": "gru"}),
+        "demo at layer 0": Variant(SHIPPED, layer_idx=0),
     },
 }
 
 
 def run(setting: str, name: str, seed: int, cache: Path) -> dict[str, Any]:
     """Train one variant from one seed and audit it."""
-    variant, steps = VARIANTS[setting][name], STEPS[setting]
-    train, dev, tail = load(setting, variant.layer_idx, cache)
+    variant = VARIANTS[setting][name]
+    train, test = dialogues_of(setting, cache)
+    model, processor = load_host(str(HOST_FOLDER), device="cpu")
     torch.manual_seed(seed)
-    config = MemoryConfig(hidden_size=train.hidden.shape[-1], **{**BASE, **variant.changes})
-    adapter = MemoryAdapter(config)
-    variant.tweak(adapter, train)
-    with contextlib.nullcontext() if variant.trusted else mock.patch.object(mal_adapter.chunk, "_bound", _all_of_it):
-        fit(adapter, train, tail, steps=steps, seed=seed)
-        by_turn = audit(adapter, dev, tail)
-    parameters = sum(parameter.numel() for parameter in adapter.parameters())
-    return {"setting": setting, "variant": name, "seed": seed, "steps": steps, "parameters": parameters, **by_turn}
+    hidden_size = model.config.get_text_config().hidden_size
+    config = MemoryConfig.from_dict({"hidden_size": hidden_size, **BASE, **variant.changes})
+    memory = attach_memory(model, variant.layer_idx, config=config)
+    recognizer = EmotionRecognizer(model, processor, memory, EMOTIONS, PROMPT)
+    activations = cache / "activations"
+    variant.tweak(memory.adapter, lambda: voices_of(recognizer, train[:600], activations))
+    output = cache / "runs" / f"{setting} {name} {seed}"
+    training = TrainingConfig.from_dict({**SETTINGS, "epochs": EPOCHS[setting], "seed": seed})
+    with (
+        contextlib.nullcontext()
+        if variant.trusted
+        else mock.patch.object(mal_adapter.memory.chunk, "_bound", _all_of_it)
+    ):
+        train_memory(recognizer, train, output=output, config=training, resume=True, activations=activations)
+        evaluation = evaluate(recognizer, test, output=output / "evaluation", batch_size=training.side_by_side)
+    return {
+        "setting": setting,
+        "variant": name,
+        "seed": seed,
+        "steps": training.epochs * -(-len(train) // training.batch_size),
+        "parameters": sum(parameter.numel() for parameter in memory.parameters()),
+        **by_turn(evaluation),
+    }
 
 
-def load(setting: str, layer_idx: int, cache: Path) -> tuple[Activations, Activations, HostTail]:
-    """Activations of the two splits, and the host above the layer."""
-    model, processor = load_host(HOST_FOLDER)
-    model.requires_grad_(False)
+def by_turn(evaluation: Evaluation) -> dict[str, list[float]]:
+    """Arm -> accuracy at each turn."""
+    turns = max(answer["turn"] for answer in evaluation.answers)
+    found: dict[str, list[float]] = {}
+    for arm in evaluation.run["arms"]:
+        right: list[list[bool]] = [[] for _ in range(turns)]
+        for answer in evaluation.answers:
+            probabilities = answer["arms"][arm]
+            right[answer["turn"] - 1].append(max(probabilities, key=probabilities.__getitem__) == answer["truth"])
+        found[arm] = [round(sum(hits) / len(hits), 4) for hits in right]
+    return found
+
+
+def dialogues_of(setting: str, cache: Path) -> tuple[list[Dialogue], list[Dialogue]]:
+    """The training and the test dialogues; their sound files are written unless they exist."""
     parts = []
-    for split in ("train", "test" if setting == "final" else "dev"):
-        count = COUNTS[split]
-        features = load_features(split, 0, count, cache, workers=1)
-        folder = cache / f"study-{split}-layer{layer_idx}"
-        if not (folder / "done").exists():
-            cache_activations(model, processor, features, folder, layer_idx)
-            (folder / "done").touch()
-        activations = Activations.load(folder, features, processor)
-        parts.append(deal_by_mood(activations, seed=len(parts)) if setting == "mood" else activations)
-    return parts[0], parts[1], HostTail(model, processor, layer_idx=layer_idx)
+    for number, split in enumerate(("train", "test" if setting == "final" else "dev")):
+        manifest = cache / split / "manifest.jsonl"
+        if not manifest.exists():
+            write_wavs(list(make_dialogues(split, 0, COUNTS[split])), manifest.parent)
+        dialogues = read_manifest(manifest)
+        parts.append(deal_by_mood(dialogues, seed=number) if setting == "mood" else dialogues)
+    return parts[0], parts[1]
 
 
-def deal_by_mood(activations: Activations, seed: int) -> Activations:
+def deal_by_mood(dialogues: Sequence[Dialogue], seed: int) -> list[Dialogue]:
     """As many dialogues of the same utterances, each with one prevailing emotion and a new voice at every turn."""
     rng = np.random.default_rng(seed)
-    dialogues, turns = activations.labels.shape
-    mood = rng.integers(len(EMOTIONS), size=(dialogues, 1))
-    other = (mood + rng.integers(1, len(EMOTIONS), size=(dialogues, turns))) % len(EMOTIONS)
-    wanted = np.where(rng.random((dialogues, turns)) < MOOD, mood, other)
-    dealt = np.empty(dialogues * turns, dtype=np.int64)
+    utterances = [utterance for dialogue in dialogues for utterance in dialogue.utterances]
+    labels = np.array([EMOTIONS.index(str(utterance.emotion)) for utterance in utterances])
+    shape = (len(dialogues), len(dialogues[0].utterances))
+    mood = rng.integers(len(EMOTIONS), size=(len(dialogues), 1))
+    other = (mood + rng.integers(1, len(EMOTIONS), size=shape)) % len(EMOTIONS)
+    wanted = np.where(rng.random(shape) < MOOD, mood, other)
+    dealt = np.empty(len(utterances), dtype=np.int64)
     for label in range(len(EMOTIONS)):
         places = np.flatnonzero(wanted.ravel() == label)
-        dealt[places] = rng.choice(np.flatnonzero(activations.labels.ravel() == label), size=len(places))
+        dealt[places] = rng.choice(np.flatnonzero(labels == label), size=len(places))
 
-    def deal(values: Any) -> Any:
-        return values.reshape(-1, *values.shape[2:])[dealt].reshape(values.shape)
+    def named(turn: int, source: int, dialogue_id: str) -> Utterance:
+        return replace(utterances[source], dialogue_id=dialogue_id, utterance_id=str(turn))
 
-    fields = ("hidden", "labels", "speakers", "truth", "baselines")
-    hidden, *rest = (deal(getattr(activations, name)) for name in fields)
-    return Activations(hidden, activations.audio, *rest)
+    return [
+        Dialogue(f"mood-{n:05d}", tuple(named(turn, source, f"mood-{n:05d}") for turn, source in enumerate(row)))
+        for n, row in enumerate(dealt.reshape(shape))
+    ]
+
+
+def voices_of(recognizer: EmotionRecognizer, dialogues: Sequence[Dialogue], activations: Path) -> Tensor:
+    """The output of the memory's layer at the audio positions, (dialogues, turns, audio tokens, hidden_size)."""
+    assert recognizer.memory is not None
+    cached = CachedHost(recognizer, recognizer.memory, activations)
+    rows = []
+    for dialogue in dialogues:
+        cached.keep(dialogue.utterances)
+        prepared = cached.prepare(dialogue.utterances)
+        assert prepared.audio_mask is not None
+        hidden = prepared.inputs["hidden"]
+        rows.append(hidden[prepared.audio_mask].view(len(hidden), -1, hidden.shape[-1]))
+    return torch.stack(rows)
 
 
 def table(results: list[dict[str, Any]], setting: str) -> Iterator[str]:
     """Markdown rows: mean and spread of the accuracies over seeds, the best first."""
-    yield "| | parameters | seeds | accuracy | turns 5–10 | reset | swapped | mixed | shuffled |"
+    yield "| | parameters | seeds | accuracy | turns 5–10 | reset | swapped | other dialogues | shuffled |"
     yield "|---|---|---|---|---|---|---|---|---|"
     rows = []
     for name in dict.fromkeys(r["variant"] for r in results if r["setting"] == setting):
         runs = [r for r in results if r["setting"] == setting and r["variant"] == name]
         over = {
-            key: [statistics.mean(r[key]) for r in runs] for key in ("right", "reset", "swapped", "mixed", "shuffled")
+            key: [statistics.mean(r[key]) for r in runs]
+            for key in ("own", "reset", "swapped", "other_dialogues", "shuffled")
         }
-        late = [statistics.mean(r["right"][4:]) for r in runs]
-        cells = [name, f"{runs[0]['parameters']:,}".replace(",", " "), str(len(runs)), _spread(over["right"])]
-        cells += [_spread(late), *(_spread(over[key]) for key in ("reset", "swapped", "mixed", "shuffled"))]
-        rows.append((statistics.mean(over["right"]), cells))
-    bare = [r["bare"] for r in results if r["setting"] == setting]
+        late = [statistics.mean(r["own"][4:]) for r in runs]
+        cells = [name, f"{runs[0]['parameters']:,}".replace(",", " "), str(len(runs)), _spread(over["own"])]
+        cells += [_spread(late), *(_spread(over[key]) for key in ("reset", "swapped", "other_dialogues", "shuffled"))]
+        rows.append((statistics.mean(over["own"]), cells))
+    bare = [r["host_only"] for r in results if r["setting"] == setting]
     yield f"| *bare host* | | | {statistics.mean(bare[0]):.3f} | {statistics.mean(bare[0][4:]):.3f} | | | | |"
     for _, cells in sorted(rows, key=lambda row: row[0], reverse=True):
         yield "| " + " | ".join(cells) + " |"
@@ -243,7 +292,7 @@ def _all_of_it(totals: Tensor) -> Tensor:
 def main() -> None:
     """Run what is missing from the results, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, default=Path(".cache/demo"))
+    parser.add_argument("--cache", type=Path, default=Path(".cache/study"))
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines, one per run")
     parser.add_argument("--settings", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--variants", nargs="+", help="all unless given")
@@ -270,7 +319,7 @@ def main() -> None:
                 result = run(setting, name, seed, options.cache)
                 with options.results.open("a") as file:
                     file.write(json.dumps(result) + "\n")
-                print(setting, name, seed, f"{statistics.mean(result['right']):.3f}", flush=True)
+                print(setting, name, seed, f"{statistics.mean(result['own']):.3f}", flush=True)
 
 
 if __name__ == "__main__":

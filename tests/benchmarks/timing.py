@@ -19,8 +19,8 @@ class Spread(tuple[float, float, float]):
 
 
 def settle() -> None:
-    """One thread; and an allocator that keeps what is freed, as in a process in which a host has run: glibc gives large
-    blocks back to the system until one of nearly 32 MiB was freed, and page faults would be what is measured."""
+    """Use one thread, and an allocator that keeps freed memory, as in a process in which a host has run. glibc returns
+    large blocks to the system until one of nearly 32 MiB was freed; without this, page faults would be measured."""
     torch.set_num_threads(1)
     block = torch.ones((32 << 20) // 4 - 4096)
     del block
@@ -53,7 +53,7 @@ def _milliseconds(action: Callable[[], object], device: str) -> float:
 
 
 def peak_bytes(action: Callable[[], object]) -> int:
-    """How far the process's memory rises over what it holds before `action`; Linux."""
+    """How much the process's memory grows during `action`; Linux only."""
 
     def now(field: str) -> int:
         with open("/proc/self/status") as status:
@@ -66,11 +66,11 @@ def peak_bytes(action: Callable[[], object]) -> int:
     return now("VmHWM") - before
 
 
-_NO_KERNEL = {"aten._unsafe_view", "aten.scalar_tensor", "aten.promote_types"}  # views in all but name, or no tensors
+_NO_KERNEL = {"aten._unsafe_view", "aten.scalar_tensor", "aten.promote_types"}  # in effect views, or no tensors
 
 
 class kernels(torch.utils._python_dispatch.TorchDispatchMode):  # noqa: N801
-    """Counts tensor operations that compute or copy, which on a GPU is what is launched; views are none.
+    """Counts tensor operations that compute or copy, each a launch on a GPU; views are not counted.
 
     Example:
         >>> with kernels() as count:

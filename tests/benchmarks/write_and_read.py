@@ -1,4 +1,4 @@
-"""The memory itself: against its peers, against bare matrix products, and what it holds at its peak."""
+"""The memory itself, compared with its peers and with bare matrix products; and its peak memory."""
 
 import itertools
 import subprocess
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from mal_adapter.gates import Gates
-from mal_adapter.reference import write_by_token
-from mal_adapter.update import write
+from mal_adapter.memory.gates import Gates
+from mal_adapter.memory.reference import write_by_token
+from mal_adapter.memory.titans import write
 from tests.benchmarks.modules import Ours, bare_gemms, forward, forward_backward, titans_pytorch, titans_unofficial
 from tests.benchmarks.rows import Row
 from tests.benchmarks.timing import interleaved, peak_bytes
@@ -20,7 +20,7 @@ GRID = tuple(itertools.product((1, 8, 32), (128, 512, 1536), (64, 128, 256)))
 
 
 def check(device: str) -> None:
-    """Before anything is timed: the write is the reference's, and what is compared gives finite numbers."""
+    """Before any timing: check that the write equals the reference, and that all modules give finite numbers."""
     torch.manual_seed(0)
     initial = (torch.randn(1, 4, 8), torch.randn(1, 8, 4))
     zeros = tuple(torch.zeros(2, *w.shape) for w in initial)
@@ -109,7 +109,7 @@ def _write_and_back(arguments):  # type: ignore[no-untyped-def]
 
 
 def peak_memory(device: str, seconds: float) -> Iterator[Row]:
-    """Peaks over what is held before, each in a process of its own; on the CPU, where they can be read."""
+    """Growth of memory up to the peak, each in its own process; on the CPU only, where it can be read."""
     for batch, seq_len, d in ((8, 512, 128), (1, 1536, 256)):
         for mode, target in zip(MODES, (1 / 3, 1 / 2), strict=True):
             mine, theirs = (_peak(who, mode, batch, seq_len, d) for who in ("ours", "titans-pytorch"))
@@ -123,9 +123,9 @@ def _peak(who: str, mode: str, *size: int) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-if __name__ == "__main__":  # a process whose peak is asked
+if __name__ == "__main__":  # the process whose peak is measured
     torch.set_num_threads(1)
     who, mode, batch, seq_len, d = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
     module = Ours(d, 64) if who == "ours" else titans_pytorch(d, 64)
-    MODES[mode](module, torch.randn(1, 128, d))()  # what is loaded at the first call is not the memory's
+    MODES[mode](module, torch.randn(1, 128, d))()  # so that libraries loaded by the first call are not counted
     print(peak_bytes(MODES[mode](module, torch.randn(batch, seq_len, d))))

@@ -1,4 +1,4 @@
-"""Dialogues come from their seeds alone, splits never meet, and WAV files hold exactly what training hears."""
+"""Dialogues depend on their seeds alone, splits share nothing, and WAV files have exactly the samples of training."""
 
 import numpy as np
 import soundfile
@@ -22,7 +22,7 @@ def test_splits_seeds_and_indices_share_no_utterance():
     assert len(set(sounds)) == len(sounds)
 
 
-def test_both_speak_in_their_own_voice():
+def test_both_speakers_speak_and_have_their_own_voice():
     for dialogue in make_dialogues("dev", 0, 10):
         assert len(dialogue.turns) == TURNS
         assert {turn.speaker for turn in dialogue.turns} == {0, 1}
@@ -31,7 +31,7 @@ def test_both_speak_in_their_own_voice():
         assert all(turn.speech.tract == dialogue.speakers[turn.speaker].tract for turn in dialogue.turns)
 
 
-def test_speakers_mostly_open_neutral_and_no_emotion_is_rare():
+def test_first_utterances_are_mostly_neutral_and_no_emotion_is_rare():
     first, everything = [], []
     for dialogue in make_dialogues("dev", 1, 40, turns=6):
         for speaker in (0, 1):

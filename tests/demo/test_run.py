@@ -1,4 +1,4 @@
-"""The demonstration: real WAV files, the shipped host and memory, and an honest report."""
+"""The demonstration: WAV files, the shipped host and memory, and a report that counts its own answers."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def test_the_text_shows_every_turn_and_both_accuracies(report):
         assert f"{report.to_dict()[accuracy]:.3f}" in text
 
 
-def test_colours_add_nothing_but_colours(report):
+def test_without_its_colours_the_painted_text_is_the_report(report):
     text = describe_report(report)
     painted = painted_report(text)
     assert re.sub("\x1b\\[[0-9]*m", "", painted) == text
@@ -57,7 +57,7 @@ def test_colours_add_nothing_but_colours(report):
     assert (painted.count("\x1b[32m"), painted.count("\x1b[31m")) == (right, len(predictions) - right)
 
 
-def test_the_plot_is_an_image_of_these_figures(report, tmp_path):
+def test_the_plot_shows_the_figures_of_the_report(report, tmp_path):
     with rc_context({"svg.fonttype": "none"}):
         plot_report(report, tmp_path / "demo.svg")
     drawing = (tmp_path / "demo.svg").read_text()
@@ -79,7 +79,7 @@ def test_the_command_prints_one_json_object(tmp_path):
 
 
 @pytest.mark.parametrize("plot", ["absent/demo.png", "demo.txt"])
-def test_a_plot_that_can_not_be_written_is_refused_before_the_work(tmp_path, plot):
+def test_a_plot_that_cannot_be_written_is_refused_before_the_work(tmp_path, plot):
     done = CliRunner().invoke(app, ["demo", "--plot", str(tmp_path / plot)])
     assert done.exit_code == 2
     assert "--plot" in done.output
@@ -95,6 +95,6 @@ def test_the_interval_of_identical_dialogues_has_no_width():
 def test_the_shipped_memory_belongs_to_the_shipped_host():
     model, _, memory = load_demo()
     with memory:
-        assert memory.adapter.card.task["labels"] == ["neutral", "happy", "angry", "sad"]
-        assert memory.adapter.card.num_hidden_layers == model.config.text_config.num_hidden_layers
+        assert memory.adapter.metadata.task["labels"] == ["neutral", "happy", "angry", "sad"]
+        assert memory.adapter.metadata.num_hidden_layers == model.config.text_config.num_hidden_layers
         assert not memory.adapter.training

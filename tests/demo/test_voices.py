@@ -1,4 +1,4 @@
-"""The voices do what they are told: pitch, level and formants measured in the audio."""
+"""Voices have the requested pitch, level and formants, measured in the audio."""
 
 import numpy as np
 import pytest
@@ -50,12 +50,12 @@ def test_an_utterance_is_mono_float32_of_fixed_length_and_below_full_scale():
 
 
 @pytest.mark.parametrize("pitch", [110.0, 180.0, 300.0, 520.0])
-def test_pitch_is_what_was_asked_for(pitch):
+def test_the_measured_pitch_is_the_requested_one(pitch):
     assert pitch_hz(say(Speech(pitch, -30.0, 1.0, "aeoae"))) == pytest.approx(pitch, rel=0.06)
 
 
 @pytest.mark.parametrize("level", [-55.0, -36.0, -18.0])
-def test_level_is_what_was_asked_for(level):
+def test_the_measured_level_is_the_requested_one(level):
     assert level_db(say(Speech(220.0, level, 1.0, "aeiou"))) == pytest.approx(level, abs=0.1)
 
 
@@ -80,7 +80,7 @@ def test_a_smaller_tract_moves_the_spectrum_up():
     assert centroid(0.8) < centroid(1.0) < centroid(1.25)
 
 
-def test_quantised_samples_survive_the_way_back():
+def test_quantising_twice_changes_nothing():
     audio = say(Speech(220.0, -20.0, 1.0, "aeiou"))
     once = quantise(audio)
     assert np.array_equal(quantise(once.astype(np.float32) / 32768.0), once)

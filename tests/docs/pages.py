@@ -11,7 +11,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(p for p in DOCS.rglob("*.md") if "_build" not in p.parts)]
 
 NEEDS_WEIGHTS = "<!-- needs weights -->"
-"""In front of a block: it is not run, since it wants a checkpoint or a host of the reader's."""
+"""A block after this line is not run, since it needs a checkpoint or a host of the reader's."""
 
 _FENCE = re.compile(r"^```(?P<language>[\w{}:-]*)[^\n]*\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -22,7 +22,7 @@ class Block(NamedTuple):
     language: str
     code: str
     line: int
-    """of the page, on which the code begins"""
+    """The line of the page on which the code begins."""
     needs_weights: bool
 
 
@@ -47,7 +47,7 @@ def prose(page: Path) -> str:
 
 
 def run(page: Path) -> None:
-    """Run the page's Python in this process as one program, but for what needs weights; a traceback names its lines."""
+    """Run the page's Python in this process as one program, without what needs weights. A traceback names its lines."""
     namespace: dict[str, Any] = {}
     for block in blocks(page, "python"):
         if not block.needs_weights:

@@ -1,4 +1,4 @@
-"""The code on every page runs, from the top of the page to its end; the README's in test_readme.py."""
+"""The code on every page runs, from the top of the page to its end; test_readme.py runs README.md and index.md."""
 
 import ast
 import builtins
@@ -16,14 +16,18 @@ from tests.docs.pages import DOCS, PAGES, blocks, name_of, run
 from tests.ser.made_corpora import make_iemocap, make_meld
 from tests.ser.training_world import make_dialogues
 
-WITH_CODE = [page for page in PAGES if page.is_relative_to(DOCS) and blocks(page, "python")]
+WITH_CODE = [
+    page
+    for page in PAGES
+    if page.is_relative_to(DOCS) and blocks(page, "python") and page.name != "index.md"  # which is the README's
+]
 MARKED = [(page, block) for page in PAGES for block in blocks(page, "python") if block.needs_weights]
 THE_READERS = {"model", "inputs", "mask"}
-"""What code that needs weights may use without making it."""
+"""Names that code which needs weights may use without defining them."""
 
 
 def prepare(page: Path) -> None:
-    """In the working folder, what the page says is there: corpora, or an adapter that one of its commands trains."""
+    """Put into the working folder what the page assumes: corpora, or an adapter that one of its commands trains."""
     if page.name == "corpora.md":
         make_meld(Path("MELD.Raw"), {"train": (2, 2), "dev": (2,), "test": (2,)})
         make_iemocap(Path("IEMOCAP_full_release"), 2, (2,))
@@ -42,7 +46,7 @@ def test_a_page_runs_as_one_program(page: Path, tmp_path: Path, monkeypatch: pyt
         run(page)
 
 
-def test_there_is_code_and_little_of_it_needs_weights():
+def test_pages_have_code_and_little_of_it_needs_weights():
     assert len(WITH_CODE) >= 5
     assert len(MARKED) <= 3
 

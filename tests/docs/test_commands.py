@@ -1,4 +1,4 @@
-"""Every `mal-adapter` command that a page shows can be understood, and every module it runs is there."""
+"""Every `mal-adapter` command on a page can be parsed, and every module that a page runs exists."""
 
 import importlib.util
 import re
@@ -19,14 +19,14 @@ class Shown(NamedTuple):
     page: Path
     words: list[str]
     whole: bool
-    """whether all that the command needs is shown, as in a block; prose may leave out the rest"""
+    """Whether the page shows the whole command, as in a block; prose may leave out options."""
 
 
 def shown() -> list[Shown]:
     found = []
     for page in PAGES:
         for block in blocks(page, "sh"):
-            # A quoted newline is part of an argument; what is left of a line behind ` #` is a remark.
+            # A quoted newline is part of an argument; the rest of a line after ` #` is a comment.
             code = re.sub(r"\s#\s.*$", "", block.code.replace("\\\n", " "), flags=re.MULTILINE)
             for words in _simple_commands(code):
                 found.append(Shown(page, words, "…" not in words))
@@ -71,7 +71,7 @@ def test_a_command_and_its_options_exist(command: Shown):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_that_is_to_be_run_is_there(module: str):
+def test_a_module_that_a_page_runs_exists(module: str):
     found = importlib.util.find_spec(module)
     assert found is not None
     assert found.submodule_search_locations is None or importlib.util.find_spec(f"{module}.__main__") is not None

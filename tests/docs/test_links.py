@@ -1,4 +1,4 @@
-"""Every link of a page leads somewhere: to a file, to a heading, or to a well-formed address."""
+"""Every link of a page is right: its file and heading exist, or its address is well formed."""
 
 import re
 from collections import Counter
@@ -19,7 +19,7 @@ def links(page: Path) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings as GitHub and MyST name them."""
+    """The anchors that GitHub and MyST give to the headings."""
     seen: Counter[str] = Counter()
     found = set()
     for heading in re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE):
@@ -30,7 +30,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_somewhere(page: Path):
+def test_the_target_of_each_link_exists(page: Path):
     wrong = []
     for target in links(page):
         address = urlsplit(target)
@@ -51,6 +51,6 @@ def test_links_are_found():
     assert "pictures/hooks.svg" in found["docs/how_it_works.md"]
 
 
-def test_every_page_is_reached_from_the_index():
+def test_the_index_links_to_every_page():
     pages = {page.name for page in DOCS.glob("*.md")} - {"index.md", "changelog.md"}
     assert pages <= set(links(DOCS / "index.md"))

@@ -1,4 +1,4 @@
-"""Every message that the troubleshooting page quotes is one that the library has."""
+"""Every message that the troubleshooting page quotes is in the code of the library."""
 
 import ast
 from pathlib import Path
@@ -12,7 +12,7 @@ QUOTED = [block.code.strip() for block in blocks(DOCS / "troubleshooting.md", "t
 
 
 def messages() -> list[str]:
-    """All strings of the library, a `…` for each value that is put in."""
+    """All strings of the library, with `…` for each value that is inserted."""
     found = []
     for path in Path(mal_adapter.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -27,7 +27,7 @@ MESSAGES = messages()
 
 
 @pytest.mark.parametrize("quoted", QUOTED, ids=lambda text: text[:50])
-def test_a_quoted_message_is_the_librarys(quoted: str):
+def test_a_quoted_message_is_in_the_code(quoted: str):
     parts = [part for part in (p.strip() for p in quoted.split("…")) if len(part) > 3]
     assert any(_in_order(parts, message) for message in MESSAGES)
 
@@ -42,6 +42,6 @@ def _in_order(parts: list[str], message: str) -> bool:
     return True
 
 
-def test_messages_are_quoted():
+def test_the_page_quotes_messages():
     assert len(QUOTED) > 20
     assert not any(_in_order(["this message is nowhere in the library"], message) for message in MESSAGES)

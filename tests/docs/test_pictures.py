@@ -1,4 +1,4 @@
-"""The pictures show what the library does today: their figures are measured again, and drawn again."""
+"""The pictures show what the library does today: the tests measure their figures again and draw them again."""
 
 import importlib
 import json
@@ -17,7 +17,7 @@ FIGURES = json.loads((PICTURES / "figures.json").read_text())
 
 @pytest.fixture(autouse=True)
 def scripts(monkeypatch: pytest.MonkeyPatch):
-    """The pictures' scripts import one another by their bare names, which are no one else's afterwards."""
+    """The scripts of the pictures import each other by plain names; these modules are removed afterwards."""
     monkeypatch.syspath_prepend(str(PICTURES))
     yield
     for name in {path.stem for path in PICTURES.glob("*.py")} - {"__main__"}:
@@ -33,7 +33,7 @@ def same(kept: Any, found: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_the_figures_are_measured_alike(name: str):
+def test_a_new_measurement_gives_the_same_figures(name: str):
     assert same(FIGURES[name], importlib.import_module(name).measure())
 
 
@@ -45,5 +45,5 @@ def test_the_files_are_what_the_scripts_draw(tmp_path: Path):
     for name, figure in drawn.items():
         style.save(figure, tmp_path / f"{name}.svg")
         kept, found = ((folder / f"{name}.svg").read_text() for folder in (PICTURES, tmp_path))
-        # not byte by byte: another processor may round a coordinate otherwise
+        # not byte by byte: another processor may round a coordinate differently
         assert re.findall(r"<(\w+)", kept) == re.findall(r"<(\w+)", found), f"run python docs/pictures: {name}"

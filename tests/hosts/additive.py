@@ -1,8 +1,8 @@
-"""Tiny hosts that add audio to every position, those of decode steps too: there is no placeholder.
+"""Tiny hosts that add audio to every position, also in decode steps: there is no placeholder.
 
 host = ADDITIVE_HOSTS["voxtral_realtime"]
 model = host.build()
-speech = host.speech(model, [7, 7])                         # what a processor gives to generate()
+speech = host.speech(model, [7, 7])                         # what a processor passes to generate()
 turn = model.generate(**speech, do_sample=False)            # (2, 7)
 model(**host.transcribed(model, speech, turn)).logits       # (2, 6, VOCAB_SIZE): the same positions in one forward
 """
@@ -24,13 +24,13 @@ CODEBOOK_SIZE = 16
 
 @dataclasses.dataclass(frozen=True)
 class AdditiveHost(TinyHost):
-    """How to build such a family and how to speak to it.
+    """How to build such a family and make its inputs.
 
     Attributes:
         prefill: positions of the prompt that generate() starts from; one more with each step.
-        codebooks: audio is that many codes beside each text id, which a codec makes of the waveform; 0: it is features.
+        codebooks: number of audio codes beside each text id, made by a codec from the waveform; 0: audio is features.
         codec: dotted path of the codec.
-        pads_left: False where the bare host itself hears otherwise what is padded on the left.
+        pads_left: False where the host itself gives other results for padding on the left.
     """
 
     prefill: int = 1
@@ -50,10 +50,10 @@ class AdditiveHost(TinyHost):
         return model
 
     def prompt(self, clips: Sequence[int], *, text: Sequence[int] = (), seed: int = 0) -> Prompt:
-        """An utterance of so many positions, all of them audio, and the text that is said at each.
+        """An utterance of so many positions, all of them audio, and the text at each.
 
         Returns:
-            ids (seq_len,), or (seq_len, 1 + codebooks) with the text first; features, unless the ids are all.
+            ids (seq_len,), or (seq_len, 1 + codebooks) with the text first; features, unless the ids have everything.
         """
         generator = torch.Generator().manual_seed(seed)
         length = sum(clips) + sum(text)
@@ -66,7 +66,7 @@ class AdditiveHost(TinyHost):
     def collate(
         self, model: nn.Module, prompts: Sequence[Prompt], padding_side: str = "right"
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Pads utterances to one batch for `forward`; the true audio mask is all that is no padding."""
+        """Pads utterances to one batch for `forward`; the true audio mask is every position that is not padding."""
         lengths = [len(prompt.ids) for prompt in prompts]
         attention_mask = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
         ids = torch.full((*attention_mask.shape, *prompts[0].ids.shape[1:]), PAD_ID)
@@ -88,9 +88,9 @@ class AdditiveHost(TinyHost):
         return inputs, attention_mask.bool()
 
     def speech(self, model: nn.Module, lengths: Sequence[int], seed: int = 0) -> dict[str, Tensor]:
-        """What a processor makes of clips of so many audio tokens each: the keyword arguments of generate().
+        """What a processor makes from clips of so many audio tokens each: the keyword arguments of generate().
 
-        A shorter clip is padded with silence, and nothing tells so.
+        A shorter clip is padded with silence, and no argument says so.
         """
         generator = torch.Generator().manual_seed(seed)
         samples = MEL_BINS * self.frames_per_token
@@ -105,7 +105,7 @@ class AdditiveHost(TinyHost):
         return {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), **self.features(list(features), dtype)}
 
     def transcribed(self, model: nn.Module, speech: dict[str, Tensor], sequences: Tensor) -> dict[str, Tensor]:
-        """The arguments of one `forward` over all that a generate() fed: every id but the last, and its audio.
+        """The arguments of one `forward` over all positions of a generate(): every id but the last, and the audio.
 
         Args:
             speech: what generate() got.

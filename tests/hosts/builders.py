@@ -36,10 +36,10 @@ def _literals() -> dict[str, TinyHost]:
 
 
 FAMILIES = _literals()
-"""All families by name, those of another transformers included."""
+"""All families by name, also those of other versions of transformers."""
 
 ADDITIVE_HOSTS = {name: host for name, host in FAMILIES.items() if host.exists and isinstance(host, AdditiveHost)}
 """Those that add audio to every position."""
 
 HOSTS = {name: host for name, host in FAMILIES.items() if host.exists and name not in ADDITIVE_HOSTS}
-"""Those that put audio in the place of placeholders."""
+"""Those that replace placeholders by audio."""

@@ -1,4 +1,4 @@
-"""Every test that asks for `host` runs on every family of the registry."""
+"""Every test with the argument `host` runs on every family."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the tests look with: random adapters, a trace of the decoder layers, bitwise comparison, a census of hooks."""
+"""Tools of the tests: random adapters, a trace of the decoder layers, bitwise comparison, a list of all hooks."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ def random_adapter(width: int = WIDTH, seed: int = 0, **changes: Any) -> MemoryA
         torch.manual_seed(seed)
         adapter = MemoryAdapter(small_config(width, **changes))
         for name, parameter in adapter.named_parameters():
-            # Gate logits keep their starting points: the noise is added, not put in their place.
+            # Gate logits keep their starting points, because the noise is added to them.
             spread = parameter.shape[-1] ** -0.5 if parameter.dim() >= 2 else 0.2
             parameter.add_(torch.randn_like(parameter) * spread)
             if name.startswith("readout_out"):
@@ -48,7 +48,7 @@ def random_adapter(width: int = WIDTH, seed: int = 0, **changes: Any) -> MemoryA
 
 @dataclass
 class LayerCall:
-    """One call of one decoder layer, as its own hooks saw it after all others had run."""
+    """One call of one decoder layer, recorded by hooks that run after all others."""
 
     layer_idx: int
     hidden_in: Tensor
@@ -58,8 +58,8 @@ class LayerCall:
 
 @contextlib.contextmanager
 def trace_layers(layers: nn.ModuleList, stream_idx: int | None = None) -> Iterator[list[LayerCall]]:
-    """Records each call of each layer; entered after `attach_memory`, it sees what the next layer sees. Of parallel
-    streams of hidden states it records one."""
+    """Record each call of each layer. If entered after `attach_memory`, it records what the next layer gets. It records
+    one of parallel streams of hidden states."""
     calls: list[LayerCall] = []
     pending: dict[int, dict[str, Any]] = {}
 
@@ -120,7 +120,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def same_bits(a: Any, b: Any) -> bool:
-    """Whether both are the same bit for bit: -0.0 is not 0.0, and a NaN equals its copy. Other values compare by ==."""
+    """Whether both have the same bits: -0.0 is not 0.0, and a NaN equals its copy. Other values are compared by ==."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if a.dtype != b.dtype or a.shape != b.shape:
             return False

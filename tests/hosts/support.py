@@ -1,6 +1,6 @@
-"""The support table of docs/hosts.md, made from what detection finds and from what the suites hold about each host.
+"""The tables of docs/hosts.md, made from what detection finds and what the tests know about each host.
 
-python -m tests.hosts.support            # writes docs/hosts.md anew; a test tells when that is due
+python -m tests.hosts.support            # updates docs/hosts.md; a test fails when that is needed
 """
 
 import ast
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from mal_adapter.detection import detect_host
 from mal_adapter.errors import HostError
-from mal_adapter.families import REGISTRY
 from mal_adapter.hosts import HostSpec
-from mal_adapter.remote import REMOTE
-from mal_adapter.ser.scoring import LabelScorer, continuation
+from mal_adapter.hosts.host import detect_host
+from mal_adapter.hosts.registry import REGISTRY
+from mal_adapter.hosts.remote_code import REMOTE
+from mal_adapter.ser.recognizer.scoring import LabelScorer, continuation
 from tests.hosts.builders import ADDITIVE_HOSTS, HOSTS, TinyHost
 from tests.hosts.remote import REMOTE_HOSTS
 from tests.hosts.remote.base import RemoteHost
@@ -38,14 +38,14 @@ OLDEST = {
 }
 """The families that transformers 4.57 has."""
 
-ASKED = (ULTRAVOX, STEP_AUDIO_2)
-"""The remote code that runs the suite of the families, scores of labels included."""
+WITH_LABEL_SCORES = (ULTRAVOX, STEP_AUDIO_2)
+"""The remote code that runs the tests of the families, including those of label scores."""
 
 
 def family_row(host: TinyHost) -> str:
     model = host.build()
     spec = detect_host(model)
-    everywhere = spec.mode == "all"
+    everywhere = spec.audio_positions == "every"
     return _row(
         f"`{host.name}`",
         f"`{spec.layers}`",
@@ -63,7 +63,7 @@ def families() -> Iterator[str]:
     yield _row(
         "model_type",
         "decoder layers",
-        "audio stands at",
+        "audio is at",
         "positions in `inputs_embeds` with features",
         "beams",
         "static cache",
@@ -76,25 +76,29 @@ def families() -> Iterator[str]:
 
 
 def remote() -> Iterator[str]:
-    yield _row("model", "`config.model_type`", "decoder layers", "audio stands at", "labels of several tokens")
+    yield _row("model", "`config.model_type`", "decoder layers", "audio is at", "labels of several tokens")
     yield _row(*["---"] * 5)
     for name, host in REMOTE_HOSTS.items():
         registered = REMOTE.get(host.name)
-        mask = registered and registered.audio_mask
-        told = inspect.getdoc(mask).splitlines()[0].partition(": ")[2] if mask else "your `audio_mask`"
+        mask = registered and registered.find_mask
+        positions = inspect.getdoc(mask).splitlines()[0].partition(": ")[2] if mask else "your `audio_mask`"
         yield _row(
-            name, f"`{host.name}`" if registered else "none", f"`{host.layers_path}`", told, _labels(host, host.build())
+            name,
+            f"`{host.name}`" if registered else "none",
+            f"`{host.layers_path}`",
+            positions,
+            _labels(host, host.build()),
         )
 
 
 def registry() -> Iterator[str]:
     for model_type, spec in sorted(REGISTRY.items()):
         if model_type in HOSTS or model_type in ADDITIVE_HOSTS or model_type in REMOTE:
-            yield f"- `{model_type}`: `HostSpec({_told(spec)})`"
+            yield f"- `{model_type}`: `HostSpec({_fields(spec)})`"
 
 
 def traps() -> Iterator[str]:
-    """Every test that is named for a trap."""
+    """All tests that are named after a trap."""
     tests = PAGE.parents[1] / "tests"
     found = []
     for path in tests.rglob("test_*.py"):
@@ -106,7 +110,7 @@ def traps() -> Iterator[str]:
 
 
 def page(text: str) -> str:
-    """The page's text with each made part made anew: a part begins with a comment that names its function."""
+    """The page's text with all generated parts made again; a part starts with a comment that names its function."""
 
     def made(match: re.Match[str]) -> str:
         return "\n".join([match[1], "", *_PARTS[match[2]](), "", "<!-- end -->"])
@@ -122,16 +126,16 @@ def _row(*cells: str) -> str:
 
 
 def _can(host: TinyHost, capability: str) -> str:
-    return "the bare host can't" if capability in host.cannot else "yes"
+    return "the host can't" if capability in host.cannot else "yes"
 
 
 def _labels(host: TinyHost, model: torch.nn.Module) -> str:
-    """How what follows a label's first token is scored; `behaviour/test_label_scores.py` proves the scores."""
+    """How the tokens after a label's first one are scored; `behaviour/test_label_scores.py` checks the scores."""
     try:
         LabelScorer(ByLetter.tokenizer, ("a", "bc"), "", []).check_host(model)
     except HostError:
         return "refused"
-    if isinstance(host, RemoteHost) and host not in ASKED:
+    if isinstance(host, RemoteHost) and host not in WITH_LABEL_SCORES:
         return "—"
     inputs, _ = host.make_inputs(model, [[4]])
     with torch.no_grad():
@@ -139,9 +143,9 @@ def _labels(host: TinyHost, model: torch.nn.Module) -> str:
     return continuation(cache, inputs["input_ids"].shape[1])
 
 
-def _told(spec: HostSpec) -> str:
-    told = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
-    return ", ".join(f"{n}={getattr(v, '__name__', repr(v))}" for n, v in told.items() if v is not None)
+def _fields(spec: HostSpec) -> str:
+    values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    return ", ".join(f"{n}={getattr(v, '__name__', repr(v))}" for n, v in values.items() if v is not None)
 
 
 if __name__ == "__main__":

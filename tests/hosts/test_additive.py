@@ -1,5 +1,5 @@
-"""The tiny additive hosts are worth testing on; and what arrives at their forward, from which a memory must tell an
-utterance's decode steps from the next utterance."""
+"""The tiny additive hosts behave like real ones. The arguments of their forward distinguish an utterance's decode steps
+from the next utterance."""
 
 import inspect
 import itertools
@@ -38,7 +38,7 @@ def test_the_path_leads_to_the_decoder_layers(host: AdditiveHost):
 
 
 @torch.no_grad()
-def test_one_forward_says_what_generate_said(host: AdditiveHost):
+def test_one_forward_has_the_scores_of_generate(host: AdditiveHost):
     model = host.build()
     speech = host.speech(model, [LENGTH, LENGTH])
     with trace_layers(host.layers(model)) as calls:
@@ -58,7 +58,7 @@ def test_one_forward_says_what_generate_said(host: AdditiveHost):
     ids=["static cache", "no cache"],
 )
 @torch.no_grad()
-def test_generate_says_the_same_with_another_cache(host: AdditiveHost, options: dict[str, Any]):
+def test_generate_gives_the_same_tokens_with_another_cache(host: AdditiveHost, options: dict[str, Any]):
     model = host.build()
     speech = host.speech(model, [LENGTH, LENGTH])
     expected, turn = (model.generate(**speech, **GREEDY, **more) for more in ({}, options))
@@ -72,14 +72,14 @@ def test_audio_reaches_its_own_position_and_none_before(host: AdditiveHost):
     speech, other = (host.speech(model, [LENGTH], seed=seed) for seed in (1, 2))
     sequences = model.generate(**speech, do_sample=False)
     at = 4
-    inputs, heard = (host.transcribed(model, audio, sequences) for audio in (speech, other))
+    inputs, changed = (host.transcribed(model, audio, sequences) for audio in (speech, other))
     if host.codebooks:
-        heard["input_ids"][:, :at] = inputs["input_ids"][:, :at]
+        changed["input_ids"][:, :at] = inputs["input_ids"][:, :at]
     else:
         frames = at * host.frames_per_token
-        heard["input_features"][..., :frames] = inputs["input_features"][..., :frames]
+        changed["input_features"][..., :frames] = inputs["input_features"][..., :frames]
     with trace_layers(host.layers(model)) as calls:
-        before, after = model(**inputs).logits, model(**heard).logits
+        before, after = model(**inputs).logits, model(**changed).logits
     assert torch.equal(before[:, :at], after[:, :at])
     assert (before[:, at:] - after[:, at:]).abs().amax(-1).min() > 1e-3
     added = [call.hidden_in for call in calls if call.layer_idx == 0]
@@ -102,8 +102,8 @@ def test_a_padded_batch_equals_its_rows(host: AdditiveHost, padding_side: str):
 
 
 @torch.no_grad()
-def test_a_clip_in_a_batch_hears_silence_to_the_end_of_the_longest(host: AdditiveHost):
-    """Up to its own end it is as alone; nothing that the host is given tells where that is."""
+def test_a_short_clip_in_a_batch_is_followed_by_silence(host: AdditiveHost):
+    """Up to its own end it equals the clip alone; no argument of the host says where that is."""
     model = host.build()
     speech = host.speech(model, [LENGTH, LENGTH - 3])
     short = {**speech, **{k: v[1:] for k, v in speech.items() if v.dim()}}
@@ -125,7 +125,7 @@ def test_bf16_runs(host: AdditiveHost):
 
 
 @pytest.mark.parametrize("capability", ["checkpointing", "input_grads"])
-def test_a_bare_host_can_what_its_literal_does_not_exclude(host: AdditiveHost, capability: str):
+def test_a_host_without_memory_supports_all_that_its_literal_does_not_exclude(host: AdditiveHost, capability: str):
     if capability not in host.cannot:
         CHECKS[capability](host)
         return
@@ -133,11 +133,11 @@ def test_a_bare_host_can_what_its_literal_does_not_exclude(host: AdditiveHost, c
         CHECKS[capability](host)
 
 
-# ------------------------------------------------------------------------------------------------ what arrives where
+# --------------------------------------------------------------------------------------------- arguments of each call
 
 
 def arrivals(module: nn.Module) -> tuple[list[dict[str, Any]], Any]:
-    """The arguments of each call of `module` by name, and how long the cache was when it began."""
+    """The arguments of each call of `module` by name, and the length of the cache at the start of the call."""
     calls: list[dict[str, Any]] = []
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def test_a_step_comes_with_a_cache_that_holds_something_and_a_prompt_does_not(
 ):
     model = host.build()
     calls, handle = arrivals(model.get_submodule(path))
-    for seed in range(2):  # the second utterance begins with an empty cache again
+    for seed in range(2):  # the second utterance starts with an empty cache again
         model.generate(**host.speech(model, [LENGTH, LENGTH], seed), **GREEDY, **options)
     handle.remove()
     steps = len(calls) // 2 - 1
@@ -166,7 +166,7 @@ def test_a_step_comes_with_a_cache_that_holds_something_and_a_prompt_does_not(
 
 
 @torch.no_grad()
-def test_without_a_cache_each_step_feeds_all_before_it_again(host: AdditiveHost):
+def test_without_a_cache_each_step_repeats_all_earlier_positions(host: AdditiveHost):
     model = host.build()
     calls, handle = arrivals(model)
     model.generate(**host.speech(model, [LENGTH, LENGTH]), **GREEDY, use_cache=False)
@@ -182,7 +182,7 @@ def test_without_a_cache_each_step_feeds_all_before_it_again(host: AdditiveHost)
 
 
 @torch.no_grad()
-def test_each_call_brings_the_audio_of_just_its_positions(host: AdditiveHost):
+def test_each_call_has_the_audio_of_its_own_positions(host: AdditiveHost):
     """As codes in the ids; as features in forward and from a stream; already embedded in generate()."""
     model = host.build()
     speech = host.speech(model, [LENGTH, LENGTH])
@@ -206,7 +206,7 @@ def test_each_call_brings_the_audio_of_just_its_positions(host: AdditiveHost):
 
 
 @torch.no_grad()
-def test_there_are_no_calls_without_audio(host: AdditiveHost):
+def test_every_call_has_audio(host: AdditiveHost):
     model = host.build()
     ids = host.collate(model, [host.prompt([4])])[0]["input_ids"]
     with pytest.raises((RuntimeError, ValueError)):
@@ -214,8 +214,8 @@ def test_there_are_no_calls_without_audio(host: AdditiveHost):
 
 
 @torch.no_grad()
-def test_the_beams_of_a_prompt_hear_the_same_audio_with_other_words(host: AdditiveHost):
-    """So a decode step has no single row that is the prompt's."""
+def test_the_beams_of_a_prompt_share_the_audio_but_not_the_words(host: AdditiveHost):
+    """So no single row of a decode step is that of the prompt."""
     model = host.build()
     with trace_layers(host.layers(model)) as calls:
         speech = host.speech(model, [LENGTH])

@@ -1,5 +1,5 @@
-"""A memory on hosts that hear while they speak: audio is at every position, and the steps of one generate() are one
-utterance, which each step completes."""
+"""A memory on streaming hosts. Audio is at every position, and the steps of one generate() are one utterance, which is
+complete after each step."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -52,10 +52,10 @@ def assert_scores_close(a: Any, b: Any) -> None:
 
 
 def test_detection(host: AdditiveHost, memory: AttachedMemory):
-    assert (memory.host.layers, memory.host.mode) == (host.layers_path, "all")
+    assert (memory.host.layers, memory.host.audio_positions) == (host.layers_path, "every")
 
 
-def test_a_fresh_adapter_is_bit_identical_to_the_bare_host(host: AdditiveHost, model: PreTrainedModel):
+def test_a_fresh_adapter_gives_the_same_bits_as_no_memory(host: AdditiveHost, model: PreTrainedModel):
     speech = host.speech(model, [TOKENS, TOKENS])
     bare = say(model, speech)
     memory = attach_memory(model, layer_idx=LAYER, config=small_config())
@@ -68,10 +68,10 @@ def test_a_fresh_adapter_is_bit_identical_to_the_bare_host(host: AdditiveHost, m
     assert any(weights.abs().max() > 0 for weights in memory.states["a"].weights)
 
 
-def test_generate_is_one_utterance_of_all_it_fed_and_forward_the_same(
+def test_generate_is_one_utterance_of_all_its_positions_as_in_one_forward(
     host: AdditiveHost, model: PreTrainedModel, memory: AttachedMemory
 ):
-    """Scores, states and token counts; the second turn with a past to read."""
+    """Scores, states and token counts; the second turn has a past to read."""
     with memory.session(["a", "b"]):
         turns = [(speech, say(model, speech)) for speech in (host.speech(model, [TOKENS] * 2, seed=s) for s in (1, 2))]
     with memory.session(["c", "d"]), torch.no_grad():
@@ -80,14 +80,14 @@ def test_generate_is_one_utterance_of_all_it_fed_and_forward_the_same(
             scores = torch.stack(said.scores, 1)
             torch.testing.assert_close(logits[:, -scores.shape[1] :].float(), scores, rtol=1e-4, atol=1e-4)
     fed = turns[0][1].sequences.shape[1] - 1
-    for generated, heard in ("ac", "bd"):
+    for generated, forwarded in ("ac", "bd"):
         assert memory.states[generated].utterances.tolist() == [2]
         assert memory.states[generated].tokens.tolist() == [2 * fed]
-        assert_states_close(memory.states[generated], memory.states[heard], 1e-5)
+        assert_states_close(memory.states[generated], memory.states[forwarded], 1e-5)
     assert not torch.equal(turns[0][1].scores[0], turns[1][1].scores[0])
 
 
-def test_read_and_write_are_the_adapters_causal_ones(
+def test_read_and_write_equal_the_adapters_causal_ones(
     host: AdditiveHost, model: PreTrainedModel, memory: AttachedMemory
 ):
     speech = host.speech(model, [TOKENS] * 2)
@@ -98,18 +98,18 @@ def test_read_and_write_are_the_adapters_causal_ones(
     hidden_states = next(call.hidden_out for call in bare if call.layer_idx == LAYER)
     with torch.no_grad():
         adapter, state = memory.adapter, memory.adapter.initial_state(2)
-        heard = hidden_states + adapter.read(state, hidden_states, causal=True)
+        corrected = hidden_states + adapter.read(state, hidden_states, causal=True)
         with memory.session(["a", "b"]), trace_layers(host.layers(model)) as attached:
             model(**inputs)
         output = next(call.hidden_out for call in attached if call.layer_idx == LAYER)
-        torch.testing.assert_close(output, heard, rtol=0, atol=1e-5 * float(heard.abs().max()))
-        expected = adapter.write(state, heard, causal=True)
-        assert (expected.weights[0] - adapter.write(state, heard).weights[0]).abs().max() > 1e-4
+        torch.testing.assert_close(output, corrected, rtol=0, atol=1e-5 * float(corrected.abs().max()))
+        expected = adapter.write(state, corrected, causal=True)
+        assert (expected.weights[0] - adapter.write(state, corrected).weights[0]).abs().max() > 1e-4
     assert_states_close(MemoryState.stack([memory.states["a"], memory.states["b"]]), expected)
 
 
 @OTHER_CACHES
-def test_generate_with_another_cache_is_the_same(
+def test_generate_gives_the_same_with_another_cache(
     host: AdditiveHost, model: PreTrainedModel, memory: AttachedMemory, options: dict[str, Any]
 ):
     runs = []
@@ -150,7 +150,7 @@ def test_a_batch_of_sessions_equals_the_singles(host: AdditiveHost, model: PreTr
 
 
 @torch.no_grad()
-def test_a_forward_leaves_out_what_is_padded(host: AdditiveHost, model: PreTrainedModel, memory: AttachedMemory):
+def test_a_forward_ignores_padding(host: AdditiveHost, model: PreTrainedModel, memory: AttachedMemory):
     inputs, audio_mask = host.collate(model, [host.prompt([7], seed=1), host.prompt([4], seed=2)])
     with memory.disabled(), trace_layers(host.layers(model)) as bare:
         model(**inputs)
@@ -165,14 +165,14 @@ def test_a_forward_leaves_out_what_is_padded(host: AdditiveHost, model: PreTrain
 def test_several_sequences_per_prompt_are_refused_and_nothing_is_written(
     host: AdditiveHost, model: PreTrainedModel, memory: AttachedMemory, options: dict[str, Any]
 ):
-    """Each hears the audio with words of its own, so no row is the utterance as the answer heard it."""
+    """Each adds its own words to the audio, so no row has the utterance as the other rows process it."""
     speech = {n: int(v) if v.dim() == 0 else v for n, v in host.speech(model, [TOKENS]).items()}
     with memory.session("call"), pytest.raises(SessionError, match="one sequence per prompt"):
         say(model, speech, **options)
     assert "call" not in memory.states
 
 
-def test_a_step_that_raises_keeps_what_was_heard_before_it(
+def test_a_step_that_raises_keeps_what_earlier_steps_wrote(
     host: AdditiveHost, model: PreTrainedModel, memory: AttachedMemory
 ):
     calls = 0

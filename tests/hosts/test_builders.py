@@ -1,4 +1,4 @@
-"""The tiny hosts are worth testing on: they run every way users run them, hear their audio, batch without crosstalk."""
+"""The tiny hosts behave like real ones: they run in all ways that users need, use their audio and keep rows apart."""
 
 import copy
 import dataclasses
@@ -24,7 +24,7 @@ def test_the_path_leads_to_the_decoder_layers(host: TinyHost):
 
 
 @torch.no_grad()
-def test_the_bare_host_runs_forward_greedy_beams_and_several_sequences(host: TinyHost):
+def test_the_host_itself_runs_forward_greedy_beams_and_several_sequences(host: TinyHost):
     model = host.build()
     inputs, audio_mask = host.make_inputs(model, [[4], [3]])
     batch, seq_len = audio_mask.shape
@@ -51,7 +51,7 @@ def test_audio_reaches_later_positions_and_not_earlier_ones(host: TinyHost):
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_a_padded_batch_equals_its_rows(host: TinyHost, padding_side: str):
     if "batches" in host.cannot:
-        pytest.skip("the bare host can't")
+        pytest.skip("the host can't")
     model = host.build()
     prompts = [host.prompt([7], seed=1), host.prompt([3, 5], seed=2), host.prompt([2], seed=3)]
     inputs, _ = host.collate(model, prompts, padding_side)
@@ -65,9 +65,9 @@ def test_a_padded_batch_equals_its_rows(host: TinyHost, padding_side: str):
 
 
 @torch.no_grad()
-def test_beams_hear_all_clips_of_a_prompt_only_where_the_host_keeps_them_together(host: TinyHost):
+def test_beams_get_all_clips_of_a_prompt_only_if_the_host_keeps_them_together(host: TinyHost):
     if "several_clips" in host.cannot:
-        pytest.skip("the bare host can't")
+        pytest.skip("the host can't")
     model = host.build()
     inputs, _ = host.make_inputs(model, [[4, 4]])
     with trace_layers(host.layers(model)) as calls:
@@ -147,7 +147,7 @@ def hidden_states(host: TinyHost) -> None:
 
 @torch.no_grad()
 def several_clips(host: TinyHost) -> None:
-    host = dataclasses.replace(host, cannot=frozenset())  # else the prompt would hold one
+    host = dataclasses.replace(host, cannot=frozenset())  # else the prompt would have one clip
     model = host.build()
     prompt = host.prompt([4, 4])
     rows, reverse = prompt.feature_rows, [row.flip(-1) for row in prompt.feature_rows]
@@ -193,11 +193,11 @@ CHECKS: dict[str, Callable[[TinyHost], None]] = {
     "clips_on_a_cache": clips_on_a_cache,
     "input_grads": input_grads,
 }
-"""Each runs one of `CAPABILITIES` on a bare host, and raises where the host can't or gets it wrong."""
+"""Each runs one of `CAPABILITIES` on a host without memory, and raises if the host can't do it or is wrong."""
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_a_bare_host_can_what_its_literal_does_not_exclude(host: TinyHost, capability: str):
+def test_a_host_without_memory_supports_all_that_its_literal_does_not_exclude(host: TinyHost, capability: str):
     if capability not in host.cannot:
         CHECKS[capability](host)
         return

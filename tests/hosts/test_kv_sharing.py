@@ -31,8 +31,8 @@ def positions_that_differ(a: Tensor, b: Tensor) -> list[int]:
 
 
 @torch.no_grad()
-def test_what_is_added_at_audio_positions_from_the_last_own_layer_on_reaches_no_other_position(host: TinyHost):
-    """A fact of the bare host: no later layer makes keys or values of it."""
+def test_a_change_at_audio_positions_in_the_shared_layers_reaches_no_other_position(host: TinyHost):
+    """A fact of the host itself: no later layer makes keys or values from it."""
     model = host.build(num_layers=OWN + SHARED)
     inputs, audio_mask = host.make_inputs(model, [[4]])
     bare = model(**inputs).logits
@@ -46,7 +46,7 @@ def test_what_is_added_at_audio_positions_from_the_last_own_layer_on_reaches_no_
 
 
 @torch.no_grad()
-def test_a_memory_before_the_shared_layers_is_heard_and_written_by_generate(host: TinyHost):
+def test_generate_reads_and_writes_a_memory_before_the_shared_layers(host: TinyHost):
     model = host.build(num_layers=OWN + SHARED)
     inputs, audio_mask = host.make_inputs(model, [[10]])
     bare = model(**inputs).logits[:, -1]
@@ -60,7 +60,7 @@ def test_a_memory_before_the_shared_layers_is_heard_and_written_by_generate(host
 
 @torch.no_grad()
 def test_generate_may_run_the_shared_layers_at_the_last_position_only(host: TinyHost):
-    """Why a memory there can't even write: Gemma 4 slices what it no longer needs."""
+    """A memory there could not even write, because Gemma 4 drops the positions that it no longer needs."""
     model = host.build(num_layers=OWN + SHARED)
     inputs, audio_mask = host.make_inputs(model, [[4]])
     with trace_layers(host.layers(model), host.stream_idx) as calls:

@@ -1,4 +1,4 @@
-"""Label scores on the caches of language models that audio hosts of today or tomorrow are built over, and on no cache;
+"""Label scores on the caches of language models that audio hosts use now or may use later, and without a cache;
 and the hosts that are refused when the recogniser is made."""
 
 import inspect
@@ -11,14 +11,14 @@ from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from mal_adapter import MemoryConfig, attach_memory
 from mal_adapter.errors import HostError
 from mal_adapter.ser.recognizer import EmotionRecognizer
-from mal_adapter.ser.scoring import LabelScorer, continuation
+from mal_adapter.ser.recognizer.scoring import LabelScorer, continuation
 from tests.hosts.builders import ADDITIVE_HOSTS, AdditiveHost
 from tests.hosts.spelling import END_ID, ByLetter
 from tests.hosts.tiny import LEGACY, _spread, text
 
 NAMES = ("ab", "abc", "abd", "q", "xyzwv")
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 8}
-MODELS = {  # name -> how its tokens are fed, and its config
+MODELS = {  # name -> how its tokens are passed, and its config
     "Mistral": ("at once", {"sliding_window": 8}),
     "Gemma2": ("at once", {"sliding_window": 8, "head_dim": 8}),
     "Lfm2": ("by token", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),

@@ -1,4 +1,4 @@
-"""A memory attached through a full omni model sits in its thinker, whichever way the thinker is called.
+"""A memory attached through a full omni model is in its thinker, however the thinker is called.
 
 The full model has no forward of its own: its generate() runs the thinker's, and then, for speech, a talker.
 """
@@ -85,7 +85,7 @@ def host(request: pytest.FixtureRequest) -> TinyHost:
 
 @pytest.fixture
 def model(host: TinyHost) -> PreTrainedModel:
-    """The full model around the very thinker that `host.build` makes."""
+    """The full model around the thinker that `host.build` makes."""
     model = FULL_MODELS[host.name](host.config(3))
     model.thinker.load_state_dict(host.build(num_layers=3).state_dict())
     return model.eval()
@@ -100,7 +100,7 @@ def forward(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, 
 
 
 def generate(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """The scores of three greedy tokens; from a full model, as its users ask for text alone."""
+    """The scores of three greedy tokens; from a full model, with the options for text only."""
     options = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
     if hasattr(model, "thinker"):
         options = {f"thinker_{name}": value for name, value in options.items()}
@@ -114,7 +114,7 @@ def generate(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor,
 def dialogue(
     host: TinyHost, model: PreTrainedModel, memory: AttachedMemory, speak: Callable, seeds: tuple[int, ...]
 ) -> tuple[MemoryState, tuple[Tensor, ...]]:
-    """The state after one utterance per seed, and what the model said to the last one."""
+    """The state after one utterance per seed, and the model's answer to the last one."""
     name = str(seeds)
     for seed in seeds:
         inputs, _ = host.collate(model, [host.prompt([5], seed=seed)])
@@ -124,7 +124,7 @@ def dialogue(
 
 
 @pytest.mark.parametrize("speak", [forward, generate])
-def test_through_the_full_model_a_dialogue_is_that_of_the_thinker_alone(
+def test_a_dialogue_is_the_same_through_the_full_model_and_the_thinker(
     host: TinyHost, model: PreTrainedModel, speak: Callable
 ):
     thinker = host.build(num_layers=3)
@@ -139,7 +139,7 @@ def test_through_the_full_model_a_dialogue_is_that_of_the_thinker_alone(
         assert (said[0] - differently[0]).abs().max() > 1e-3
 
 
-def test_the_hooks_are_all_in_the_thinker_and_go_with_detach(host: TinyHost, model: PreTrainedModel):
+def test_all_hooks_are_in_the_thinker_and_detach_removes_them(host: TinyHost, model: PreTrainedModel):
     before = hook_census(model)
     memory = attach(model)
     assert memory.host.layers == host.layers_path

@@ -1,6 +1,6 @@
-"""What a memory does on hosts of remote code, each by its forward and by its own way of generating.
+"""A memory on hosts of remote code, each with its forward and with its own way of generating.
 
-Where audio lands is seen on the bare host: other audio changes what goes into its first layer at those positions.
+The host without memory shows where audio is: other audio changes what goes into its first layer at those positions.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mal_adapter import AttachedMemory, HostSpec, MemoryState, attach_memory
 from mal_adapter.errors import AudioMaskError, SessionError
-from mal_adapter.remote import REMOTE, desta25_mask, kimi_audio_mask, step_audio_2_mask, ultravox_mask
+from mal_adapter.hosts.remote_code import REMOTE, desta25_mask, kimi_audio_mask, step_audio_2_mask, ultravox_mask
 from tests.hosts.builders import AUDIO_TOKEN_ID, WIDTH
 from tests.hosts.probes import assert_states_close, random_adapter, same_bits, small_config, trace_layers
 from tests.hosts.remote.base import Inputs, RemoteHost, Route
@@ -58,7 +58,7 @@ BATCHES = pytest.mark.parametrize(
 
 @contextlib.contextmanager
 def changes(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Where each call of a layer gives other hidden states than its own, (batch, seq_len) bool; enter after attach."""
+    """Where each call of a layer returns states other than its own, (batch, seq_len) bool; enter after attach."""
     own, changed = [], []
 
     def hidden(output: Any) -> Tensor:
@@ -72,7 +72,7 @@ def changes(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def landing(route: Route, model: nn.Module, clips: Sequence[Sequence[int]], padding_side: str) -> Tensor:
-    """Where the bare host puts audio, (batch, seq_len) bool."""
+    """Where the host itself puts audio, (batch, seq_len) bool."""
     host, seen = route.host, []
     prompts = [host.prompt(clip, seed=seed) for seed, clip in enumerate(clips)]
     for louder in (0, 1):
@@ -89,7 +89,7 @@ def landing(route: Route, model: nn.Module, clips: Sequence[Sequence[int]], padd
 
 
 def state_after(route: Route, model: nn.Module, adapter, utterances: Sequence[tuple[Inputs, Tensor]]) -> MemoryState:
-    """What the adapter itself makes of the bare hidden states: the state after these utterances."""
+    """The state after these utterances, computed by the adapter from the hidden states of the host without memory."""
     state = adapter.initial_state()
     with torch.no_grad():
         for inputs, mask in utterances:
@@ -97,8 +97,8 @@ def state_after(route: Route, model: nn.Module, adapter, utterances: Sequence[tu
                 route.run(model, inputs)
             hidden = calls[LAYER].hidden_out
             hidden = hidden[:: len(hidden) // len(mask)]  # one of each prompt's beams
-            heard = hidden + adapter.read(state, hidden, mask)
-            state = adapter.write(state, heard[mask][None])
+            corrected = hidden + adapter.read(state, hidden, mask)
+            state = adapter.write(state, corrected[mask][None])
     return state
 
 
@@ -113,11 +113,11 @@ def test_registry_and_detection_describe_the_host(host: RemoteHost):
         assert memory.host.mask_module == host.multimodal_path
         assert memory.host.feature_arguments is not None
         assert host.feature_argument in memory.host.feature_arguments
-        assert memory.host.audio_mask is REMOTE[host.name].audio_mask
+        assert memory.host.find_mask is REMOTE[host.name].find_mask
 
 
 @BATCHES
-def test_the_residual_is_exactly_where_audio_lands_and_nowhere_while_decoding(
+def test_the_residual_is_exactly_at_audio_positions_and_never_in_decode_steps(
     route: Route, padding_side: str, clips: list[list[int]]
 ):
     model = route.host.build()
@@ -238,7 +238,7 @@ BEAMS = [ULTRAVOX, STEP_AUDIO_2, DESTA25, SALMONN_HOST]
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}], ids=str)
 @pytest.mark.parametrize("host", BEAMS, ids=lambda host: host.name)
 @torch.no_grad()
-def test_beams_write_once_per_prompt_what_greedy_writes(host: RemoteHost, options: dict[str, int]):
+def test_beams_write_once_per_prompt_the_same_as_greedy(host: RemoteHost, options: dict[str, int]):
     model, route = host.build(), Route(host, "generate")
     inputs, audio_mask = host.make_inputs(model, [[4], [3]], padding_side=host.batch_sides[0])
     memory = route.attach(model, LAYER, adapter=random_adapter())
@@ -255,7 +255,7 @@ def test_beams_write_once_per_prompt_what_greedy_writes(host: RemoteHost, option
 @pytest.mark.parametrize("host", [ULTRAVOX, STEP_AUDIO_2], ids=lambda host: host.name)
 @torch.no_grad()
 def test_beams_over_several_clips_in_a_prompt_are_refused(host: RemoteHost):
-    """generate() repeats the clips and not the prompts, so that the bare host gives a beam another beam's audio."""
+    """generate() repeats the clips and not the prompts, so that the host gives a beam the audio of another beam."""
     model = host.build()
     inputs, _ = host.make_inputs(model, [[4, 4]])
     memory = attach_memory(model, layer_idx=LAYER, adapter=random_adapter())
@@ -282,7 +282,7 @@ def test_ultravox_spans_may_come_with_embeddings():
 
 
 @torch.no_grad()
-def test_ultravox_goes_on_on_its_cache_with_spans_in_the_whole_prompt():
+def test_ultravox_continues_on_its_cache_with_spans_of_the_whole_prompt():
     model = ULTRAVOX.build()
     first, second = ULTRAVOX.prompt([6], seed=1), ULTRAVOX.prompt([5], seed=2)
     memory = attach_memory(model, layer_idx=LAYER, adapter=random_adapter())
@@ -301,7 +301,7 @@ def test_ultravox_goes_on_on_its_cache_with_spans_in_the_whole_prompt():
 
 @pytest.mark.parametrize("host", [ULTRAVOX, STEP_AUDIO_2], ids=lambda host: host.name)
 def test_hosts_that_merge_in_place_can_not_give_frozen_embeddings_a_gradient(host: RemoteHost):
-    """What transformers does for gradient checkpointing; the bare host raises."""
+    """What transformers does for gradient checkpointing; the host itself raises."""
     model = host.build().requires_grad_(False)
     model.enable_input_require_grads()
     with pytest.raises(RuntimeError, match="in-place"):
@@ -342,20 +342,20 @@ def test_kimi_audio_itself_has_batches_of_one_only():
 
 
 @torch.no_grad()
-def test_step_audio_2_itself_hears_in_generate_only_without_a_cache():
-    """transformers from 4.50 on makes it a cache that it never fills, and takes it for a sign of a later step."""
+def test_step_audio_2_itself_uses_audio_in_generate_only_without_a_cache():
+    """transformers since 4.50 passes it a cache that is never filled, which it takes for a sign of a later step."""
     model = STEP_AUDIO_2.build()
     one, other = (STEP_AUDIO_2.make_inputs(model, [[5]])[0] for _ in range(2))
     other["wavs"] = -other["wavs"]
-    heard = {}
+    used = {}
     for use_cache in (True, False):
         seen = []
         for inputs in (one, other):
             with trace_layers(STEP_AUDIO_2.layers(model)) as calls:
                 STEP_AUDIO_2.generate(model, inputs, use_cache=use_cache)
             seen.append(calls[0].hidden_in)
-        heard[use_cache] = not torch.equal(*seen)
-    assert heard == {True: False, False: True}
+        used[use_cache] = not torch.equal(*seen)
+    assert used == {True: False, False: True}
 
 
 def test_step_audio_2_lengths_are_those_of_its_convolutions():
@@ -368,7 +368,7 @@ def test_step_audio_2_lengths_are_those_of_its_convolutions():
 
 
 def test_step_audio_2_refuses_an_audio_start_without_a_clip():
-    """Where one is generated, the bare host fails: it looks for another clip."""
+    """If one is generated, the host itself fails, because it looks for another clip."""
     model = STEP_AUDIO_2.build()
     inputs, _ = STEP_AUDIO_2.make_inputs(model, [[5]])
     inputs["input_ids"][0, -1] = AUDIO_START_ID
@@ -379,23 +379,23 @@ def test_step_audio_2_refuses_an_audio_start_without_a_clip():
 
 
 def test_desta_placeholders_are_not_all_audio():
-    """They stand for the transcript too: a match of ids would take its words for sound."""
+    """They are also used for the transcript, so comparing ids would take its words for audio."""
     model, route = DESTA25.build(), Route(DESTA25, "forward")
     inputs, _ = DESTA25.make_inputs(model, [[4], [7, 2]])
     placeholders = inputs["input_ids"] == AUDIO_TOKEN_ID
-    heard = landing(route, model, [[4], [7, 2]], "left")
-    assert torch.equal(desta25_mask(inputs), heard)
-    assert (placeholders & ~heard).sum() == 4 + 7 + 2
-    assert not (heard & ~placeholders).any()
+    audio_at = landing(route, model, [[4], [7, 2]], "left")
+    assert torch.equal(desta25_mask(inputs), audio_at)
+    assert (placeholders & ~audio_at).sum() == 4 + 7 + 2
+    assert not (audio_at & ~placeholders).any()
 
 
-def test_desta_with_another_prompt_size_is_told_it():
+def test_desta_takes_another_prompt_size():
     inputs, _ = DESTA25.make_inputs(DESTA25.build(), [[4]])
     fewer = functools.partial(desta25_mask, prompt_size=10)
     with attach_memory(
-        DESTA25.build(), layer_idx=LAYER, host=HostSpec(hidden_size=WIDTH, audio_mask=fewer), config=small_config()
+        DESTA25.build(), layer_idx=LAYER, host=HostSpec(hidden_size=WIDTH, find_mask=fewer), config=small_config()
     ) as memory:
-        assert memory.host.audio_mask is fewer
+        assert memory.host.find_mask is fewer
     assert fewer(inputs).sum() == 10
     assert desta25_mask(inputs).sum() == PROMPT_SIZE
 

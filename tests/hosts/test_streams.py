@@ -1,4 +1,4 @@
-"""Hosts with parallel streams of hidden states between their layers: one is read and written, the others are let be."""
+"""Hosts with parallel streams of hidden states between layers: one is read and written, the others do not change."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ LAYER = 1
 
 @pytest.mark.parametrize("host", [host for host in HOSTS.values() if host.stream_idx is not None], ids=lambda h: h.name)
 @torch.no_grad()
-def test_the_residual_is_added_to_the_stream_that_the_next_layer_attends_to_and_to_no_other(host: TinyHost):
+def test_the_residual_is_added_only_to_the_stream_that_the_next_layer_attends_to(host: TinyHost):
     model = host.build(num_layers=3)
     inputs, audio_mask = host.make_inputs(model, [[4], [7]])
     with trace_layers(host.layers(model)) as bare:

@@ -1,4 +1,4 @@
-"""The support table says what is so, and every trap has a test that is named for it."""
+"""The tables of docs/hosts.md are right, and every trap has a test that is named after it."""
 
 import pytest
 import transformers
@@ -17,11 +17,11 @@ def test_all_families_and_conventions_are_under_test():
     assert here == (support.OLDEST if transformers.__version__ < "5" else FAMILIES.keys())
 
 
-def test_every_trap_has_a_test_that_is_named_for_it():
+def test_every_trap_has_a_test_with_its_number():
     assert {int(line.partition(".")[0]) for line in support.traps()} == set(range(1, TRAP_COUNT + 1))
 
 
-@pytest.mark.skipif(transformers.__version__ < "5", reason="the page is of the newest version")
-def test_the_page_of_hosts_is_as_made():
+@pytest.mark.skipif(transformers.__version__ < "5", reason="the page describes the newest version")
+def test_the_page_of_hosts_is_up_to_date():
     text = support.PAGE.read_text()
-    assert text == support.page(text), "python -m tests.hosts.support makes it anew"
+    assert text == support.page(text), "run python -m tests.hosts.support"

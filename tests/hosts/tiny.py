@@ -1,4 +1,4 @@
-"""How a tiny random model of an audio language model family is built and spoken to.
+"""How a tiny random model of an audio language model family is built, and how its inputs are made.
 
 A family is one `TinyHost` literal in `families/`. Everything else (placeholder runs, padding, masks, several clips in a
 prompt) is shared, so that a new family needs a config, a class and the way its audio features are passed.
@@ -52,9 +52,9 @@ CAPABILITIES = {
     "checkpointing": "gradient checkpointing",
     "hidden_states": "output_hidden_states that shows what a forward hook returned",
     "several_clips": "several clips in a prompt",
-    "batches": "a batch whose clips don't hear each other",
-    "clips_on_a_cache": "generate() that hears a second turn's clips on the KV cache of the first",
-    "input_grads": "a frozen host after enable_input_require_grads(), which re-entrant checkpointing wants",
+    "batches": "a batch whose clips don't affect each other",
+    "clips_on_a_cache": "generate() that uses a second turn's clips on the KV cache of the first",
+    "input_grads": "a frozen host after enable_input_require_grads(), which re-entrant checkpointing needs",
 }
 """What some hosts can't do, with or without a memory."""
 
@@ -66,7 +66,7 @@ class Prompt:
     Attributes:
         ids: (seq_len,) int64, placeholders already expanded to one id per audio token.
         feature_rows: the rows of the host's feature tensor, (mel_bins, frames) float32; one per clip, or per window.
-        filler: (seq_len,) bool, placeholders that no audio is behind; None: there are none.
+        filler: (seq_len,) bool, placeholders without audio; None: there are none.
     """
 
     ids: Tensor
@@ -75,7 +75,7 @@ class Prompt:
 
     @property
     def audio(self) -> Tensor:
-        """(seq_len,) bool, where audio stands."""
+        """(seq_len,) bool, where audio is."""
         placeholders = self.ids == AUDIO_TOKEN_ID
         return placeholders if self.filler is None else placeholders & ~self.filler
 
@@ -86,7 +86,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class TinyHost:
-    """How to build one family and how to speak to it.
+    """How to build one family and make its inputs.
 
     Attributes:
         name: the config's model_type.
@@ -99,14 +99,14 @@ class TinyHost:
         window_tokens: audio comes in windows of this many tokens, one feature row each; None: a row is a whole clip.
         time_marker_every: the processor writes a time marker, a text token, after this many of a clip's audio tokens.
         clip_fills: a clip takes this many audio tokens however short it is; the host itself pads its features.
-        pads_clips: of these tokens only as many as requested have audio behind them.
+        pads_clips: only as many of these tokens as requested have audio.
         token_types: name of the processor's output that is 3 at audio and 0 at text, (batch, seq_len).
         stream_idx: where hidden states are (streams, batch, seq_len, width), the stream that the next layer attends to.
         beside_embeddings: model and input_ids -> what `forward` needs beside the inputs_embeds of those ids.
         float32_modules: dotted paths of the modules that raise in float64.
         keeps_clips_together: generate() repeats all clips of a prompt for its beams; most hosts repeat each in place.
-        decodes_placeholder: False where the bare host itself raises when the placeholder id is generated.
-        cannot: what the bare host itself can't do, from `CAPABILITIES`; each is proven by a test on the bare host.
+        decodes_placeholder: False where the host itself raises when the placeholder id is generated.
+        cannot: what the host itself can't do, from `CAPABILITIES`; a test on the host without memory proves each.
     """
 
     name: str
@@ -138,13 +138,15 @@ class TinyHost:
         return hasattr(transformers, self.model_class)
 
     def build(self, dtype: torch.dtype = torch.float32, num_layers: int = 2, seed: int = 0) -> PreTrainedModel:
-        """A model in eval mode with weights large enough that every position feels every earlier one."""
+        """A model in eval mode with weights large enough that every position depends on every earlier one."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = getattr(transformers, self.model_class)(self.config(num_layers))
             _spread(model)
         if not self.decodes_placeholder:
-            model.generation_config.suppress_tokens = [AUDIO_TOKEN_ID]  # a trained model never says it, this one may
+            model.generation_config.suppress_tokens = [
+                AUDIO_TOKEN_ID
+            ]  # a trained model never generates it, this one may
         return model.to(dtype).eval()
 
     def clip_tokens(self, requested: int) -> int:
@@ -157,8 +159,8 @@ class TinyHost:
         """A random prompt: text, then clips with text between them, then text.
 
         Args:
-            clips: requested audio tokens of each clip, see `clip_tokens`; or of the parts of one clip, where the bare
-                host can't hear several.
+            clips: requested audio tokens of each clip, see `clip_tokens`; or of the parts of one clip, where the
+                host can't take several.
             text: number of text tokens before the first clip, between clips and after the last.
         """
         generator = torch.Generator().manual_seed(seed)
@@ -167,14 +169,14 @@ class TinyHost:
             return torch.randint(FIRST_TEXT_ID, LAST_TEXT_ID + 1, (count,), generator=generator)
 
         before, between, after = text
-        parts, rows, heard = [words(before)], [], []
+        parts, rows, has_audio = [words(before)], [], []
         if clips and "several_clips" in self.cannot:
             clips = [sum(clips)]
         for index, requested in enumerate(clips):
             if index:
                 parts.append(words(between))
             tokens = self.clip_tokens(requested)
-            heard.append(torch.arange(tokens) < (requested if self.pads_clips else tokens))
+            has_audio.append(torch.arange(tokens) < (requested if self.pads_clips else tokens))
             for run in torch.full((tokens,), AUDIO_TOKEN_ID).split(self.time_marker_every or tokens):
                 parts.append(run)
                 if len(run) == self.time_marker_every:
@@ -189,8 +191,8 @@ class TinyHost:
         parts.append(words(after))
         ids = torch.cat(parts)
         filler = torch.zeros_like(ids, dtype=torch.bool)
-        if heard:
-            filler[ids == AUDIO_TOKEN_ID] = ~torch.cat(heard)
+        if has_audio:
+            filler[ids == AUDIO_TOKEN_ID] = ~torch.cat(has_audio)
         return Prompt(ids, tuple(rows), filler)
 
     def collate(
@@ -239,7 +241,7 @@ class TinyHost:
 
 
 class PlainHost(nn.Module):
-    """A host without config, ids or features: nothing can be detected, the user must say it all."""
+    """A host without config, ids or features: nothing can be detected, so the user must pass everything."""
 
     def __init__(self, width: int = WIDTH, num_layers: int = 3, seed: int = 0, returns_tuple: bool = False):
         super().__init__()
@@ -265,7 +267,7 @@ class _PlainBlock(nn.Module):
         self.returns_tuple = returns_tuple
 
     def forward(self, hidden_states: Tensor) -> Tensor | tuple[Tensor, None]:
-        # The causal mean lets later positions feel earlier ones, as attention would.
+        # The causal mean makes later positions depend on earlier ones, as attention would.
         steps = torch.arange(1, hidden_states.shape[1] + 1, dtype=hidden_states.dtype)[:, None]
         hidden_states = hidden_states + torch.tanh(self.mix(hidden_states.cumsum(1) / steps))
         return (hidden_states, None) if self.returns_tuple else hidden_states
@@ -273,7 +275,7 @@ class _PlainBlock(nn.Module):
 
 @torch.no_grad()
 def _spread(model: nn.Module) -> None:
-    """Replaces the usual 0.02 initialisation, under which a tiny random model answers almost the same to any input."""
+    """Replace the usual 0.02 initialisation, with which a tiny random model answers almost the same to any input."""
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2 and "norm" not in name:
             fan_in = parameter.shape[-1] if "experts" in name else parameter[0].numel()  # experts are stacked

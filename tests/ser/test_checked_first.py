@@ -20,14 +20,15 @@ from mal_adapter.errors import (
     HostError,
     LabelError,
     MetricsError,
+    MissingDependencyError,
     SessionError,
     TrainingError,
     UninformativeDataWarning,
 )
 from mal_adapter.ser.dialogue import Dialogue, write_manifest
 from mal_adapter.ser.evaluation import AUDIT, Evaluation, evaluate
+from mal_adapter.ser.evaluation.report import write_report
 from mal_adapter.ser.recognizer import EmotionRecognizer
-from mal_adapter.ser.report import write_report
 from mal_adapter.ser.training import TrainingConfig, train_memory
 from tests.commands import mal_adapter
 from tests.ser.training_world import make_dialogues, make_recognizer
@@ -93,7 +94,7 @@ BOTH = {
 
 
 @pytest.mark.parametrize("case", BOTH)
-def test_dialogues_that_are_no_good_are_refused_first(demo, trainee, dialogues, forwards, tmp_path, case):
+def test_unusable_dialogues_are_refused_first(demo, trainee, dialogues, forwards, tmp_path, case):
     make, error, words = BOTH[case]
     with pytest.raises(error, match=words):
         evaluate(demo, make(dialogues), output=tmp_path / "out")
@@ -106,11 +107,11 @@ def test_dialogues_that_are_no_good_are_refused_first(demo, trainee, dialogues, 
     assert not (tmp_path / "out").exists()
 
 
-def test_all_that_is_wrong_is_in_one_error(demo, trainee, dialogues, forwards, tmp_path):
+def test_all_problems_are_in_one_error(demo, trainee, dialogues, forwards, tmp_path):
     bad = changed(dialogues, emotion=None)
     with pytest.raises(ConfigError) as caught:
         evaluate(demo, bad, output=tmp_path / "out", arms=["swapped"], batch_size=0, history=2.5, seed="x")
-    for words in ("5 problems: (1)", "'right'", "batch_size=0", "history=2.5", "seed='x'", "(5) no utterance"):
+    for words in ("5 problems: (1)", "'own'", "batch_size=0", "history=2.5", "seed='x'", "(5) no utterance"):
         assert words in str(caught.value)
     (tmp_path / "file").write_text("x")
     with pytest.raises(LabelError) as caught:
@@ -127,7 +128,7 @@ def test_all_that_is_wrong_is_in_one_error(demo, trainee, dialogues, forwards, t
 
 
 @pytest.mark.parametrize("value", ["8", 2.5, 0, -1, None, True])
-def test_numbers_that_are_none_are_refused_first(demo, dialogues, forwards, tmp_path, value):
+def test_invalid_numbers_are_refused_first(demo, dialogues, forwards, tmp_path, value):
     for name in ("batch_size", "history"):
         with pytest.raises(ConfigError, match=name):
             evaluate(demo, dialogues, output=tmp_path / "out", **{name: value})
@@ -136,13 +137,13 @@ def test_numbers_that_are_none_are_refused_first(demo, dialogues, forwards, tmp_
     assert forwards == []
 
 
-def test_arms_that_lack_what_they_need_are_refused_first(demo, dialogues, forwards, tmp_path):
+def test_arms_without_their_requirements_are_refused_first(demo, dialogues, forwards, tmp_path):
     monologues = changed(dialogues, speaker="?")
     for given, arms, words in (
-        (monologues, ["right", "told"], "no dialogue has two speakers"),
+        (monologues, ["own", "oracle_speakers"], "no dialogue has two speakers"),
         (dialogues[:1], None, "at least two"),
         (dialogues, "left", "arms are left"),
-        (dialogues, ["swapped"], "'right'"),
+        (dialogues, ["swapped"], "'own'"),
     ):
         with pytest.raises(ConfigError, match=words):
             evaluate(demo, given, output=tmp_path / "out", arms=arms)
@@ -152,8 +153,8 @@ def test_arms_that_lack_what_they_need_are_refused_first(demo, dialogues, forwar
 
 
 def test_without_memory_is_evaluated_as_the_host_alone(demo, dialogues, tmp_path):
-    assert evaluate(demo.without_memory(), dialogues[:1], output=tmp_path / "out").run["arms"] == ["bare"]
-    assert evaluate(demo, dialogues[:1], output=tmp_path / "one", arms="bare").run["arms"] == ["bare"]
+    assert evaluate(demo.without_memory(), dialogues[:1], output=tmp_path / "out").run["arms"] == ["host_only"]
+    assert evaluate(demo, dialogues[:1], output=tmp_path / "one", arms="host_only").run["arms"] == ["host_only"]
 
 
 def test_an_open_session_or_a_detached_memory_is_refused_first(demo, trainee, dialogues, forwards, tmp_path):
@@ -220,10 +221,10 @@ def test_a_folder_that_can_not_be_written_to_is_refused_first(demo, trainee, dia
     assert (tmp_path / "file").read_text() == "x"
 
 
-def test_a_training_never_ends_over_the_work_of_another(trainee, dialogues, forwards, tmp_path):
+def test_a_training_never_overwrites_another_one(trainee, dialogues, forwards, tmp_path):
     shutil.copytree(ADAPTER_FOLDER, tmp_path / "adapter")
     for resume in (False, True):
-        with pytest.raises(TrainingError, match="holds an adapter"):
+        with pytest.raises(TrainingError, match="has an adapter"):
             train_memory(trainee, dialogues, output=tmp_path / "adapter", resume=resume)
     shutil.copytree(HOST_FOLDER, tmp_path / "host")
     with pytest.raises(AdapterFormatError):
@@ -259,7 +260,7 @@ def test_settings_that_would_fail_later_are_refused_first(
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_of_labels_that_do_not_occur_teach_nothing(trainee, dialogues, forwards, tmp_path):
+def test_weights_of_labels_that_do_not_occur_have_no_effect(trainee, dialogues, forwards, tmp_path):
     known = {u.emotion for d in dialogues for u in d.utterances}
     weights = {name: float(name not in known) for name in EMOTIONS}
     assert any(weights.values())
@@ -270,20 +271,28 @@ def test_weights_of_labels_that_do_not_occur_teach_nothing(trainee, dialogues, f
 
 def without(monkeypatch, *packages):
     find = importlib.util.find_spec
-    for module in ("mal_adapter.ser.report", "mal_adapter.ser.training_checks"):
-        monkeypatch.setattr(f"{module}.find_spec", lambda name, *rest: None if name in packages else find(name, *rest))
+    monkeypatch.setattr(
+        "mal_adapter.extras.find_spec", lambda name, *rest: None if name in packages else find(name, *rest)
+    )
 
 
 def test_missing_packages_are_named_first_and_together(trainee, dialogues, forwards, tmp_path, monkeypatch):
     without(monkeypatch, "peft", "jinja2", "matplotlib")
-    with pytest.raises(TrainingError, match="peft"):
+    with pytest.raises(MissingDependencyError, match="peft"):
         train_memory(trainee, dialogues, output=tmp_path / "out", config=TrainingConfig(lora_rank=2))
     done = mal_adapter("evaluate", "test.jsonl", "--model", "/nowhere", "--output", tmp_path / "out")
-    assert "matplotlib, jinja2: pip install" in done.stderr
-    with pytest.raises(EvaluationError, match="jinja2"):
+    assert "matplotlib, jinja2, which are not installed: pip install 'mal-adapter[train]'" in done.stderr
+    with pytest.raises(MissingDependencyError, match="jinja2"):
         write_report(tmp_path / "out", [])
     assert forwards == []
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_a_missing_package(trainee, dialogues, forwards, tmp_path, monkeypatch):
+    monkeypatch.setattr("mal_adapter.ser.training.arguments.get_available_trackers", lambda: ["tensorboard"])
+    with pytest.raises(MissingDependencyError, match="pip install wandb"):
+        train_memory(trainee, dialogues, output=tmp_path / "out", log_with="wandb")
+    assert forwards == []
 
 
 def test_a_precision_that_this_process_can_not_change_to_is_typed(trainee, dialogues, forwards, tmp_path):
@@ -319,7 +328,7 @@ FAST = TrainingConfig(epochs=1, batch_size=8)
 @pytest.mark.parametrize(
     ("make", "words"), [(singles, "one utterance each"), (first_labelled, "first utterances alone")]
 )
-def test_dialogues_in_which_nothing_is_read_back_give_a_warning(demo, trainee, dialogues, tmp_path, make, words):
+def test_dialogues_in_which_the_memory_is_never_read_give_a_warning(demo, trainee, dialogues, tmp_path, make, words):
     AcceleratorState._reset_state()
     trainee.memory.adapter.load_state_dict(make_recognizer().memory.adapter.state_dict())
     with pytest.warns(UninformativeDataWarning, match=f"the training dialogues .*{words}"):
@@ -327,34 +336,36 @@ def test_dialogues_in_which_nothing_is_read_back_give_a_warning(demo, trainee, d
     with pytest.warns(UninformativeDataWarning, match=f"the dev dialogues .*{words}"):
         train_memory(trainee, dialogues, make(dialogues), output=tmp_path / "dev", config=FAST)
     with pytest.warns(UninformativeDataWarning, match=f"the dialogues .*{words}"):
-        evaluate(demo, make(dialogues), output=tmp_path / "eval", arms=["bare", "right"])
-    evaluate(demo, make(dialogues), output=tmp_path / "bare", arms=["bare"])  # no memory is asked about: no warning
+        evaluate(demo, make(dialogues), output=tmp_path / "eval", arms=["host_only", "own"])
+    evaluate(
+        demo, make(dialogues), output=tmp_path / "bare", arms=["host_only"]
+    )  # no memory is asked about: no warning
 
 
-def test_one_judged_utterance_with_a_past_is_enough(demo, dialogues, tmp_path):
+def test_one_labelled_utterance_with_a_past_gives_no_warning(demo, dialogues, tmp_path):
     some = [*singles(dialogues[:2]), dialogues[2]]
-    evaluate(demo, some, output=tmp_path / "out", arms=["bare", "right"])
+    evaluate(demo, some, output=tmp_path / "out", arms=["host_only", "own"])
     last = changed(dialogues, emotion=lambda u, k: u.emotion if k == 1 else None)
-    evaluate(demo, last, output=tmp_path / "last", arms=["bare", "right"])
+    evaluate(demo, last, output=tmp_path / "last", arms=["host_only", "own"])
 
 
 # ------------------------------------------------------------------------------------------ what only the run shows
 
 
-def test_a_complete_evaluation_is_read_where_the_sounds_are_gone(demo, tmp_path):
+def test_a_complete_evaluation_is_read_without_its_sound_files(demo, tmp_path):
     calls = make_dialogues(tmp_path / "calls", (2, 2))
-    first = evaluate(demo, calls, output=tmp_path / "out", arms=["bare"])
+    first = evaluate(demo, calls, output=tmp_path / "out", arms=["host_only"])
     shutil.rmtree(tmp_path / "calls")
-    assert evaluate(demo, calls, output=tmp_path / "out", arms=["bare"]).answers == first.answers
+    assert evaluate(demo, calls, output=tmp_path / "out", arms=["host_only"]).answers == first.answers
 
 
-def test_files_that_are_there_and_can_not_be_read_end_with_their_reason(demo, trainee, tmp_path):
+def test_files_that_exist_but_can_not_be_read_give_their_reason(demo, trainee, tmp_path):
     AcceleratorState._reset_state()
     calls = make_dialogues(tmp_path / "calls", (2, 2))
     for path in (tmp_path / "calls").glob("*.wav"):
         path.write_text("no sound")
-    evaluation = evaluate(demo, calls, output=tmp_path / "out", arms=["bare"])
-    with pytest.raises(MetricsError, match=r"not one labelled utterance was understood.*\.wav"):
+    evaluation = evaluate(demo, calls, output=tmp_path / "out", arms=["host_only"])
+    with pytest.raises(MetricsError, match=r"\.wav"):
         write_report(tmp_path / "report", [evaluation])
     with pytest.raises(TrainingError, match=r"nothing is learned: .*\.wav"):
         train_memory(trainee, calls, output=tmp_path / "trained", config=FAST)
@@ -379,6 +390,7 @@ def test_commands_refuse_what_they_can_before_a_model_is_loaded(dialogues, loade
     write_manifest(changed(dialogues, emotion="bored"), tmp_path / "bored.jsonl")
     write_manifest(gone(dialogues), tmp_path / "gone.jsonl")
     (tmp_path / "file").write_text("x")
+    (tmp_path / "settings.json").write_text('{"memory": {"width": 64}}')
     shutil.copytree(ADAPTER_FOLDER, tmp_path / "adapter")
     judge = ["--model", HOST_FOLDER, "--adapter", ADAPTER_FOLDER, "--device", "cpu"]
     learn = ["--model", HOST_FOLDER, "--layer", "1", "--device", "cpu"]
@@ -390,9 +402,12 @@ def test_commands_refuse_what_they_can_before_a_model_is_loaded(dialogues, loade
         "a label set needs": ["predict", tmp_path / "gone.jsonl", manifest, *judge, "--labels", "sad"],
         "there is no such file": ["predict", tmp_path / "gone.jsonl", *judge],
         "are missing": ["train", tmp_path / "gone.jsonl", *learn, *out],
-        "is a file and": ["train", manifest, *learn, "--output", tmp_path / "file"],
-        "holds an adapter": ["train", manifest, *learn, "--output", tmp_path / "adapter"],
+        "is a file, not a folder": ["train", manifest, *learn, "--output", tmp_path / "file"],
+        "has an adapter": ["train", manifest, *learn, "--output", tmp_path / "adapter"],
         "(7)": ["train", tmp_path / "bored.jsonl", *learn, *out, "--labels", "sad,happy"],
+        "arms are left": ["evaluate", manifest, *judge, *out, "--arms", "left"],
+        "'width'": ["train", manifest, *learn, *out, "--config", tmp_path / "settings.json"],
+        "of the dev dialogues": ["train", manifest, *learn, *out, "--dev", tmp_path / "bored.jsonl"],
     }.items():
         done = mal_adapter(*command)
         assert done.exit_code in (1, 2), (words, done.stderr)
@@ -411,49 +426,49 @@ def made(name, dialogues, **changes):
             "turn": k,
             "speaker": u.speaker,
             "truth": u.emotion,
-            "arms": {"right": dict.fromkeys(EMOTIONS, 0.25)},
+            "arms": {"own": dict.fromkeys(EMOTIONS, 0.25)},
         }
         for d in dialogues
         for k, u in enumerate(d.utterances, start=1)
     ]
-    return Evaluation(name, {"labels": list(EMOTIONS), "arms": ["right"], **changes}, answers)
+    return Evaluation(name, {"labels": list(EMOTIONS), "arms": ["own"], **changes}, answers)
 
 
 def test_other_systems_are_compared_with_the_dialogues_first(demo, dialogues, forwards):
-    from mal_adapter.ser.report import rival_problems
+    from mal_adapter.ser.evaluation.report import rival_problems
 
-    def told(*rivals):
+    def problems_of(*rivals):
         return [str(problem) for problem in rival_problems(dialogues, demo.labels, AUDIT, rivals)]
 
-    assert told(made("gru", dialogues)) == []
-    assert told(made("gru", changed(dialogues, emotion=lambda u, k: u.emotion if k else "sad")))
-    (problem,) = told(made("gru", dialogues[1:]))
+    assert problems_of(made("gru", dialogues)) == []
+    assert problems_of(made("gru", changed(dialogues, emotion=lambda u, k: u.emotion if k else "sad")))
+    (problem,) = problems_of(made("gru", dialogues[1:]))
     assert f"{dialogues[0].dialogue_id}/" in problem
     assert "not in it" in problem
-    (problem,) = told(made("bare", dialogues))
-    assert "'bare'" in problem
-    (problem,) = told(made("gru", dialogues), made("gru", dialogues))
+    (problem,) = problems_of(made("host_only", dialogues))
+    assert "'host_only'" in problem
+    (problem,) = problems_of(made("gru", dialogues), made("gru", dialogues))
     assert "'gru'" in problem
-    (problem,) = told(made("gru", dialogues, labels=[*EMOTIONS, "bored"]))
+    (problem,) = problems_of(made("gru", dialogues, labels=[*EMOTIONS, "bored"]))
     assert "bored" in problem
     assert forwards == []
 
 
-def test_evaluate_says_what_will_not_count(dialogues, tmp_path):
+def test_evaluate_prints_what_is_not_scored(dialogues, tmp_path):
     AcceleratorState._reset_state()
     some = [dialogues[0], *changed(dialogues[1:2], emotion="bored"), *gone(dialogues[2:])]
     write_manifest(some, tmp_path / "some.jsonl")
     done = mal_adapter(
         "evaluate", tmp_path / "some.jsonl", "--model", HOST_FOLDER, "--adapter", ADAPTER_FOLDER, "--output",
-        tmp_path / "out", "--arms", "bare,right", "--device", "cpu",
+        tmp_path / "out", "--arms", "host_only,own", "--device", "cpu",
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
-    assert "note: 2 utterances are 'bored', no label" in done.stderr
+    assert "note: 2 utterances are 'bored', which is not a label" in done.stderr
     assert "note: 2 of 7 sound files are missing" in done.stderr
     assert "fewer than 6 dialogues" in done.stderr
 
 
-def test_a_card_that_can_not_be_rewritten_is_known_first(dialogues, tmp_path):
+def test_a_card_that_can_not_be_written_is_refused_first(dialogues, tmp_path):
     AcceleratorState._reset_state()
     manifest = dialogues[0].utterances[0].audio.parent / "manifest.jsonl"
     shutil.copytree(ADAPTER_FOLDER, tmp_path / "adapter")

@@ -98,7 +98,7 @@ def test_every_reader_finds_clips_whose_names_were_made_upper_or_lower_case(make
 
 
 @pytest.mark.parametrize("make", [make_meld, make_emorynlp, make_m3ed])  # IEMOCAP's are codes between tabs
-def test_every_reader_takes_emotions_with_what_spreadsheets_add(make, tmp_path):
+def test_every_reader_accepts_emotions_with_characters_that_spreadsheets_add(make, tmp_path):
     name = make.__defaults__[2]
     for n, spelled in enumerate((f"\ufeff{name}", f"{name}\u00a0", f"{name}\u200b", name.upper(), f" {name} ")):
         assert the_utterance(make(tmp_path / str(n), emotion=spelled)(tmp_path / str(n))).emotion == name.lower()
@@ -210,7 +210,7 @@ def test_two_manifests_that_look_the_same(tmp_path):
         read_corpus(tmp_path)
 
 
-def test_a_clip_that_a_manifest_names_in_another_letter_case_is_no_missing_clip(tmp_path):
+def test_a_clip_named_in_another_letter_case_is_found(tmp_path):
     manifest(tmp_path / "train.jsonl", ["a", "b"])
     (tmp_path / "wav" / "0.wav").rename(tmp_path / "wav" / "0.WAV")
     corpus = read_corpus(tmp_path)

@@ -45,7 +45,7 @@ def dialogue_lists(draw, folder):
 
 @given(data=st.data())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_is_written_is_read_back(data, tmp_path):
+def test_written_dialogues_are_read_back(data, tmp_path):
     dialogues = data.draw(dialogue_lists(tmp_path))
     write_manifest(dialogues, tmp_path / "m.jsonl")
     assert read_manifest(tmp_path / "m.jsonl") == dialogues
@@ -69,7 +69,7 @@ def test_interleaved_dialogues_with_bom_crlf_and_blank_lines_read_the_same(data,
 
 @given(line=st.binary(max_size=60).filter(lambda line: line.strip()))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_rubbish_is_a_manifest_error(line, tmp_path):
+def test_random_content_is_a_manifest_error(line, tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_bytes(line)
     with pytest.raises(ManifestError, match=r"m\.jsonl"):
@@ -144,7 +144,7 @@ def test_a_manifest_may_have_any_name_that_a_file_may_have(tmp_path):
     assert read_manifest(tmp_path / f"{'m' * 249}.jsonl") == dialogues
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_and_no_temporary_files(tmp_path, monkeypatch):
     path = tmp_path / "m.jsonl"
     dialogue = Dialogue("d", (Utterance("d", "0", "A", tmp_path / "0.wav"),))
     write_manifest([dialogue], path)
@@ -171,7 +171,7 @@ def test_a_manifest_has_the_permissions_of_any_new_file(tmp_path):
     assert stat.S_IMODE((tmp_path / "m.jsonl").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
-def test_a_dialogue_holds_its_own_utterances_once():
+def test_a_dialogue_has_only_its_own_utterances_each_once():
     mine, other = Utterance("d", "0", "A", Path("0.wav")), Utterance("e", "0", "A", Path("0.wav"))
     assert Dialogue("d", [mine]).utterances == (mine,)
     for utterances, message in [((), "no utterances"), ((mine, other), "of dialogue 'e'"), ((mine, mine), "twice")]:

@@ -3,8 +3,9 @@
 import pytest
 
 from mal_adapter.errors import LabelError
-from mal_adapter.ser.labels import DEMO, EMORYNLP, IEMOCAP_4, IEMOCAP_6, M3ED, MELD, LabelScorer, LabelSet
-from mal_adapter.ser.task import choose_task
+from mal_adapter.ser.labels import DEMO, EMORYNLP, IEMOCAP_4, IEMOCAP_6, M3ED, MELD, LabelSet
+from mal_adapter.ser.recognizer.prompt import choose_task
+from mal_adapter.ser.recognizer.scoring import LabelScorer
 
 
 def test_lookup_ignores_case_and_surrounding_space():
@@ -38,8 +39,8 @@ def test_a_label_set_is_a_value():
         (("a", ""), {}, "non-empty string"),
         (("a", "A "), {}, "same label"),
         (("a", "b"), {"x": "c"}, "leads to 'c'; expected one of a, b"),
-        (("a", "b"), {"A": "b"}, "stands for 'a' already"),
-        (("a", "b"), {"x": "a", "X": "b"}, "stands for 'a' already"),
+        (("a", "b"), {"A": "b"}, "is a name of 'a' already"),
+        (("a", "b"), {"x": "a", "X": "b"}, "is a name of 'a' already"),
     ],
 )
 def test_bad_label_sets_say_what_is_wrong(names, aliases, message):
@@ -47,12 +48,12 @@ def test_bad_label_sets_say_what_is_wrong(names, aliases, message):
         LabelSet(names, aliases)
 
 
-def test_a_single_string_is_no_task_either():
+def test_a_single_string_is_not_a_list_of_labels():
     with pytest.raises(LabelError, match="single string"):
         choose_task(None, "sad")
 
 
-def test_labels_that_the_host_can_not_tell_apart(processor):
+def test_labels_that_the_host_can_not_distinguish(processor):
     tokenizer = processor.tokenizer
     with pytest.raises(LabelError, match="end-of-sequence"):
         LabelScorer(tokenizer, LabelSet(("sad", "sadness")), "", end_ids=[])

@@ -10,17 +10,17 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mal_adapter.card import AdapterCard
 from mal_adapter.errors import AudioError, ConfigError, LabelError, ManifestError
-from mal_adapter.ser.audio import load_waveform
-from mal_adapter.ser.backward import class_weights
-from mal_adapter.ser.colors import emotion_colors
 from mal_adapter.ser.dialogue import Dialogue, Utterance, read_manifest, write_manifest
+from mal_adapter.ser.evaluation.colors import emotion_colors
 from mal_adapter.ser.labels import LabelSet, emotions_that_occur
 from mal_adapter.ser.names import cleaned, composed, folded, label_keys, natural
 from mal_adapter.ser.paths import existing_path, existing_sound, paths_alike
-from mal_adapter.ser.task import choose_task
-from mal_adapter.ser.training_config import TrainingConfig
+from mal_adapter.ser.recognizer.audio import load_waveform
+from mal_adapter.ser.recognizer.prompt import choose_task
+from mal_adapter.ser.training.config import TrainingConfig
+from mal_adapter.ser.training.loss import class_weights
+from mal_adapter.serialization.metadata import AdapterMetadata
 
 NFC, NFD = (lambda text: unicodedata.normalize("NFC", text)), (lambda text: unicodedata.normalize("NFD", text))
 #: French, German, Vietnamese, Korean (syllables are letters of the alphabet on macOS), Japanese, and a singleton.
@@ -45,7 +45,7 @@ def test_a_label_set_knows_its_names_in_either_form(word, set_form, asked_form):
 
 def test_an_alias_may_lead_to_its_name_in_any_spelling():
     assert LabelSet(("énervé", "calme"), {"fâché": NFD("énervé"), "zen": "CALME"}).lookup(NFD("fâché")) == "énervé"
-    with pytest.raises(LabelError, match="leads to 'énervé', but stands for 'calme' already"):
+    with pytest.raises(LabelError, match="leads to 'énervé', but is a name of 'calme' already"):
         LabelSet(("énervé", "calme"), {NFD("fâché"): "calme", NFC("fâché"): "énervé"})
 
 
@@ -63,14 +63,14 @@ def test_an_alias_may_lead_to_its_name_in_any_spelling():
         "ＳＡＤ",
     ],
 )
-def test_what_can_not_be_seen_and_the_width_of_letters_make_no_difference(spelled):
+def test_invisible_characters_and_the_width_of_letters_make_no_difference(spelled):
     labels = LabelSet(("neutral", "sad"))
     assert labels.lookup(spelled) == "sad"
     with pytest.raises(LabelError, match="same label"):
         LabelSet(("sad", spelled))
 
 
-def test_names_are_kept_as_they_are_seen():
+def test_names_are_kept_without_invisible_characters():
     assert LabelSet(("\ufeffvery\u00a0 sad\u200b", " calm ")).names == ("very sad", "calm")
     # A joiner within a Persian word, or in an emoji, is part of its spelling; without it, it is the same word.
     persian, emoji = "بی\u200cتفاوت", "🙂\u200d↔\ufe0f"
@@ -81,19 +81,19 @@ def test_names_are_kept_as_they_are_seen():
 
 
 @pytest.mark.parametrize("name", ["sad\x00", "\x1b[31msad", "\ud83d", "sad\x7f"])
-def test_what_can_not_be_printed_is_named(name):
+def test_an_unprintable_character_is_named(name):
     with pytest.raises(LabelError, match=r"unprintable character U\+"):
         LabelSet((name, "calm"))
 
 
 @pytest.mark.parametrize("name", ["\u200b", "\ufeff", "\u00a0", " \t"])
-def test_a_name_of_nothing_that_is_seen_is_empty(name):
+def test_a_name_of_invisible_characters_is_empty(name):
     with pytest.raises(LabelError, match="non-empty"):
         LabelSet((name, "calm"))
     assert name not in LabelSet(("sad", "calm"))
 
 
-def test_letter_case_by_unicode_and_as_turkish_has_it():
+def test_letter_case_by_unicode_and_in_turkish():
     german = LabelSet(("spaß", "größe"))
     assert [german.lookup(name) for name in ("SPASS", "SPAẞ", "Größe", NFD("GRÖẞE"))] == ["spaß"] * 2 + ["größe"] * 2
     turkish = LabelSet(("kızgın", "iğrenme"))
@@ -125,7 +125,7 @@ def test_keys_do_not_depend_on_the_form(text):
 
 
 @given(names=st.lists(texts, min_size=2, max_size=4))
-def test_a_label_set_finds_its_own_names_or_says_why_it_is_none(names):
+def test_a_label_set_finds_its_own_names_or_is_refused(names):
     try:
         labels = LabelSet(tuple(names))
     except LabelError:
@@ -135,7 +135,7 @@ def test_a_label_set_finds_its_own_names_or_says_why_it_is_none(names):
         assert labels.names[place] == cleaned(name)
 
 
-def test_emotions_that_occur_are_each_there_once():
+def test_each_emotion_that_occurs_is_listed_once():
     found = emotions_that_occur(
         ["énervé", NFD("énervé"), "Énervé ", "sad", None, "", "\u200b", "\ufeffsad", "KIZGIN", "kızgın"]
     )
@@ -167,7 +167,7 @@ def test_a_class_does_not_become_context_in_training():
 
 def test_a_card_of_another_tool():
     task = {"labels": [NFD("énervé"), "calme"], "prompt": "?", "aliases": {NFD("fâché"): "énervé"}}
-    labels, _ = choose_task(AdapterCard(layer_idx=0, task=task))
+    labels, _ = choose_task(AdapterMetadata(layer_idx=0, task=task))
     assert labels.names == ("énervé", "calme")
     assert labels.lookup("fâché") == "énervé"
 
@@ -212,7 +212,7 @@ def sound(path):
 
 
 def keeps_forms(folder) -> bool:
-    """Whether the file system tells é from e and an accent, and a from A, as Linux's do."""
+    """Whether the file system distinguishes é from e and an accent, and a from A, as on Linux."""
     (folder / "é").touch()
     return not (folder / NFD("é")).exists() and not (folder / "É").exists()
 
@@ -240,7 +240,7 @@ def test_a_manifest_with_the_backslashes_of_windows(tmp_path):
     record = {"dialogue_id": "d", "utterance_id": "0", "speaker": "A", "audio": "données\\wav\\0.wav"}
     (dialogue,) = read_manifest(lines(tmp_path / "m.jsonl", record))
     assert os.path.samefile(dialogue.utterances[0].audio, path)
-    if os.sep == "/":  # where a backslash may be part of a name, a file of that name is meant
+    if os.sep == "/":  # where a backslash may be part of a name, it is the name of a file
         exact = sound(tmp_path / "données\\wav\\0.wav")
         assert read_manifest(tmp_path / "m.jsonl")[0].utterances[0].audio == exact
 

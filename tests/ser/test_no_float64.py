@@ -6,7 +6,7 @@ from accelerate.state import AcceleratorState
 from torch.utils._python_dispatch import _disable_current_modes
 
 from mal_adapter.ser.evaluation import evaluate
-from mal_adapter.ser.prompt import AudioPrompt
+from mal_adapter.ser.recognizer.prompt import AudioPrompt
 from tests.no_float64 import NoFloat64
 from tests.ser.training_world import make_dialogues, make_recognizer, parameters_of, run
 

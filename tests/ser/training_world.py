@@ -1,6 +1,6 @@
-"""A training run small enough to be repeated many times: the demo's host, a few short dialogues, a narrow memory.
+"""A small training run that tests can repeat many times: the demo's host, a few short dialogues, a narrow memory.
 
-Here and not in a test file, so that other processes can import it.
+It is not in a test file, so that other processes can import it.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
 from mal_adapter.ser.training import TrainingConfig, train_memory
 
-#: Turns of the dialogues; of unlike length, so that rows drop out.
+#: Turns of the dialogues; of different lengths, so that they end one after the other.
 LENGTHS = (4, 2, 3, 5, 3, 2)
 FAST = TrainingConfig(
     epochs=2, batch_size=2, side_by_side=2, window=3, learning_rate=1e-2, checkpoint_every=1, patience=None
@@ -33,12 +33,18 @@ def make_dialogues(folder: Path, lengths: Sequence[int] = LENGTHS, split: str = 
 
 
 def make_recognizer(
-    *, dropout: float = 0.0, seed: int = 0, random: bool = False, labels: Sequence[str] = EMOTIONS, prompt: str = PROMPT
+    *,
+    dropout: float = 0.0,
+    seed: int = 0,
+    random: bool = False,
+    labels: Sequence[str] = EMOTIONS,
+    prompt: str = PROMPT,
+    width: int = 16,
 ) -> EmotionRecognizer:
-    """With a memory that is fresh, or has `random` parameters and so makes a difference."""
+    """A recogniser with a fresh memory, or with one whose `random` parameters change the scores."""
     model, processor = load_host(str(HOST_FOLDER))
     torch.manual_seed(seed)
-    config = MemoryConfig(hidden_size=96, memory_dim=16, num_heads=2, chunk_size=8, dropout=dropout)
+    config = MemoryConfig(hidden_size=96, memory_dim=width, num_heads=2, chunk_size=8, dropout=dropout)
     memory = attach_memory(model, LAYER_IDX, config=config)
     if random:
         with torch.no_grad():
@@ -52,21 +58,21 @@ def parameters_of(recognizer: EmotionRecognizer) -> dict[str, Tensor]:
 
 
 def run(output: Path, train: Sequence[Dialogue], dev: Sequence[Dialogue] = (), *, resume=False, dropout=0.2, **changes):
-    """One run from the same beginning each time; returns its recogniser and report."""
-    AcceleratorState._reset_state()  # accelerate refuses another precision than the process began with
-    # Each process draws first weights of its own, as where nobody has set a seed; the first one's count.
+    """Run once, from the same initial weights each time; return recogniser and report."""
+    AcceleratorState._reset_state()  # accelerate refuses a second precision in one process
+    # Each process has other initial weights, as without a seed; those of the first process are used.
     recognizer = make_recognizer(dropout=dropout, seed=1 + int(os.environ.get("RANK", "0")))
     config = dataclasses.replace(FAST, **changes)
     return recognizer, train_memory(recognizer, train, dev, output=output, config=config, resume=resume)
 
 
 def run_until_killed(output: Path, train: Sequence[Dialogue], dev: Sequence[Dialogue], killed_at: int, changes) -> None:
-    """Resumes, and dies by SIGKILL at the `killed_at`-th call of what saving or a step is made of."""
-    import mal_adapter.atomic
+    """Resume, and kill the process by SIGKILL at the `killed_at`-th call of a function that saving or a step uses."""
+    import mal_adapter.serialization.atomic
 
     calls = 0
 
-    def dying(function):
+    def kill_at(function):
         def wrapper(*args, **kwargs):
             nonlocal calls
             calls += 1
@@ -76,9 +82,9 @@ def run_until_killed(output: Path, train: Sequence[Dialogue], dev: Sequence[Dial
 
         return wrapper
 
-    # Before a file's bytes are safe, before they are in place, before a gradient and in the middle of a step.
-    mal_adapter.atomic.os.fsync = dying(os.fsync)
-    mal_adapter.atomic.os.replace = dying(os.replace)
-    torch.optim.AdamW.step = dying(torch.optim.AdamW.step)
-    torch.Tensor.backward = dying(torch.Tensor.backward)
+    # Before a file is flushed, before it is renamed, before a gradient, and in the middle of a step.
+    mal_adapter.serialization.atomic.os.fsync = kill_at(os.fsync)
+    mal_adapter.serialization.atomic.os.replace = kill_at(os.replace)
+    torch.optim.AdamW.step = kill_at(torch.optim.AdamW.step)
+    torch.Tensor.backward = kill_at(torch.Tensor.backward)
     run(output, train, dev, resume=True, **changes)

@@ -1,4 +1,4 @@
-"""States that can be told apart, and counting up in a store as several writers would."""
+"""States that differ in every number, and counting up in a store as several writers do."""
 
 import torch
 
@@ -8,7 +8,7 @@ from mal_adapter.stores import SessionStore
 
 
 def state_of(utterances: int, width: int = 4, fingerprint: str | None = "adapter-1") -> MemoryState:
-    """A state of two layers whose every number follows from `utterances`; any mixture of two is found out."""
+    """A state of two layers whose every number follows from `utterances`; a mixture of two is found."""
     generator = torch.Generator().manual_seed(utterances)
     shapes = [(1, 2, width, width + 1), (1, 2, width + 1, width)]
     weights, momentum = (tuple(torch.randn(s, generator=generator) for s in shapes) for _ in range(2))
@@ -17,7 +17,7 @@ def state_of(utterances: int, width: int = 4, fingerprint: str | None = "adapter
 
 
 def count_up(store: SessionStore, session_id: str, times: int) -> int:
-    """Add `times` utterances to a session, one by one and each anew after a conflict. Returns how many there were."""
+    """Add `times` utterances to a session, one by one, and again after a conflict. Returns the number of conflicts."""
     conflicts = 0
     while times:
         stored = store.get(session_id)

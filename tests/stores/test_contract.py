@@ -1,6 +1,5 @@
-"""What every store promises, on every store."""
+"""The contract of session stores, on every store."""
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from mal_adapter.errors import ConfigError, SessionConflictError, SessionError
 from mal_adapter.stores import SessionStore
+from tests.stores.passing_time import let_time_pass
 from tests.stores.states import count_up, state_of
 
 MakeStore = Callable[..., SessionStore]
@@ -27,7 +27,7 @@ def test_a_round_trip_keeps_every_bit(make_store: MakeStore, fingerprint: str | 
     assert stored.version == version
 
 
-def test_there_is_nothing_under_another_id(make_store: MakeStore):
+def test_another_id_has_no_state(make_store: MakeStore):
     store = make_store()
     store.put("call", state_of(1))
     assert store.get("Call") is None
@@ -35,7 +35,7 @@ def test_there_is_nothing_under_another_id(make_store: MakeStore):
     assert not store.drop("cal")
 
 
-def test_a_session_goes_on_from_put_to_put(make_store: MakeStore):
+def test_a_session_continues_from_put_to_put(make_store: MakeStore):
     store, version = make_store(), None
     for i in range(1, 6):
         version = store.put("call", state_of(i), version)
@@ -43,7 +43,7 @@ def test_a_session_goes_on_from_put_to_put(make_store: MakeStore):
 
 
 @pytest.mark.parametrize("version", ["stale", "made up", None])
-def test_a_put_on_what_one_has_not_seen_conflicts_and_theirs_stays(make_store: MakeStore, version: str | None):
+def test_a_put_with_another_version_conflicts_and_the_saved_state_stays(make_store: MakeStore, version: str | None):
     store = make_store()
     stale = store.put("call", state_of(1))
     theirs = store.put("call", state_of(2), stale)
@@ -53,7 +53,7 @@ def test_a_put_on_what_one_has_not_seen_conflicts_and_theirs_stays(make_store: M
     assert store.put("call", state_of(4), theirs)
 
 
-def test_a_dropped_session_is_gone_and_begins_anew_without_conflict(make_store: MakeStore):
+def test_writing_to_a_dropped_session_starts_a_new_one_without_conflict(make_store: MakeStore):
     store = make_store()
     version = store.put("call", state_of(1))
     assert store.drop("call")
@@ -64,11 +64,13 @@ def test_a_dropped_session_is_gone_and_begins_anew_without_conflict(make_store: 
     assert store.get("call").state.equals(state_of(2))
 
 
-def test_an_expired_session_is_gone_and_begins_anew_without_conflict(make_store: MakeStore):
-    store = make_store(ttl_s=0.2)
+def test_writing_to_an_expired_session_starts_a_new_one_without_conflict(make_store: MakeStore):
+    store = make_store(ttl_s=60)
     version = store.put("call", state_of(1))
     store.put("other", state_of(1))
-    time.sleep(0.3)
+    let_time_pass(store, 59)
+    assert sorted(store) == ["call", "other"]
+    let_time_pass(store, 1)
     assert store.get("call") is None
     assert list(store) == []
     assert not store.drop("other")
@@ -76,10 +78,10 @@ def test_an_expired_session_is_gone_and_begins_anew_without_conflict(make_store:
 
 
 def test_a_put_keeps_a_session_from_expiring(make_store: MakeStore):
-    store, version = make_store(ttl_s=1.0), None
+    store, version = make_store(ttl_s=60), None
     for i in range(1, 6):
         version = store.put("call", state_of(i), version)
-        time.sleep(0.3)
+        let_time_pass(store, 40)
     assert store.get("call").state.equals(state_of(5))
 
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from mal_adapter import MemoryState
-from mal_adapter.atomic import TEMPORARY_PREFIX
 from mal_adapter.errors import SessionConflictError, StateFormatError, StoreError
+from mal_adapter.serialization.atomic import TEMPORARY_PREFIX
 from mal_adapter.stores import FolderStore
 from tests.stores.states import state_of
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mal_adapter import MemoryState
-from mal_adapter.atomic import TEMPORARY_PREFIX
 from mal_adapter.errors import SessionError, StoreError
+from mal_adapter.serialization.atomic import TEMPORARY_PREFIX
 from mal_adapter.stores import FolderStore
 from mal_adapter.stores.folder import LOCK_NAME
-from mal_adapter.stores.names import file_name, session_id_of
+from mal_adapter.stores.folder_files import file_name, session_id_of
 from tests.stores.states import state_of
 
 
@@ -132,5 +132,5 @@ def test_a_fork_while_the_lock_is_held_does_not_keep_it(tmp_path: Path):
 def test_a_file_in_the_folders_place_is_a_store_error(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"")
     for folder in (tmp_path / "file", tmp_path / "file" / "sessions"):
-        with pytest.raises(StoreError, match="a file is where a folder should be"):
+        with pytest.raises(StoreError, match="it is a file and not a folder"):
             FolderStore(folder)

@@ -1,4 +1,4 @@
-"""RedisStore: how it connects, what lies in Redis, and what it does not tell."""
+"""RedisStore: how it connects, what it writes to Redis, and that its messages show no secret."""
 
 import subprocess
 import sys
@@ -129,7 +129,7 @@ def test_a_client_that_decodes_is_refused():
         RedisStore("redis://host?decode_responses=1")
 
 
-def test_redis_is_imported_by_who_uses_it_and_named_where_it_is_missing():
+def test_redis_is_imported_when_it_is_used_and_named_when_it_is_missing():
     code = """
 import sys
 from mal_adapter.stores import open_store
@@ -138,4 +138,5 @@ sys.modules["redis"] = None  # as if it were not installed
 open_store("redis://host")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "StoreError: sessions in Redis need redis-py: pip install 'mal-adapter[redis]'" in done.stderr
+    assert "MissingDependencyError" in done.stderr
+    assert "pip install 'mal-adapter[redis]'" in done.stderr

@@ -114,7 +114,7 @@ def test_a_cluster_keeps_sessions_on_all_of_its_nodes(cluster: RedisCluster):
     assert PASSWORD not in repr(store)
 
 
-def test_a_node_that_does_not_know_the_script_is_told(cluster: RedisCluster):
+def test_a_node_that_does_not_know_the_script_gets_it(cluster: RedisCluster):
     """A replica that was promoted, or a server that was started again."""
     store = RedisStore(cluster_client(cluster), "script:")
     versions = [store.put(str(i), state_of(i)) for i in range(10)]
@@ -229,14 +229,14 @@ def refused(server: RedisServer) -> dict[str, tuple[Any, str]]:
     plain = redis.Redis(port=server.port, password=PASSWORD)
     pool = redis.ConnectionPool.from_url(server.url)
     manager = redis.sentinel.Sentinel([("127.0.0.1", 1)])
-    awaited = "redis.asyncio, whose answers must be awaited.*give a redis.Redis"
+    awaited = "redis.asyncio, but a store calls its client synchronously.*give a redis.Redis"
     return {
         "asyncio": (redis.asyncio.Redis(), awaited),
         "asyncio url": (redis.asyncio.Redis.from_url(server.url), awaited),
         "asyncio cluster": (redis.asyncio.RedisCluster("127.0.0.1"), awaited),
         "asyncio sentinel": (redis.asyncio.Sentinel([("127.0.0.1", 1)]).master_for("calls"), awaited),
         "asyncio pool": (redis.asyncio.ConnectionPool(), awaited),
-        "pipeline": (plain.pipeline(), "until execute.*the client that made it"),
+        "pipeline": (plain.pipeline(), "until execute.*give its client"),
         "transaction": (plain.pipeline(transaction=True), "until execute"),
         "pubsub": (plain.pubsub(), "give a URL, a redis.Redis"),
         "pool": (pool, r"give redis\.Redis\(connection_pool=pool\)"),
@@ -254,8 +254,8 @@ def refused(server: RedisServer) -> dict[str, tuple[Any, str]]:
         "bytes": (server.url.encode(), "bytes; give a URL"),
         "number": (6379, "give a URL"),
         "other library": (Elsewhere(), "Elsewhere; give a URL, a redis.Redis or a redis.RedisCluster.*Valkey"),
-        "unknown option": (f"{server.url}?nosuch=1", "names that redis-py gives them"),
-        "wrong option": (f"rediss://:{PASSWORD}@127.0.0.1?ssl_cert_reqs=maybe", "can't be understood"),
+        "unknown option": (f"{server.url}?nosuch=1", "redis-py's names"),
+        "wrong option": (f"rediss://:{PASSWORD}@127.0.0.1?ssl_cert_reqs=maybe", "the Redis URL is not valid"),
     }
 
 
@@ -283,7 +283,7 @@ def test_a_cluster_that_was_never_reached_has_words_all_the_same():
     client.encoder = redis.Redis().get_encoder()
     store = RedisStore(client)
     assert "RedisCluster" in repr(store)
-    with pytest.raises(StoreError, match="can't read sessions in what a RedisCluster leads to"):
+    with pytest.raises(StoreError, match="can't read sessions in the server of a RedisCluster"):
         store.get("call")
 
 
@@ -300,13 +300,13 @@ def test_the_prefix_is_a_string(server: RedisServer):
         ("  \n", "empty"),
         (None, "NoneType"),
         (6379, "int"),
-        ("redis:/host", "redis://, with two slashes"),
-        ("redis:host:6379", "redis://, with two slashes"),
-        ("redis+sentinel://host/calls", r"for a cluster or Sentinels give RedisStore\(client\)"),
+        ("redis:/host", "redis://, two slashes"),
+        ("redis:host:6379", "redis://, two slashes"),
+        ("redis+sentinel://host/calls", r"for a cluster or Sentinel give RedisStore\(client\)"),
         ("redis-cluster://host", r"give RedisStore\(client\)"),
     ],
 )
-def test_a_place_that_is_none_makes_no_folder(
+def test_a_place_that_is_not_valid_makes_no_folder(
     place: Any, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
@@ -324,7 +324,7 @@ def test_a_url_out_of_an_environment_variable_may_have_spaces_around_it():
 
 
 class Refusing(CredentialProvider):
-    """A token server that is away, and says too much."""
+    """A token server that can't be reached, and whose error has a secret in it."""
 
     def __init__(self) -> None:
         self.secret = "t0p-s3cret"
@@ -355,7 +355,7 @@ def test_a_user_who_may_not_write_is_not_named(server: RedisServer):
         client.acl_setuser("al1ce", enabled=True, passwords=["+s3same"], keys="*", commands=["+get", "+client"])
     store = RedisStore(redis.Redis(port=server.port, username="al1ce", password="s3same"))
     assert store.get("nobody's") is None
-    with pytest.raises(StoreError, match="what they may do") as caught:
+    with pytest.raises(StoreError, match="their permissions") as caught:
         store.put("nobody's", state_of(1))
     assert "al1ce" not in "".join(traceback.format_exception(caught.value))
 

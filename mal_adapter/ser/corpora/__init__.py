@@ -1,4 +1,4 @@
-"""Readers of corpora: each gives dialogues per split, and a report of what is missing.
+"""Readers of corpora. Each returns dialogues per split, and a report of what is missing.
 
 from mal_adapter.ser.corpora import read_corpus
 corpus = read_corpus("meld", "MELD.Raw")
@@ -42,17 +42,17 @@ READERS: dict[str, Callable[..., Corpus]] = {
 def read_corpus(
     name: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, labels: LabelSet | None = None
 ) -> Corpus:
-    """Reads a corpus by its name, or manifests by their path.
+    """Read a corpus by its name, or manifests by their path.
 
     Args:
-        name: "meld", "iemocap", "emorynlp" or "m3ed", each with `root`; or without `root` the path of a manifest or of
-            a folder of manifests.
-        root: the folder of the corpus.
-        labels: None is the corpus's own label set, for IEMOCAP that of four classes.
+        name: "meld", "iemocap", "emorynlp" or "m3ed", each with `root`; or, without `root`, the path of a manifest or
+            of a folder of manifests.
+        root: The folder of the corpus.
+        labels: The corpus's own label set unless given; for IEMOCAP that of four classes.
 
     Raises:
-        CorpusError: the name is not known, the corpus needs `root`, or can't be read from it.
-        ManifestError: a manifest is not understood.
+        CorpusError: The name is not known, the corpus needs `root`, or can't be read from it.
+        ManifestError: A manifest has a wrong line.
 
     Example:
         >>> read_corpus("mled", "MELD.Raw")

@@ -1,4 +1,4 @@
-"""What every reader returns: dialogues per split, and a report of what was left out or differs from the published."""
+"""The result of every reader: dialogues per split, and a report of gaps and of deviations from published counts."""
 
 import warnings
 from collections import Counter
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from mal_adapter.errors import CorpusError, IncompleteCorpusWarning
 from mal_adapter.ser.corpora.folder import problem_of_clip
@@ -16,18 +17,18 @@ from mal_adapter.ser.progress import progress_bar
 
 __all__ = ["Corpus", "CorpusReport", "Counts", "Row", "assemble"]
 
-#: How many names a message shows of a longer list.
+#: How many names of a list a message shows.
 SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of one split. None where nothing was published.
+    """Counts of one split. None if no count was published.
 
     Args:
-        dialogues: in the annotations.
-        utterances: in the annotations, those without a label and those without audio too.
-        labelled: those of them whose emotion is in the label set.
+        dialogues: Dialogues in the annotations.
+        utterances: Utterances in the annotations, including those without a label or without audio.
+        labelled: Utterances whose emotion is in the label set.
     """
 
     dialogues: int | None = None
@@ -37,14 +38,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class CorpusReport:
-    """What a reader found, beside what was published. `print(report)` shows it.
+    """The counts of a reader beside the published ones, and what was left out. `print(report)` shows it.
 
     Args:
-        found: split -> counts of the annotations, before anything was left out; "total" sums them up.
-        published: split -> counts to be expected.
+        found: Split -> counts of the annotations, before anything was left out. "total" has the sums.
+        published: Split -> published counts.
         left_out: "split/clip" -> why the utterance is not in its dialogue.
-        known: those of `left_out` that are missing or broken in the release itself.
-        notes: everything else that was odd, in sentences.
+        known: Keys of `left_out` that are missing or damaged in the release itself.
+        notes: Other irregularities, in sentences.
     """
 
     found: Mapping[str, Counts]
@@ -55,7 +56,7 @@ class CorpusReport:
 
     @property
     def deviations(self) -> tuple[str, ...]:
-        """Where counts of the annotations differ from the published ones, in sentences."""
+        """Differences between the counts of the annotations and the published ones, in sentences."""
         sentences = []
         for split, expected in self.published.items():
             for name in ("dialogues", "utterances", "labelled"):
@@ -67,11 +68,11 @@ class CorpusReport:
 
     @property
     def complete(self) -> bool:
-        """Whether all counts are the published ones and only clips that the release lacks itself were left out."""
+        """Whether all counts are the published ones, and only clips that the release itself lacks were left out."""
         return not (self.deviations or self.notes or set(self.left_out) - self.known)
 
     def summary(self) -> str:
-        """One line: how much is missing, and the first few names."""
+        """One line: how much is missing, with the first few names."""
         unexpected = [f"{name} ({reason})" for name, reason in self.left_out.items() if name not in self.known]
         parts = [*self.notes, *self.deviations]
         if unexpected:
@@ -94,10 +95,10 @@ class Corpus:
     """The dialogues of a corpus, ready for training.
 
     Args:
-        name: of the corpus.
-        labels: the label set in whose names all emotions are given.
-        splits: split -> dialogues. An emotion of None marks an utterance that is context only.
-        report: what was left out or differs from what was published.
+        name: The name of the corpus.
+        labels: The label set. All emotions are among its names.
+        splits: Split -> dialogues. An utterance whose emotion is None is context only.
+        report: What was left out, and how the counts differ from the published ones.
 
     Example:
         >>> turn = Utterance("call-42", "0", "A", "0.wav", emotion="sad")
@@ -121,21 +122,21 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Row:
-    """One utterance as the annotations have it.
+    """One utterance of the annotations.
 
     Args:
-        dialogue_id: unique in the whole corpus.
-        utterance_id: unique in the dialogue.
-        order: where it stands: rows are sorted by it, first by dialogue.
-        speaker: may be empty.
-        text: may be empty.
-        emotion: as annotated; may be empty.
-        clip: the name under which its audio was looked for.
-        audio: the sound file, None if it was not found.
-        start_s, end_s: which part of the file, in seconds; None is all of it.
+        dialogue_id: Unique in the whole corpus.
+        utterance_id: Unique in the dialogue.
+        order: The key by which rows are sorted; the dialogue comes first in it.
+        speaker: May be empty.
+        text: May be empty.
+        emotion: The annotated one; may be empty.
+        clip: The name of its audio, without suffix.
+        audio: The sound file; None if it was not found.
+        start_s, end_s: The part of the file, in seconds; None for the start or the end of the file.
 
     Raises:
-        TypeError: what should be text is something else.
+        TypeError: A field that should be text is not.
     """
 
     dialogue_id: str
@@ -150,7 +151,7 @@ class Row:
     end_s: float | None = None
 
     def __post_init__(self) -> None:
-        # Annotations in JSON may hold anything; what is wrong has to be told of the file, not of an utterance later.
+        # Annotations in JSON may have any type. An error here names the file; a later one would name an utterance.
         for name in ("dialogue_id", "utterance_id", "speaker", "text", "emotion", "clip"):
             value: object = getattr(self, name)
             if not isinstance(value, str) or "\0" in value or (name.endswith("_id") and not value):
@@ -171,89 +172,118 @@ def assemble(
     broken: Mapping[str, str] | None = None,
     notes: Iterable[str] = (),
 ) -> Corpus:
-    """Dialogues from rows: sorted, labelled, without those that can not be heard.
+    """Make dialogues of rows: sorted, labelled, and without utterances whose audio is missing or unusable.
 
     Args:
-        name: of the corpus.
-        labels: emotions in it are given in its names; others become None.
-        rows: split -> rows in any order.
-        own: the label set to which the published numbers of labelled utterances refer.
-        annotated: all emotions that the corpus is known to use; any other is noted.
-        published: split or "total" -> counts.
-        looked_for: how clips are named and where they were looked for, for the message if there are none.
-        broken: "split/clip" -> why clips of the release can't be used. They are left out wherever they come from.
-        notes: what the reader found odd itself.
+        name: The name of the corpus.
+        labels: The label set. Emotions become names of it; others become None.
+        rows: Split -> rows in any order.
+        own: The label set of the published numbers of labelled utterances.
+        annotated: All emotions that the corpus is known to use; any other is noted.
+        published: Split or "total" -> counts.
+        looked_for: How clips are named and where they were looked for; for messages about missing audio.
+        broken: "split/clip" -> why a clip of the release can't be used. These are always left out.
+        notes: Irregularities that the reader found itself.
 
     Raises:
-        CorpusError: no utterance has audio.
+        CorpusError: No utterance has audio.
 
     Warns:
-        IncompleteCorpusWarning: clips are missing, counts differ, labels or rows are odd.
+        IncompleteCorpusWarning: Clips are missing, counts differ, or labels or rows are irregular.
     """
-    native = {label_keys(emotion)[0] for emotion in annotated}
-    found: dict[str, Counts] = {}
-    splits: dict[str, tuple[Dialogue, ...]] = {}
-    left_out: dict[str, str] = {}
-    unknown: Counter[str] = Counter()
-    all_notes = list(notes)
     broken = broken or {}
-    for split, unsorted in rows.items():
-        dialogues, repeated = _in_order(unsorted)
-        if repeated:
-            all_notes.append(
-                f"{len(repeated)} rows of {split} are repeated, of which the first is kept: {_shown(repeated)}"
-            )
-        kept = []
-        labelled = 0
-        # Looking at thousands of files takes its time on a network's disk.
-        for dialogue_id, turns in progress_bar(
-            dialogues.items(), desc=f"checking {split}", unit="dialogue", leave=False
-        ):
-            utterances = []
-            for row in turns.values():
-                emotion = labels.lookup(row.emotion) if row.emotion in labels else None
-                labelled += emotion is not None
-                if emotion is None and row.emotion and label_keys(row.emotion)[0] not in native:
-                    unknown[row.emotion] += 1
-                key = f"{split}/{row.clip}"
-                reason = broken.get(key) or problem_of_clip(row.audio)
-                if reason or row.audio is None:
-                    left_out[key] = reason or ""
-                    continue
-                utterances.append(
-                    Utterance(
-                        dialogue_id, row.utterance_id, row.speaker.strip() or "unknown", row.audio,
-                        row.start_s, row.end_s, row.text.strip() or None, emotion,
-                    )
-                )  # fmt: skip
-            if utterances:
-                kept.append(Dialogue(dialogue_id, tuple(utterances)))
-        found[split] = Counts(len(dialogues), sum(map(len, dialogues.values())), labelled)
-        splits[split] = tuple(kept)
-    if not any(splits.values()):
+    parts = {
+        split: _read_split(split, in_any_order, labels, {label_keys(emotion)[0] for emotion in annotated}, broken)
+        for split, in_any_order in rows.items()
+    }
+    if not any(part.dialogues for part in parts.values()):
         raise CorpusError(f"{name}: no utterance has audio; looked for {looked_for}")
-    for split in [split for split, dialogues in splits.items() if not dialogues]:
-        all_notes.append(f"the split {split} has no audio at all; looked for {looked_for}")
-    if shared := _in_several(splits):
-        all_notes.append(f"{len(shared)} dialogue ids are in more than one split: {_shown(shared)}")
-    if unknown:
-        labels_shown = [f"{label!r} ({count})" for label, count in unknown.most_common()]
-        all_notes.append(
-            f"emotions neither in the label set nor known of {name} were taken as unlabelled: {_shown(labels_shown)}"
-        )
+    found = {split: part.counts for split, part in parts.items()}
     found["total"] = Counts(
-        *(sum(getattr(counts, part) for counts in found.values()) for part in ("dialogues", "utterances", "labelled"))
+        *(sum(getattr(counts, kind) for counts in found.values()) for kind in ("dialogues", "utterances", "labelled"))
     )
     if labels != own:
         published = {split: replace(counts, labelled=None) for split, counts in published.items()}
-    report = CorpusReport(found, published, left_out, frozenset(broken), tuple(all_notes))
+    left_out = {key: reason for part in parts.values() for key, reason in part.left_out.items()}
+    all_notes = (*notes, *_notes(name, parts, looked_for))
+    report = CorpusReport(found, published, left_out, frozenset(broken), all_notes)
     if not report.complete:
         warnings.warn(f"{name}: {report.summary()}", IncompleteCorpusWarning, stacklevel=3)
-    return Corpus(name, labels, MappingProxyType(splits), report)
+    return Corpus(name, labels, MappingProxyType({split: part.dialogues for split, part in parts.items()}), report)
+
+
+class _Split(NamedTuple):
+    """One split of a corpus.
+
+    Attributes:
+        dialogues: Those with audio.
+        counts: Of the annotations, before anything is left out.
+        left_out: "split/clip" -> why the utterance is not in its dialogue.
+        repeated: Rows of which an earlier one has the same ids.
+        unknown: Emotions neither in the label set nor known of the corpus -> how many rows have them.
+    """
+
+    dialogues: tuple[Dialogue, ...]
+    counts: Counts
+    left_out: dict[str, str]
+    repeated: list[str]
+    unknown: Counter[str]
+
+
+def _read_split(
+    split: str, rows: Iterable[Row], labels: LabelSet, annotated: set[str], broken: Mapping[str, str]
+) -> _Split:
+    """Sort and label the rows of one split, and leave out those without usable audio."""
+    dialogues, repeated = _in_order(rows)
+    kept: list[Dialogue] = []
+    left_out: dict[str, str] = {}
+    unknown: Counter[str] = Counter()
+    labelled = 0
+    # Checking thousands of files takes long on a network disk.
+    for dialogue_id, turns in progress_bar(dialogues.items(), desc=f"checking {split}", unit="dialogue", leave=False):
+        utterances = []
+        for row in turns.values():
+            emotion = labels.lookup(row.emotion) if row.emotion in labels else None
+            labelled += emotion is not None
+            if emotion is None and row.emotion and label_keys(row.emotion)[0] not in annotated:
+                unknown[row.emotion] += 1
+            key = f"{split}/{row.clip}"
+            reason = broken.get(key) or problem_of_clip(row.audio)
+            if reason or row.audio is None:
+                left_out[key] = reason or ""
+                continue
+            utterances.append(
+                Utterance(
+                    dialogue_id, row.utterance_id, row.speaker.strip() or "unknown", row.audio,
+                    row.start_s, row.end_s, row.text.strip() or None, emotion,
+                )
+            )  # fmt: skip
+        if utterances:
+            kept.append(Dialogue(dialogue_id, tuple(utterances)))
+    counts = Counts(len(dialogues), sum(map(len, dialogues.values())), labelled)
+    return _Split(tuple(kept), counts, left_out, repeated, unknown)
+
+
+def _notes(name: str, parts: Mapping[str, _Split], looked_for: str) -> Iterator[str]:
+    """Irregularities of the rows of all splits, in sentences."""
+    for split, part in parts.items():
+        if part.repeated:
+            yield (
+                f"{len(part.repeated)} rows of {split} are repeated, of which the first is kept: "
+                f"{_shown(part.repeated)}"
+            )
+    for split, part in parts.items():
+        if not part.dialogues:
+            yield f"the split {split} has no audio at all; looked for {looked_for}"
+    if shared := _in_several({split: part.dialogues for split, part in parts.items()}):
+        yield f"{len(shared)} dialogue ids are in more than one split: {_shown(shared)}"
+    if unknown := sum((part.unknown for part in parts.values()), Counter()):
+        counted = [f"{label!r} ({count})" for label, count in unknown.most_common()]
+        yield f"emotions neither in the label set nor known of {name} were taken as unlabelled: {_shown(counted)}"
 
 
 def _in_order(rows: Iterable[Row]) -> tuple[dict[str, dict[str, Row]], list[str]]:
-    """Dialogue id -> utterance id -> row, as they were spoken, and which rows repeat an earlier one."""
+    """(Dialogue id -> utterance id -> row, in the order spoken; the rows that repeat an earlier one)."""
     dialogues: dict[str, dict[str, Row]] = {}
     repeated: list[str] = []
     for row in sorted(rows, key=lambda row: row.order):
@@ -265,7 +295,7 @@ def _in_order(rows: Iterable[Row]) -> tuple[dict[str, dict[str, Row]], list[str]
 
 
 def _in_several(splits: Mapping[str, tuple[Dialogue, ...]]) -> list[str]:
-    """The dialogue ids that more than one split has, each with its splits."""
+    """The dialogue ids that are in more than one split, each with its splits."""
     places: dict[str, list[str]] = {}
     for split, dialogues in splits.items():
         for dialogue in dialogues:

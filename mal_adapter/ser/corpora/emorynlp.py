@@ -18,34 +18,34 @@ TABLES = {"train": "emorynlp_train_final.csv", "dev": "emorynlp_dev_final.csv", 
 ORIGINALS = {
     "train": "emotion-detection-trn.json", "dev": "emotion-detection-dev.json", "test": "emotion-detection-tst.json",
 }  # fmt: skip
-#: The times of the CSVs are those of the episode, which a clip no longer has, so they are not read.
+#: The CSVs' times refer to the episode and not to the clip, so they are not read.
 COLUMNS = ("Utterance", "Speaker", "Emotion", "Scene_ID", "Utterance_ID", "Season", "Episode")
-#: Scenes and utterances of the JSON files, from their README. The CSVs are a part of them, without published numbers.
+#: Scenes and utterances of the JSON files, from their README. The CSVs have a part of them; no counts are published.
 PUBLISHED = {"train": Counts(713, 9934, 9934), "dev": Counts(99, 1344, 1344), "test": Counts(85, 1328, 1328)}
 
 _ID = re.compile(r"s(\d+)_e(\d+)_c(\d+)_u(\d+)")
 
 
 def read_emorynlp(root: str | os.PathLike[str], labels: LabelSet = EMORYNLP) -> Corpus:
-    """Reads EmoryNLP: MELD's CSVs of it, or else the original JSON files, and the clips that were cut for the CSVs.
+    """Read EmoryNLP: MELD's CSVs of it, or else the original JSON files, and the clips that were cut for the CSVs.
 
-    Clips are found by name wherever they lie below `root`: `sea{Season}_ep{Episode}_sc{Scene_ID}_utt{Utterance_ID}`, as
-    WAV, FLAC, OGG, MP3, M4A or MP4. A scene is a dialogue; ids are those of the JSON files, "s01_e02_c03" for the
-    dialogue. With the JSON files, utterances for which no clip was cut are left out and reported.
+    Clips are found by name in any folder below `root`: `sea{Season}_ep{Episode}_sc{Scene_ID}_utt{Utterance_ID}`, as
+    WAV, FLAC, OGG, MP3, M4A or MP4. A scene is a dialogue. Ids are those of the JSON files, "s01_e02_c03" for a
+    dialogue. With the JSON files, utterances without a clip are left out and reported.
 
     Args:
-        root: the folder with the annotations and the clips.
-        labels: emotions outside of it become None.
+        root: The folder with the annotations and the clips.
+        labels: The label set; other emotions become None.
 
     Returns:
-        The splits train, dev and test, those whose annotations are there.
+        The splits train, dev and test, as far as their annotations exist.
 
     Raises:
-        CorpusError: no annotations or no clip is there, or their format is another. The message says what was looked
-            for.
+        CorpusError: There are no annotations or no clips, or the format is another one. The message says what was
+            looked for.
 
     Warns:
-        IncompleteCorpusWarning: a split or clips are missing, or the counts differ from the published ones.
+        IncompleteCorpusWarning: A split or clips are missing, or the counts differ from the published ones.
 
     Example:
         >>> import tempfile
@@ -56,7 +56,7 @@ def read_emorynlp(root: str | os.PathLike[str], labels: LabelSet = EMORYNLP) -> 
     folder = Folder(root)
     names = {**TABLES, **{f"{split} (original)": name for split, name in ORIGINALS.items()}}
     found = folder.find(names, source="github.com/declare-lab/MELD, data/emorynlp, or github.com/emorynlp")
-    clips = folder.clips(by_split=False)  # the splits have different episodes, so names do not repeat
+    clips = folder.clips(by_split=False)  # the splits have different episodes, so no name is in two
     from_tables = any(split in found for split in TABLES)
     rows: dict[str, list[Row]] = {}
     for split in TABLES:
@@ -120,9 +120,9 @@ def _row(numbers: list[int], speaker: str, text: str, emotion: str, clips: Clips
 
 
 def _speaker(given: Any) -> str:
-    """Names of a list, or of a list written as text, as the CSVs have it."""
+    """The names in a list, or in a list written as text, as in the CSVs."""
     names = given
     if isinstance(given, str):
-        with contextlib.suppress(ValueError, SyntaxError):  # a plain name is taken as it is
+        with contextlib.suppress(ValueError, SyntaxError):  # a plain name is used as it is
             names = ast.literal_eval(given)
     return ", ".join(str(name) for name in names) if isinstance(names, list) else str(given or "")

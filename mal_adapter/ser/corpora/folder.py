@@ -1,4 +1,4 @@
-"""The files of a corpus: found by name below a folder, clips told apart by split, tables read in any encoding."""
+"""The files of a corpus: finding files and clips by name, and reading tables and text."""
 
 import contextlib
 import csv
@@ -12,27 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from mal_adapter.errors import AudioError, AudioFormatError, CorpusError
-from mal_adapter.ser.audio import sound_info
 from mal_adapter.ser.names import cleaned, composed, folded, natural
 from mal_adapter.ser.paths import existing_path, existing_sound, paths_alike
+from mal_adapter.ser.recognizer.audio import sound_info
 
 __all__ = [
     "Clips",
     "Folder",
-    "below",
     "clean_text",
     "existing_folder",
     "files_in",
+    "find_below",
+    "only_one",
     "problem_of_clip",
     "read_json",
     "read_lines",
     "read_table",
-    "the_one",
 ]
 
-#: Sound files by suffix; of several formats of one clip the first here is taken, since soundfile reads it.
+#: The suffixes of sound files. If a clip has several formats, the first here is used, since soundfile reads it.
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".mp4")
-#: Words in the names of folders that say which split lies below.
+#: Words in the names of folders -> the split that is in the folder.
 SPLIT_WORDS = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 
 
@@ -40,7 +40,7 @@ def existing_folder(root: str | os.PathLike[str]) -> Path:
     """The path, if it is a folder.
 
     Raises:
-        CorpusError: it is not.
+        CorpusError: It is not a folder.
     """
     path = existing_path(Path(root))
     if not path.is_dir():
@@ -48,38 +48,38 @@ def existing_folder(root: str | os.PathLike[str]) -> Path:
     return path
 
 
-def below(folder: Path, *names: str) -> Path | None:
-    """The file or folder `folder/name/name…`, in whatever letter case and Unicode form; None if there is none.
+def find_below(folder: Path, *names: str) -> Path | None:
+    """The file or folder `folder/name/name…`, in any letter case and Unicode form; None if there is none.
 
     Raises:
-        CorpusError: there are several.
+        CorpusError: There are several.
     """
     found = paths_alike(folder.joinpath(*names))
-    return the_one(found) if found else None
+    return only_one(found) if found else None
 
 
 def files_in(folder: Path, suffix: str) -> list[Path]:
-    """The files directly in a folder whose suffix is this one in whatever letter case, in natural order.
+    """The files directly in a folder with this suffix in any letter case, in natural order.
 
     Raises:
-        CorpusError: two differ in letter case or Unicode form alone.
+        CorpusError: The names of two files differ only in letter case or Unicode form.
     """
     names: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix.casefold() == suffix and not path.name.startswith(".") and path.is_file():
             names.setdefault(folded(path.name), []).append(path)
-    return sorted(map(the_one, names.values()), key=lambda path: natural(composed(path.name)))
+    return sorted(map(only_one, names.values()), key=lambda path: natural(composed(path.name)))
 
 
-def the_one(paths: Sequence[Path], stem: str | None = None) -> Path:
-    """The one of several paths whose names look the same, which is no question if they hold the same.
+def only_one(paths: Sequence[Path], stem: str | None = None) -> Path:
+    """The first of several paths whose names look the same, if all have the same content.
 
     Args:
-        paths: at least one.
-        stem: the name that was looked for, without suffix: the paths that are written exactly so win.
+        paths: At least one.
+        stem: The name that was looked for, without suffix. Paths with exactly this name are preferred.
 
     Raises:
-        CorpusError: they differ. The message names two.
+        CorpusError: The contents differ. The message names two paths.
     """
     first, *others = [path for path in paths if path.stem == stem] or paths
     for other in others:
@@ -95,7 +95,7 @@ class Clips:
     """The sound files of a corpus, found by name.
 
     Args:
-        files: (split, file), those nearest to the root first; the split is "" where names don't repeat.
+        files: (split, file), those nearest to the root first. The split is "" if no name is in two splits.
     """
 
     def __init__(self, files: Iterable[tuple[str, Path]]) -> None:
@@ -104,28 +104,28 @@ class Clips:
             self._files.setdefault((split, folded(path.stem)), []).append(path)
 
     def find(self, stem: str, split: str = "") -> Path | None:
-        """The clip of this name without suffix, in whatever letter case, Unicode form and format, or None.
+        """The clip with this name (without suffix), in any letter case, Unicode form and format; or None.
 
         Raises:
-            CorpusError: two in one folder differ in letter case or Unicode form alone.
+            CorpusError: The names of two files in one folder differ only in letter case or Unicode form.
         """
         files = self._files.get((split, folded(stem)))
         if not files:
             return None
-        # Of several formats the one that soundfile reads best, then of several folders the nearest to the root.
+        # The format that soundfile reads best; then the folder nearest to the root.
         best = min(files, key=lambda path: SUFFIXES.index(path.suffix.casefold()))
         alike = [p for p in files if p.parent == best.parent and p.suffix.casefold() == best.suffix.casefold()]
-        return the_one(alike, stem)
+        return only_one(alike, stem)
 
 
 class Folder:
-    """All files below a folder, listed once. Links are followed; hidden files and macOS's `._` files are not seen.
+    """All files below a folder, listed once. Links are followed. Hidden files, macOS's `._` files too, are ignored.
 
     Args:
-        root: the folder.
+        root: The folder.
 
     Raises:
-        CorpusError: there is no such folder.
+        CorpusError: There is no such folder.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -134,7 +134,7 @@ class Folder:
         seen: set[str] = set()
         for folder, folders, names in os.walk(self.root, followlinks=True):
             real = os.path.realpath(folder)
-            if real in seen:  # a link back up would be walked for ever
+            if real in seen:  # a link to a folder above would be followed for ever
                 folders.clear()
                 continue
             seen.add(real)
@@ -143,18 +143,18 @@ class Folder:
         self._files.sort(key=lambda path: (len(path.parts), path))
 
     def find(self, names: Mapping[str, str], *, source: str) -> dict[str, Path]:
-        """The files of these names, the ones nearest to the root first.
+        """Find files by name. Of several files with a name, the one nearest to the root is used.
 
         Args:
-            names: key -> name of the file.
-            source: where the files come from, for the message.
+            names: Key -> name of the file.
+            source: Where to get the files, for the message.
 
         Returns:
-            key -> path, for those that are there; at least one.
+            Key -> path, for the files that exist; at least one.
 
         Raises:
-            CorpusError: none is there, or two in one folder differ in letter case or Unicode form alone. The message
-                says what was looked for, and where.
+            CorpusError: None of the files exists, or the names of two in one folder differ only in letter case or
+                Unicode form. The message says what was looked for, and where.
         """
         alike: dict[str, list[Path]] = {}
         for path in self._files:
@@ -162,7 +162,7 @@ class Folder:
                 if folded(path.name) == folded(name):
                     alike.setdefault(key, []).append(path)
         found = {
-            key: the_one([path for path in paths if path.parent == paths[0].parent], Path(names[key]).stem)
+            key: only_one([path for path in paths if path.parent == paths[0].parent], Path(names[key]).stem)
             for key, paths in alike.items()
         }
         if not found:
@@ -176,9 +176,9 @@ class Folder:
         """The sound files, by split and name.
 
         Args:
-            by_split: whether names repeat between the splits. A file then counts only for the split that the nearest
-                folder above it names: the clip that is missing from one split must not be taken from another. Without,
-                the split is always "".
+            by_split: Whether the same name may be in several splits. A file then counts only for the split that the
+                nearest folder above it names, so that a clip that is missing in one split is not taken from another.
+                If False, the split is always "".
         """
         sounds = [path for path in self._files if path.suffix.casefold() in SUFFIXES]
         splits = [self._split_of(path) if by_split else "" for path in sounds]
@@ -193,7 +193,7 @@ class Folder:
 
 
 def problem_of_clip(path: Path | None) -> str | None:
-    """Why a clip can't be heard, as far as its header tells; None if it seems to be fine. It is not decoded."""
+    """Why the audio of a clip is unusable, by its size and header; None if they are right. It is not decoded."""
     if path is None:
         return "there is no such clip"
     try:
@@ -212,10 +212,10 @@ def problem_of_clip(path: Path | None) -> str | None:
 
 
 def read_table(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file, UTF-8 or cp1252, as column -> text; columns that were not asked for are dropped.
+    """The rows of a CSV file, UTF-8 or cp1252, as column -> text; other columns are dropped.
 
     Raises:
-        CorpusError: a column is missing, or the file can not be read.
+        CorpusError: A column is missing, or the file can not be read.
     """
     columns = list(columns)
     reader = csv.reader(io.StringIO(_decoded(path), newline=""), strict=False)
@@ -245,7 +245,7 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        CorpusError: it can not be read.
+        CorpusError: The file can not be read.
     """
     try:
         return json.loads(_decoded(path))
@@ -254,17 +254,17 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, UTF-8 or cp1252, without the blanks around them.
+    """The lines of a text file, UTF-8 or cp1252, without blanks at their ends.
 
     Raises:
-        CorpusError: it can not be read.
+        CorpusError: The file can not be read.
     """
-    # Neither splitlines() nor strip() alone: cp1252's ellipsis, \x85, is the end of a line and a space to them.
+    # Not splitlines() nor strip(): cp1252's ellipsis, \x85, is the end of a line or a space to them.
     return [line.strip(" \t\n") for line in io.StringIO(_decoded(path), newline=None)]
 
 
 def clean_text(text: str) -> str:
-    """Text as it was meant: Windows punctuation that passed through Latin-1, or UTF-8 that passed through cp1252.
+    """Repair text: Windows punctuation that was decoded as Latin-1, or UTF-8 that was decoded as cp1252.
 
     Example:
         >>> clean_text("You\\x92re a genius"), clean_text("Youâ€™re a genius")
@@ -289,4 +289,4 @@ def _decoded(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return data.decode("latin-1")  # clean_text makes cp1252 of it, also where bytes have no meaning there
+        return data.decode("latin-1")  # clean_text makes cp1252 of it, also of bytes that cp1252 does not define

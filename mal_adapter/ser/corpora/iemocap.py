@@ -6,19 +6,19 @@ from pathlib import Path
 
 from mal_adapter.errors import CorpusError
 from mal_adapter.ser.corpora.corpus import Corpus, Counts, Row, assemble
-from mal_adapter.ser.corpora.folder import Clips, Folder, below, clean_text, existing_folder, files_in, read_lines
+from mal_adapter.ser.corpora.folder import Clips, Folder, clean_text, existing_folder, files_in, find_below, read_lines
 from mal_adapter.ser.labels import IEMOCAP_4, IEMOCAP_6, LabelSet
 from mal_adapter.ser.names import natural
 
 __all__ = ["read_iemocap"]
 
-#: The codes of EmoEvaluation; xxx is where the annotators did not agree.
+#: The codes of EmoEvaluation; xxx means that the annotators did not agree.
 CODES = ("neu", "hap", "exc", "ang", "sad", "fru", "sur", "fea", "dis", "oth", "xxx")
 SESSIONS = range(1, 6)
-#: Of 151 dialogues with 10 039 utterances in EmoEvaluation, those in four classes.
+#: The utterances in four classes, of the 151 dialogues with 10 039 utterances in EmoEvaluation.
 LABELLED_4 = {"session1": 1085, "session2": 1023, "session3": 1151, "session4": 1031, "session5": 1241, "total": 5531}
-#: 595 hap, 1084 sad, 1708 neu, 1103 ang, 1041 exc, 1849 fru. Work on conversations often quotes 7433,
-#: which is not what EmoEvaluation has.
+#: 595 hap, 1084 sad, 1708 neu, 1103 ang, 1041 exc, 1849 fru. Papers on conversations often give 7433, which is not the
+#: number in EmoEvaluation.
 LABELLED_6 = 7380
 
 _LINE = re.compile(r"\[\s*(\d+\.?\d*)\s*-\s*(\d+\.?\d*)\s*\]\s+(Ses\w+)\s+(\w+)\s+\[")
@@ -26,14 +26,14 @@ _TRANSCRIPT = re.compile(r"(Ses\w+)\s*\[[^\]]*\]\s*:?\s*(.*)")
 
 
 def read_iemocap(root: str | os.PathLike[str], labels: LabelSet = IEMOCAP_4) -> Corpus:
-    """Reads IEMOCAP: the labels of EmoEvaluation, the wave files of single sentences, and the transcripts.
+    """Read IEMOCAP: the labels of EmoEvaluation, the wave files of single sentences, and the transcripts.
 
-    Clips are found by name below `sentences/wav`, as WAV, FLAC, OGG, MP3, M4A or MP4, in whatever letter case.
-    Utterances are in the order in which they begin. All of EmoEvaluation's are kept, those outside of the label set as
-    context with an emotion of None.
+    Clips are found by name below `sentences/wav`, as WAV, FLAC, OGG, MP3, M4A or MP4, in any letter case. Utterances
+    are ordered by their start. All utterances of EmoEvaluation are kept; those with another emotion than the labels are
+    context, with an emotion of None.
 
     Args:
-        root: the folder with `Session1` to `Session5`, or the one above it.
+        root: The folder with `Session1` to `Session5`, or the one above it.
         labels: `IEMOCAP_4` (excited counts as happy) or `IEMOCAP_6`.
 
     Returns:
@@ -41,10 +41,10 @@ def read_iemocap(root: str | os.PathLike[str], labels: LabelSet = IEMOCAP_4) -> 
         gender, such as "Ses01F".
 
     Raises:
-        CorpusError: there are no sessions, or no clips. The message says what was looked for.
+        CorpusError: There are no sessions, or no clips. The message says what was looked for.
 
     Warns:
-        IncompleteCorpusWarning: a session or clips are missing, or the counts differ from the published ones.
+        IncompleteCorpusWarning: A session or clips are missing, or the counts differ from the published ones.
 
     Example:
         >>> import tempfile
@@ -65,7 +65,7 @@ def read_iemocap(root: str | os.PathLike[str], labels: LabelSet = IEMOCAP_4) -> 
     for session in SESSIONS:
         paths = _evaluations(base, session)
         if paths:
-            sentences = below(base, f"Session{session}", "sentences", "wav")
+            sentences = find_below(base, f"Session{session}", "sentences", "wav")
             clips = Clips(()) if sentences is None else Folder(sentences).clips(by_split=False)
             rows[f"session{session}"] = [row for path in paths for row in _dialogue(path, clips)]
         else:
@@ -83,13 +83,13 @@ def read_iemocap(root: str | os.PathLike[str], labels: LabelSet = IEMOCAP_4) -> 
 
 
 def _evaluations(base: Path, session: int) -> list[Path]:
-    folder = below(base, f"Session{session}", "dialog", "EmoEvaluation")
+    folder = find_below(base, f"Session{session}", "dialog", "EmoEvaluation")
     return [] if folder is None else files_in(folder, ".txt")
 
 
 def _dialogue(path: Path, clips: Clips) -> list[Row]:
     texts: dict[str, str] = {}
-    transcript = below(path.parent.parent, "transcriptions", path.name)
+    transcript = find_below(path.parent.parent, "transcriptions", path.name)
     if transcript is not None and transcript.is_file():
         for line in read_lines(transcript):
             if match := _TRANSCRIPT.match(line):
@@ -99,7 +99,7 @@ def _dialogue(path: Path, clips: Clips) -> list[Row]:
         if not (match := _LINE.match(line)):
             continue  # the header, and the answers of single annotators
         start_s, end_s, name, emotion = float(match[1]), float(match[2]), match[3], match[4]
-        # Ses01F_impro01_M003: F is who wears the markers, the letter of the last part is who speaks
+        # Ses01F_impro01_M003: the actor F wears the motion markers; the last part's letter, M, is the speaker
         speaker = f"{name[:5]}{name.rsplit('_', 1)[-1][:1]}"
         rows.append(
             Row(

@@ -20,24 +20,24 @@ PUBLISHED = {
 
 
 def read_m3ed(root: str | os.PathLike[str], labels: LabelSet = M3ED) -> Corpus:
-    """Reads M3ED: `annotation.json`, the lists of series per split, and one clip per utterance.
+    """Read M3ED: `annotation.json`, the lists of series per split, and one clip per utterance.
 
-    Clips are found by name wherever they lie below `root`: `{Speaker}_{utterance id}`, such as
-    `A_jiayouernv_1_2.wav`; the release has them in `modality_speech`. Clips without samples, of which the release has
-    twelve, are left out and reported.
+    Clips are found by name in any folder below `root`: `{Speaker}_{utterance id}`, such as `A_jiayouernv_1_2.wav`. The
+    release has them in `modality_speech`. Clips without samples, of which the release has twelve, are left out and
+    reported.
 
     Args:
-        root: the folder with the annotations, the lists and the clips.
-        labels: emotions (`final_main_emo`) outside of it become None.
+        root: The folder with the annotations, the lists and the clips.
+        labels: The label set; other emotions (`final_main_emo`) become None.
 
     Returns:
         The splits train, dev and test.
 
     Raises:
-        CorpusError: annotations, lists or clips are not there, or their format is another.
+        CorpusError: There are no annotations, lists or clips, or the format is another one.
 
     Warns:
-        IncompleteCorpusWarning: clips or series are missing, or the counts differ from the published ones.
+        IncompleteCorpusWarning: Clips or series are missing, or the counts differ from the published ones.
 
     Example:
         >>> import tempfile

@@ -1,4 +1,4 @@
-"""A corpus of one's own: JSONL manifests, one per split."""
+"""Your own corpus: JSONL manifests, one per split."""
 
 import os
 from pathlib import Path
@@ -15,22 +15,22 @@ __all__ = ["read_manifests"]
 
 
 def read_manifests(path: str | os.PathLike[str], labels: LabelSet | None = None) -> Corpus:
-    """Reads a manifest, or a folder with one per split: `train.jsonl`, `dev.jsonl`, …
+    """Read a manifest, or a folder with one per split: `train.jsonl`, `dev.jsonl`, …
 
     Args:
-        path: a `.jsonl` file, which is the split of its name, or a folder of them.
-        labels: emotions outside of it become None and are noted. None takes the emotions that occur, in the order of
-            the alphabet.
+        path: A `.jsonl` file, which is one split, or a folder of such files.
+        labels: The label set; other emotions become None and are noted. Unless given, the emotions that occur, in
+            alphabetical order.
 
     Returns:
-        The splits by the names of the files, in natural order (fold2 before fold10) but train, dev and test first.
+        The splits, named like the files: first train, dev and test, then others in natural order (fold2 before fold10).
 
     Raises:
-        ManifestError: a manifest is not understood.
-        CorpusError: there is no manifest, no audio, or without `labels` fewer than two emotions occur.
+        ManifestError: A manifest has a wrong line.
+        CorpusError: There is no manifest, no audio, or without `labels` fewer than two emotions.
 
     Warns:
-        IncompleteCorpusWarning: sound files are missing, or emotions outside of `labels` occur.
+        IncompleteCorpusWarning: Sound files are missing, or emotions that are not in `labels` occur.
 
     Example:
         >>> import tempfile, soundfile

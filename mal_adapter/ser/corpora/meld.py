@@ -10,9 +10,9 @@ from mal_adapter.ser.labels import MELD, LabelSet
 __all__ = ["read_meld"]
 
 TABLES = {"train": "train_sent_emo.csv", "dev": "dev_sent_emo.csv", "test": "test_sent_emo.csv"}
-#: The times of the CSVs are those of the episode, which a clip no longer has, so they are not read.
+#: The CSVs' times refer to the episode and not to the clip, so they are not read.
 COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
-#: The README says 1039 dialogues for train; those who count the CSV find 1038.
+#: The README gives 1039 dialogues for train; the CSV has 1038.
 PUBLISHED = {"train": Counts(1038, 9989, 9989), "dev": Counts(114, 1109, 1109), "test": Counts(280, 2610, 2610)}
 BROKEN = {
     "train/dia125_utt3": "the clip is damaged in the release",
@@ -21,25 +21,25 @@ BROKEN = {
 
 
 def read_meld(root: str | os.PathLike[str], labels: LabelSet = MELD) -> Corpus:
-    """Reads MELD: its CSVs and clips, wherever they lie below `root`.
+    """Read MELD: its CSVs and clips, in any folder below `root`.
 
-    Clips are found by name, `dia{Dialogue_ID}_utt{Utterance_ID}`, as WAV, FLAC, OGG, MP3, M4A or MP4, below a folder
-    whose name says the split: the release's `train_splits`, `dev_splits_complete` and `output_repeated_splits_test`,
-    or any with the word train, dev or val, or test in it. Each split numbers its dialogues from 0, so their ids are
-    "train/0" and so on.
+    Clips are found by name, `dia{Dialogue_ID}_utt{Utterance_ID}`, as WAV, FLAC, OGG, MP3, M4A or MP4. A folder above a
+    clip has to name the split: the release's `train_splits`, `dev_splits_complete` and `output_repeated_splits_test`,
+    or any with the word train, dev, val or test. Each split numbers its dialogues from 0, so the ids are "train/0" and
+    so on.
 
     Args:
-        root: the folder with the CSVs and the clips.
-        labels: emotions outside of it become None.
+        root: The folder with the CSVs and the clips.
+        labels: The label set; other emotions become None.
 
     Returns:
-        The splits train, dev and test, those whose CSV is there.
+        The splits train, dev and test, as far as their CSVs exist.
 
     Raises:
-        CorpusError: no CSV or no clip is there, or a CSV has other columns. The message says what was looked for.
+        CorpusError: There are no CSVs or no clips, or a CSV has other columns. The message says what was looked for.
 
     Warns:
-        IncompleteCorpusWarning: a split, clips beyond the two that the release lacks, or rows are missing.
+        IncompleteCorpusWarning: A split, rows, or clips other than the two that the release lacks are missing.
 
     Example:
         >>> import tempfile

@@ -1,4 +1,4 @@
-"""How the tests of this folder attach a memory and generate."""
+"""Shared by the tests of this folder: attach a memory, and generate."""
 
 import pytest
 import torch

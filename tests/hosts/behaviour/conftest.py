@@ -19,7 +19,7 @@ def trained(host: TinyHost, model: PreTrainedModel):
     model.requires_grad_(False).train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
-            module.eval()  # frozen or not, in train mode the bare host changes its running statistics
+            module.eval()  # in train mode the host changes its running statistics, even if frozen
     memory = attach(model)
     memory.train()
     turns = [host.collate(model, [host.prompt([6], seed=1), host.prompt([5], seed=2)])[0],

@@ -1,4 +1,4 @@
-"""When nothing is written: errors, read-only blocks, and audio outside of a session.
+"""When nothing is written: errors, read-only blocks, and audio outside a session.
 
 Every test of this folder runs on every family of `builders.HOSTS`. The adapter is random rather than trained: its
 residual is large, so a position that should not change and does is seen at once.
@@ -26,7 +26,7 @@ def break_a_later_layer(host: TinyHost, model: PreTrainedModel):
 
 
 @torch.no_grad()
-def test_a_forward_that_raises_commits_nothing(host: TinyHost, model: PreTrainedModel):
+def test_a_forward_that_raises_writes_nothing(host: TinyHost, model: PreTrainedModel):
     first, second = host.prompt([6], seed=1), host.prompt([4], seed=2)
     inputs, _ = host.collate(model, [second])
     memory = attach(model)
@@ -48,8 +48,8 @@ def test_a_forward_that_raises_commits_nothing(host: TinyHost, model: PreTrained
 
 
 @torch.no_grad()
-def test_a_forward_that_raises_is_forgotten_even_within_one_session_block(host: TinyHost, model: PreTrainedModel):
-    """What a failed call left behind must not be written by the next one that has no audio of its own."""
+def test_a_forward_that_raises_leaves_nothing_for_the_next_one_in_its_block(host: TinyHost, model: PreTrainedModel):
+    """The next call, which has no audio, must not write what a failed call left behind."""
     first, second, text = host.prompt([6], seed=1), host.prompt([5], seed=2), host.prompt([], seed=3)
     memory = attach(model)
     with memory.session("call"):
@@ -82,7 +82,7 @@ def test_write_false_reads_only(host: TinyHost, model: PreTrainedModel):
 
 
 @torch.no_grad()
-def test_disabled_is_the_bare_host_also_inside_a_session(host: TinyHost, model: PreTrainedModel):
+def test_disabled_runs_the_host_without_memory_also_inside_a_session(host: TinyHost, model: PreTrainedModel):
     inputs, _ = host.make_inputs(model, [[5]])
     bare = model(**inputs).logits
     memory = attach(model)
@@ -97,7 +97,7 @@ def test_disabled_is_the_bare_host_also_inside_a_session(host: TinyHost, model: 
 
 
 @torch.no_grad()
-def test_outside_a_session_the_host_is_bare_and_a_warning_is_given_once(host: TinyHost, model: PreTrainedModel):
+def test_outside_a_session_the_host_runs_without_memory_and_warns_once(host: TinyHost, model: PreTrainedModel):
     inputs, _ = host.make_inputs(model, [[5]])
     text, _ = host.make_inputs(model, [[]])
     bare = model(**inputs).logits
@@ -128,7 +128,7 @@ def make_not_finite(host: TinyHost, model: PreTrainedModel, inputs: dict[str, Te
 
 
 @torch.no_grad()
-def test_a_write_that_is_not_finite_does_not_land(host: TinyHost, model: PreTrainedModel):
+def test_a_write_that_is_not_finite_is_skipped(host: TinyHost, model: PreTrainedModel):
     first, second = host.prompt([6], seed=1), host.prompt([5], seed=2)
     memory = attach(model)
     before = state_after(host, model, memory, [first], "call")

@@ -1,4 +1,4 @@
-"""Where layers, width and audio positions of a host are found.
+"""Detection of a host's layers, width and audio positions.
 
 Every test of this folder runs on every family of `builders.HOSTS`. The adapter is random rather than trained: its
 residual is large, so a position that should not change and does is seen at once.
@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mal_adapter.detection import detect_host, unwrap
 from mal_adapter.errors import HostError
+from mal_adapter.hosts.detect import unwrap
+from mal_adapter.hosts.host import detect_host
 from tests.hosts.behaviour.common import LAYER, SIDES, attach
 from tests.hosts.builders import AUDIO_TOKEN_ID, WIDTH, TinyHost
 from tests.hosts.probes import trace_layers
@@ -25,14 +26,14 @@ def test_detection_finds_layers_width_and_placeholder(host: TinyHost, model: Pre
         assert memory.layer_idx == LAYER
 
 
-def test_decoder_layers_are_told_from_other_stacks_of_as_many(host: TinyHost, model: PreTrainedModel):
+def test_decoder_layers_are_distinguished_from_other_stacks_of_the_same_length(host: TinyHost, model: PreTrainedModel):
     """An audio encoder may be as deep as the decoder."""
     stacks = {len(module) for module in model.modules() if isinstance(module, nn.ModuleList)}
     for count in stacks - {0}:
         assert detect_host(unwrap(host.build(num_layers=count))).layers == host.layers_path
 
 
-def test_what_is_no_model_is_refused_by_name():
+def test_an_object_that_is_not_a_model_is_refused_by_name():
     with pytest.raises(HostError, match="the model is 'user/model', not a torch module; load it first"):
         unwrap("user/model")
     with pytest.raises(HostError, match="the model is NoneType"):
@@ -41,10 +42,10 @@ def test_what_is_no_model_is_refused_by_name():
 
 @SIDES
 @torch.no_grad()
-def test_trap_14_the_audio_mask_is_exactly_where_the_host_puts_audio(
+def test_trap_14_the_audio_mask_matches_where_the_host_puts_audio(
     host: TinyHost, model: PreTrainedModel, padding_side: str
 ):
-    """Seen by where the residual lands, and by how many tokens are counted as written."""
+    """Checked by where the residual is added, and by how many tokens are counted as written."""
     inputs, audio_mask = host.make_inputs(model, [[4], [7, 2], [3]], padding_side=padding_side)
     with trace_layers(host.layers(model), host.stream_idx) as bare:
         model(**inputs)

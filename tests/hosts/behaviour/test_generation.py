@@ -18,7 +18,7 @@ from tests.hosts.probes import assert_states_close, same_bits, trace_layers
 
 
 @torch.no_grad()
-def test_generate_writes_once_and_as_a_forward_would(host: TinyHost, model: PreTrainedModel):
+def test_generate_writes_once_and_the_same_as_a_forward(host: TinyHost, model: PreTrainedModel):
     prompt = host.prompt([4], seed=1)
     inputs, _ = host.collate(model, [prompt])
     memory = attach(model)
@@ -31,7 +31,7 @@ def test_generate_writes_once_and_as_a_forward_would(host: TinyHost, model: PreT
 
 @torch.no_grad()
 def test_generate_reads_the_past(host: TinyHost, model: PreTrainedModel):
-    """The scores of a second utterance in a session are those of stepping by hand with forward calls that only read."""
+    """The scores of a second utterance equal those of a loop of forward calls that only read."""
     first, second = host.prompt([6], seed=1), host.prompt([4], seed=2)
     inputs, _ = host.collate(model, [second])
     memory = attach(model)
@@ -59,14 +59,14 @@ def test_generate_reads_the_past(host: TinyHost, model: PreTrainedModel):
     ids=["beams", "beams and sequences", "sampled sequences"],
 )
 @torch.no_grad()
-def test_trap_02_beams_and_sequences_write_once_per_prompt_what_greedy_writes(
+def test_trap_02_beams_and_sequences_write_once_per_prompt_the_same_as_greedy(
     host: TinyHost, model: PreTrainedModel, options: dict
 ):
     torch.manual_seed(0)
     prompts = [host.prompt([4], seed=1), host.prompt([3], seed=2)]
     inputs, audio_mask = host.collate(model, prompts)
     memory = attach(model)
-    for _ in range(2):  # the second time with a past to be read by every beam
+    for _ in range(2):  # the second time every beam reads a past
         with memory.session(["greedy a", "greedy b"]):
             greedy(model, inputs)
         with memory.session(["a", "b"]):
@@ -92,9 +92,9 @@ def test_one_prompt_with_beams_in_a_single_or_anonymous_session(host: TinyHost, 
 
 @torch.no_grad()
 def test_beams_over_several_clips_in_a_prompt_are_refused(host: TinyHost, model: PreTrainedModel):
-    """transformers repeats each feature row in place: a beam would hear the first clip twice and the second never."""
+    """transformers repeats each feature row in place: a beam would get the first clip twice and the second never."""
     if "several_clips" in host.cannot:
-        pytest.skip("the bare host can't")
+        pytest.skip("the host can't")
     prompt = host.prompt([4, 4])
     inputs, _ = host.collate(model, [prompt])
     memory = attach(model)
@@ -113,8 +113,8 @@ def test_beams_over_several_clips_in_a_prompt_are_refused(host: TinyHost, model:
 
 
 @torch.no_grad()
-def test_trap_04_without_a_cache_the_utterance_is_still_written_once(host: TinyHost, model: PreTrainedModel):
-    """Every step feeds all audio again; each must read the same past, and the write must happen once or be refused."""
+def test_trap_04_without_a_cache_the_utterance_is_written_once(host: TinyHost, model: PreTrainedModel):
+    """Every step repeats all audio. Each must read the same past, and the write must happen once or be refused."""
     first, second = host.prompt([6], seed=1), host.prompt([4], seed=2)
     inputs, _ = host.collate(model, [second])
     memory = attach(model)
@@ -134,10 +134,10 @@ def test_trap_04_without_a_cache_the_utterance_is_still_written_once(host: TinyH
 
 
 @torch.no_grad()
-def test_trap_03_with_a_static_cache_the_memory_is_as_with_a_dynamic_one(host: TinyHost, model: PreTrainedModel):
+def test_trap_03_a_static_cache_gives_the_same_memory_as_a_dynamic_one(host: TinyHost, model: PreTrainedModel):
     """Its masks have the cache's full length, so they are not those of the prompt."""
     if "static_cache" in host.cannot:
-        pytest.skip("the bare host can't")
+        pytest.skip("the host can't")
     first, second = host.prompt([6], seed=1), host.prompt([4], seed=2)
     memory = attach(model)
     for name, options in (("dynamic", {}), ("static", {"cache_implementation": "static"})):
@@ -164,7 +164,7 @@ def test_trap_05_a_generated_placeholder_id_is_not_audio(host: TinyHost, model: 
         with pytest.raises((RuntimeError, IndexError)):
             run()
         return
-    # On the last layer the residual is in no key or value, so a decode step that adds none is the bare host's.
+    # On the last layer the residual is in no key or value, so a decode step that adds none is that of the host itself.
     memory = attach(model, layer_idx=2)
     expected = state_after(host, model, memory, [prompt])
     with memory.disabled(), trace_layers(host.layers(model), host.stream_idx) as bare:
@@ -205,7 +205,7 @@ def test_a_second_turn_on_a_cache_without_audio_writes_nothing(host: TinyHost, m
 
 
 @torch.no_grad()
-def test_trap_06_a_second_turn_on_a_cache_writes_just_its_own_audio(host: TinyHost, model: PreTrainedModel):
+def test_trap_06_a_second_turn_on_a_cache_writes_only_its_own_audio(host: TinyHost, model: PreTrainedModel):
     first, suffix = host.prompt([6], seed=1), host.prompt([5], seed=2)
     memory = attach(model)
     adapter = memory.adapter
@@ -220,9 +220,9 @@ def test_trap_06_a_second_turn_on_a_cache_writes_just_its_own_audio(host: TinyHo
     after_first = state_after(host, model, memory, [first])
     own_output = capture_own_output(host, model, memory, first, suffix)
     mask = suffix.audio[None]
-    heard = own_output + adapter.read(after_first, own_output, mask)
-    assert_states_close(state, adapter.write(after_first, heard[mask][None]), 1e-5)
-    torch.testing.assert_close(second.hidden_out, heard, rtol=0, atol=1e-5)
+    corrected = own_output + adapter.read(after_first, own_output, mask)
+    assert_states_close(state, adapter.write(after_first, corrected[mask][None]), 1e-5)
+    torch.testing.assert_close(second.hidden_out, corrected, rtol=0, atol=1e-5)
 
 
 def capture_own_output(host: TinyHost, model: PreTrainedModel, memory: AttachedMemory, first, suffix) -> Tensor:
@@ -240,7 +240,7 @@ def capture_own_output(host: TinyHost, model: PreTrainedModel, memory: AttachedM
 def test_generate_continues_a_conversation_on_its_cache(host: TinyHost, model: PreTrainedModel):
     """The second generate gets all ids, the first one's cache and only the new clip's features, as chats are served."""
     if "clips_on_a_cache" in host.cannot:
-        pytest.skip("the bare host can't")
+        pytest.skip("the host can't")
     first, suffix = host.prompt([6], seed=1), host.prompt([5], seed=2)
     inputs, _ = host.collate(model, [first])
     memory = attach(model)

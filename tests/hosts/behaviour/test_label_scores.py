@@ -14,7 +14,7 @@ from tests.hosts.builders import TinyHost
 from tests.hosts.probes import assert_states_close
 from tests.hosts.spelling import END_ID, ByLetter
 
-PREFIXES = ("ab", "abc", "abd", "q", "xyzwv")  # of one token to five, with common beginnings, one within another
+PREFIXES = ("ab", "abc", "abd", "q", "xyzwv")  # of one token to five, with common beginnings, one a prefix of another
 NO_PREFIX = ("ab", "ac", "q", "xyzw")
 CLIPS = [[4], [9], [5]]
 TEXT = (24, 2, 6)  # longer than the sliding windows of the tiny hosts
@@ -35,7 +35,7 @@ def whole_forward(recognizer: EmotionRecognizer, inputs: dict[str, Tensor], labe
     ids = torch.tensor(scorer.token_ids[label])
     rows, prompt_len = inputs["input_ids"].shape
     longer = dict(inputs)
-    longer.pop("position_ids", None)  # the host counts by itself
+    longer.pop("position_ids", None)  # the host counts the positions itself
     longer["input_ids"] = torch.cat((inputs["input_ids"], ids.expand(rows, -1)), 1)
     longer["attention_mask"] = torch.cat((inputs["attention_mask"], torch.ones(rows, len(ids), dtype=torch.long)), 1)
     for name in {"token_type_ids", "mm_token_type_ids"} & inputs.keys():
@@ -46,7 +46,7 @@ def whole_forward(recognizer: EmotionRecognizer, inputs: dict[str, Tensor], labe
 
 
 def forget_the_cache(model: PreTrainedModel) -> None:
-    """From now on the host is one that has no cache."""
+    """Turn the host into one without a cache."""
 
     def hook(module, args, kwargs, output):
         assert not kwargs.get("past_key_values")
@@ -67,11 +67,11 @@ def test_labels_have_the_scores_of_one_whole_forward_each(host: TinyHost, model,
             forget_the_cache(model)
         scores = recognizer.log_probs(inputs)
     assert (scores - expected).abs().max() < 2e-4
-    assert (scores[0] - scores[1]).abs().max() > 1e-2  # rows of their own
+    assert (scores[0] - scores[1]).abs().max() > 1e-2  # the rows differ
 
 
 @pytest.mark.parametrize("cached", [True, False], ids=["cache", "no cache"])
-def test_the_memory_is_read_as_at_the_prompt_and_written_once(host: TinyHost, model, cached):
+def test_labels_read_the_memory_of_the_prompt_and_write_it_once(host: TinyHost, model, cached):
     memory = attach(model)
     recognizer = make_recognizer(model, memory, PREFIXES)
     first, second = (inputs_of(host, model, recognizer, seed=seed) for seed in (1, 2))
@@ -97,7 +97,7 @@ def test_the_memory_is_read_as_at_the_prompt_and_written_once(host: TinyHost, mo
         with memory.session(ids):
             scores = recognizer.log_probs(second)
     assert (scores - torch.stack(expected, 1)).abs().max() < 2e-4
-    assert (scores - without).abs().max() > 1e-2  # the memory says something
+    assert (scores - without).abs().max() > 1e-2  # the memory changes the scores
     for i, state in zip(ids, written, strict=True):
         assert_states_close(memory.states[i], state)
         assert (memory.states[i].utterances, memory.states[i].tokens) == (state.utterances, state.tokens)

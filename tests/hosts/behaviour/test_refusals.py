@@ -1,4 +1,4 @@
-"""Wrong use is told, and a mask of the user wins.
+"""Wrong use raises an error, and a mask of the user takes precedence.
 
 Every test of this folder runs on every family of `builders.HOSTS`. The adapter is random rather than trained: its
 residual is large, so a position that should not change and does is seen at once.
@@ -57,7 +57,7 @@ def test_a_mask_of_the_wrong_shape_is_refused_with_both_shapes(host: TinyHost, m
     assert all(memory.states[name].utterances.tolist() == [0] for name in memory.states)
 
 
-def test_a_layer_that_is_not_there_is_refused(host: TinyHost, model: PreTrainedModel):
+def test_a_layer_that_does_not_exist_is_refused(host: TinyHost, model: PreTrainedModel):
     census = hook_census(model)
     for layer_idx in (3, -4, 1000):
         with pytest.raises(ConfigError, match=r"0 … 2"):
@@ -82,7 +82,7 @@ def test_a_user_mask_wins_over_detection(host: TinyHost, model: PreTrainedModel)
 
 
 @torch.no_grad()
-def test_embeddings_alone_carry_audio_only_where_the_user_says_so(host: TinyHost, model: PreTrainedModel):
+def test_embeddings_alone_have_audio_only_with_a_users_mask(host: TinyHost, model: PreTrainedModel):
     inputs, audio_mask = host.make_inputs(model, [[5]])
     table = model.get_input_embeddings()
     # The placeholder may have no embedding: past the vocabulary.
@@ -100,7 +100,7 @@ def test_embeddings_alone_carry_audio_only_where_the_user_says_so(host: TinyHost
 
 
 @torch.no_grad()
-def test_features_beside_embeddings_are_audio_only_where_the_host_merges_them(host: TinyHost, model: PreTrainedModel):
+def test_features_with_embeddings_are_audio_only_if_the_host_merges_them(host: TinyHost, model: PreTrainedModel):
     """Without input_ids a host looks for the placeholder's embedding, ignores the features, or raises."""
     prompt = host.prompt([5], seed=1)
     with_ids, _ = host.collate(model, [prompt])
@@ -129,13 +129,13 @@ def test_features_beside_embeddings_are_audio_only_where_the_host_merges_them(ho
     longer = {name: F.pad(value, (0, 1), value=1) if name in per_token else value for name, value in with_ids.items()}
     with memory.session("call"):
         model(**call, use_cache=False)
-        model(**embedded(longer), use_cache=False)  # as who decodes without a cache feeds it again
+        model(**embedded(longer), use_cache=False)  # as in decoding without a cache
     assert_states_close(memory.states["call"], expected, 1e-5)
 
 
 @torch.no_grad()
-def test_a_forward_called_past_the_hooks_is_heard_or_refused(host: TinyHost, model: PreTrainedModel):
-    """PEFT before 0.21 calls `model.forward`. An inner module that merges the audio is called as ever."""
+def test_a_forward_that_bypasses_the_hooks_uses_the_memory_or_is_refused(host: TinyHost, model: PreTrainedModel):
+    """PEFT before 0.21 calls `model.forward`. An inner module that merges the audio is called as usual."""
     prompt = host.prompt([5], seed=1)
     inputs, audio_mask = host.collate(model, [prompt])
     memory = attach(model)

@@ -1,4 +1,4 @@
-"""Ultravox and Step-Audio 2 generate as the families of transformers do, so what holds for those holds for them."""
+"""Ultravox and Step-Audio 2 generate like the families of transformers, so the same tests run on them."""
 
 import contextlib
 from importlib import import_module
@@ -12,10 +12,10 @@ from tests.hosts.test_builders import CHECKS
 
 BOTH = {
     "test_detection_finds_layers_width_and_placeholder": "there is no placeholder id; test_remote.py has its own test",
-    "test_embeddings_alone_carry_audio_only_where_the_user_says_so": "forward raises without input_ids",
-    "test_features_beside_embeddings_are_audio_only_where_the_host_merges_them": "forward raises without input_ids",
+    "test_embeddings_alone_have_audio_only_with_a_users_mask": "forward raises without input_ids",
+    "test_features_with_embeddings_are_audio_only_if_the_host_merges_them": "forward raises without input_ids",
     "test_gradient_checkpointing_changes_neither_state_nor_gradients": "merges in place, see test_remote.py",
-    "test_the_gradient_through_two_utterances_is_the_slope": "on transformers 4.57 its float32 norms drown the slope",
+    "test_the_gradient_through_two_utterances_equals_the_finite_difference": "float32 norms drown the slope in 4.57",
     "test_generate_continues_a_conversation_on_its_cache": "the prompt's spans, or no cache; see test_remote.py",
 }
 EXCEPT = {
@@ -25,7 +25,7 @@ EXCEPT = {
         "test_trap_08_output_hidden_states_shows_the_residual": "it returns none",
         "test_trap_05_a_generated_placeholder_id_is_not_audio": "no decode step on a cache",
         "test_a_second_turn_on_a_cache_without_audio_writes_nothing": "no cache",
-        "test_trap_06_a_second_turn_on_a_cache_writes_just_its_own_audio": "no cache",
+        "test_trap_06_a_second_turn_on_a_cache_writes_only_its_own_audio": "no cache",
     },
 }
 """Tests that do not apply to a host, and why."""
@@ -46,7 +46,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("host", hosts, ids=lambda host: host.name)
 
 
-def test_the_bare_ultravox_shows_hidden_states_where_its_literal_does_not_exclude_it():
+def test_ultravox_itself_shows_hidden_states_unless_its_literal_excludes_it():
     with pytest.raises(AssertionError) if "hidden_states" in ULTRAVOX.cannot else contextlib.nullcontext():
         CHECKS["hidden_states"](ULTRAVOX)
 

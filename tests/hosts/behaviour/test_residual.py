@@ -1,4 +1,4 @@
-"""Where the residual lands, and what stays.
+"""Where the residual is added, and what stays unchanged.
 
 Every test of this folder runs on every family of `builders.HOSTS`. The adapter is random rather than trained: its
 residual is large, so a position that should not change and does is seen at once.
@@ -37,7 +37,7 @@ def test_only_audio_positions_of_the_hooked_layer_change(host: TinyHost, dtype: 
 
 
 @torch.no_grad()
-def test_the_residual_is_what_the_adapter_reads_and_the_write_is_of_what_the_next_layer_hears(
+def test_the_residual_is_the_adapters_read_and_the_write_gets_the_input_of_the_next_layer(
     host: TinyHost, model: PreTrainedModel
 ):
     prompts = [host.prompt([4], seed=1), host.prompt([7, 3], seed=2)]
@@ -63,7 +63,7 @@ def test_the_residual_is_what_the_adapter_reads_and_the_write_is_of_what_the_nex
 @torch.no_grad()
 def test_trap_08_output_hidden_states_shows_the_residual(host: TinyHost, model: PreTrainedModel):
     if "hidden_states" in host.cannot:
-        pytest.skip("the bare host can't")
+        pytest.skip("the host can't")
     inputs, audio_mask = host.make_inputs(model, [[4], [7]])
     bare = model(**inputs, output_hidden_states=True).hidden_states
     memory = attach(model)
@@ -86,7 +86,7 @@ def test_masks_positions_and_cache_lengths_are_as_without_memory(
     for scope in (memory.disabled(), memory.session(["a", "b"])):
         with scope, trace_layers(host.layers(model), host.stream_idx) as calls:
             model(**inputs)
-            # Unequal tokens would give unequal masks for a reason that is not ours: the same tokens are forced.
+            # Different tokens would also give different masks, so the same tokens are forced.
             greedy(model, inputs, logits_processor=LogitsProcessorList([Force(5)]))
         runs.append(calls)
     for bare, attached in zip(*runs, strict=True):

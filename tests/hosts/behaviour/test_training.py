@@ -1,4 +1,4 @@
-"""Gradients through utterances, and a backbone that stays as it is.
+"""Gradients through utterances, and a host that does not change.
 
 Every test of this folder runs on every family of `builders.HOSTS`. The adapter is random rather than trained: its
 residual is large, so a position that should not change and does is seen at once.
@@ -17,7 +17,7 @@ def loss_of(logits: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits[:, -1], torch.tensor([3, 9]))
 
 
-def test_the_backbone_is_untouched_by_attach_run_train_step_and_detach(host: TinyHost, trained):
+def test_attach_run_train_step_and_detach_leave_the_host_unchanged(host: TinyHost, trained):
     model, memory, turns = trained
     memory.detach()
     before = state_bytes(model)
@@ -45,7 +45,7 @@ def test_the_backbone_is_untouched_by_attach_run_train_step_and_detach(host: Tin
     assert state_bytes(model) == before
 
 
-def test_the_backbones_parameters_are_not_among_the_memorys(host: TinyHost, trained):
+def test_the_memorys_parameters_do_not_include_the_hosts(host: TinyHost, trained):
     model, memory, _ = trained
     backbone = {id(p) for p in model.parameters()}
     mine = list(memory.parameters())
@@ -76,7 +76,7 @@ def test_the_second_utterances_loss_reaches_the_write_of_the_first(host: TinyHos
 
 
 @pytest.mark.parametrize("only_write", [False, True], ids=["all parameters", "those of the write"])
-def test_the_gradient_through_two_utterances_is_the_slope(host: TinyHost, trained, only_write: bool):
+def test_the_gradient_through_two_utterances_equals_the_finite_difference(host: TinyHost, trained, only_write: bool):
     """Against a central difference of the whole run along a random direction."""
     model, memory, turns = trained
     model.double()
@@ -118,16 +118,16 @@ def test_the_gradient_through_two_utterances_is_the_slope(host: TinyHost, traine
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_changes_neither_state_nor_gradients(host: TinyHost, trained, use_reentrant: bool):
     if "checkpointing" in host.cannot:
-        pytest.skip("the bare host has no gradient checkpointing")
+        pytest.skip("the host has no gradient checkpointing")
     if use_reentrant and "input_grads" in host.cannot:
-        pytest.skip("the bare host can't give its embeddings a gradient")
+        pytest.skip("the host can't give its embeddings a gradient")
     model, memory, turns = trained
 
     def run():
         memory.adapter.zero_grad()
         with memory.session(["a", "b"]):
             for turn in turns:
-                # Re-entrant checkpointing needs an input with a gradient, as PEFT's users know.
+                # Re-entrant checkpointing needs an input with a gradient, as with PEFT.
                 logits = model(**turn, use_cache=False).logits
             loss_of(logits).backward()
         states = [memory.states.pop(name) for name in "ab"]

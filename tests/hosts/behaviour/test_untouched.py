@@ -1,4 +1,4 @@
-"""What a memory leaves as it was: a fresh one everything, and after `detach` any.
+"""What a memory does not change: a fresh memory changes nothing, and after `detach` no memory does.
 
 Every test of this folder runs on every family of `builders.HOSTS`. The adapter is random rather than trained: its
 residual is large, so a position that should not change and does is seen at once.
@@ -30,7 +30,7 @@ from tests.hosts.probes import (
 
 @DTYPES
 @torch.no_grad()
-def test_a_fresh_adapter_is_bit_identical_to_the_bare_host(host: TinyHost, dtype: torch.dtype):
+def test_a_fresh_adapter_gives_the_same_bits_as_no_memory(host: TinyHost, dtype: torch.dtype):
     model = host.build(dtype, num_layers=3)
     inputs, _ = host.make_inputs(model, [[4], [7]])
     logits, generated = model(**inputs).logits, greedy(model, inputs)
@@ -67,7 +67,7 @@ def test_detach_restores_the_host_bit_for_bit_and_leaves_no_hook(host: TinyHost,
 
 
 @torch.no_grad()
-def test_leaving_the_with_block_detaches(host: TinyHost, model: PreTrainedModel):
+def test_leaving_the_with_block_detaches_the_memory(host: TinyHost, model: PreTrainedModel):
     census = hook_census(model)
     with pytest.raises(ZeroDivisionError), attach(model):
         raise ZeroDivisionError
@@ -117,7 +117,7 @@ def test_detach_frees_everything(host: TinyHost, model: PreTrainedModel):
 
 @torch.no_grad()
 def test_a_session_leaves_no_tensor_of_a_forward_alive(host: TinyHost, model: PreTrainedModel):
-    """Hooks hold nothing between calls: the hidden states of an utterance die with it."""
+    """Hooks keep nothing between calls: the hidden states of an utterance are freed after it."""
     memory = attach(model)
     inputs, _ = host.make_inputs(model, [[5]])
     references = []

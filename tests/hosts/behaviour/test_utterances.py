@@ -40,7 +40,7 @@ def test_the_first_utterance_reads_the_initial_state_and_the_second_what_the_fir
 
 
 @torch.no_grad()
-def test_a_session_goes_on_where_it_was_left(host: TinyHost, model: PreTrainedModel):
+def test_a_session_continues_from_its_last_state(host: TinyHost, model: PreTrainedModel):
     prompts = [host.prompt([5], seed=seed) for seed in range(3)]
     memory = attach(model)
     expected = state_after(host, model, memory, prompts)
@@ -53,7 +53,7 @@ def test_a_session_goes_on_where_it_was_left(host: TinyHost, model: PreTrainedMo
 
 @pytest.mark.parametrize("options", [{}, {"use_cache": False}], ids=["as configured", "no cache"])
 @torch.no_grad()
-def test_audio_that_is_fed_again_counts_again_wherever_blocks_begin_and_end(
+def test_repeated_audio_is_a_new_utterance_in_the_same_block_and_in_another(
     host: TinyHost, model: PreTrainedModel, options: dict[str, bool]
 ):
     """A follow-up question repeats the chat and its audio; so does a retry. Each generate() is one utterance."""
@@ -105,7 +105,7 @@ def test_text_alone_writes_nothing_and_passes_unchanged(host: TinyHost, model: P
 
 @torch.no_grad()
 def test_placeholder_ids_without_features_are_not_audio(host: TinyHost, model: PreTrainedModel):
-    """In a text-only call the id is a token like any other: the host embeds it and merges nothing."""
+    """In a call without audio the id is an ordinary token: the host embeds it and merges nothing."""
     inputs, _ = host.make_inputs(model, [[5]])
     inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     logits = model(**inputs).logits
@@ -119,7 +119,7 @@ def test_placeholder_ids_without_features_are_not_audio(host: TinyHost, model: P
 @torch.no_grad()
 def test_a_batch_of_sessions_equals_the_singles(host: TinyHost, model: PreTrainedModel, padding_side: str):
     if "batches" in host.cannot:
-        pytest.skip("the bare host can't")
+        pytest.skip("the host can't")
     turns = [
         [host.prompt(clips, seed=10 * turn + row) for row, clips in enumerate(batch)]
         for turn, batch in enumerate([[[4], [8], [2, 5]], [[9], [3], [6]], [[2], [2], [7]]])
@@ -140,9 +140,9 @@ def test_a_batch_of_sessions_equals_the_singles(host: TinyHost, model: PreTraine
 
 @torch.no_grad()
 def test_rows_belong_to_sessions_in_the_order_of_the_ids(host: TinyHost, model: PreTrainedModel):
-    """Sessions that change places and partners from batch to batch keep their own past."""
+    """Sessions keep their own past when their rows and the other sessions change from batch to batch."""
     if "batches" in host.cannot:
-        pytest.skip("the bare host can't")
+        pytest.skip("the host can't")
     prompts = {name: [host.prompt([5], seed=ord(name) * 10 + turn) for turn in range(3)] for name in "abc"}
     memory = attach(model)
     for name in "abc":
@@ -166,7 +166,7 @@ def test_a_row_without_audio_in_a_batch_keeps_its_state(host: TinyHost, model: P
 
 
 @torch.no_grad()
-def test_trap_07_under_a_bf16_host_the_state_stays_fp32(host: TinyHost):
+def test_trap_07_the_state_stays_fp32_on_a_bf16_host(host: TinyHost):
     model = host.build(torch.bfloat16, num_layers=3)
     inputs, _ = host.make_inputs(model, [[4], [7]])
     bare_dtype = model(**inputs).logits.dtype  # some hosts return them in float32

@@ -1,4 +1,4 @@
-"""Dots 3 Note: latent attention that indexes its keys, MoE, clips in chunks that generate() repeats per prompt."""
+"""Dots 3 Note: latent attention that indexes its keys, MoE, clips in chunks, which generate() repeats per prompt."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -43,7 +43,7 @@ def _dots3_note(num_layers: int) -> Any:
             kv_lora_rank=16,
             index_head_dim=8,
             index_n_heads=2,
-            index_topk=64,  # more than any prompt's keys: which ones are the best would hang on rounding
+            index_topk=64,  # more than any prompt's keys: the choice of the best would depend on rounding
             sliding_window=16,
             swa_num_attention_heads=4,
             swa_num_key_value_heads=4,

@@ -37,7 +37,7 @@ def _fun_asr_nano(num_layers: int) -> Any:
         text_config={"model_type": "qwen3", **text(num_layers, head_dim=8)},
         audio_token_id=AUDIO_TOKEN_ID,
     )
-    # As from_pretrained(attn_implementation="sdpa"): unless it is said, the adaptor has none, and attends to padding.
+    # As from_pretrained(attn_implementation="sdpa"): otherwise the adaptor has no mask and attends to padding.
     config._attn_implementation = "sdpa"
     return config
 

@@ -11,7 +11,7 @@ from tests.hosts.tiny import AUDIO_TOKEN_ID, LAST_TEXT_ID, MEL_BINS, VOCAB_SIZE,
 
 CLIP_TOKENS = 12
 FRAMES_PER_TOKEN = 16
-FIRST_VISION_ID, FIRST_AUDIO_ID = LAST_TEXT_ID + 1, AUDIO_TOKEN_ID - 4  # ids from here on have embeddings of their own
+FIRST_VISION_ID, FIRST_AUDIO_ID = LAST_TEXT_ID + 1, AUDIO_TOKEN_ID - 4  # ids from here on have separate embeddings
 
 
 def _gemma3n(num_layers: int, num_kv_shared_layers: int = 0) -> Any:
@@ -46,7 +46,7 @@ def _gemma3n(num_layers: int, num_kv_shared_layers: int = 0) -> Any:
         eoa_token_id=FIRST_AUDIO_ID + 1,
         image_token_id=FIRST_VISION_ID,
     )
-    # The real vision tower needs timm, and the config takes no other: this one is put past its type check.
+    # The real vision tower needs timm, and the config takes no other: this one bypasses its type check.
     vars(config)["vision_config"] = transformers.SiglipVisionConfig(
         hidden_size=8,
         intermediate_size=8,
@@ -62,7 +62,7 @@ def _gemma3n(num_layers: int, num_kv_shared_layers: int = 0) -> Any:
 
 
 def _gemma3n_features(rows: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    # One length for all batches: the encoder's convolutions know no mask, so a clip's last token depends on how far the
+    # One length for all batches: the encoder's convolutions have no mask, so a clip's last token depends on how far the
     # batch is padded. It is below CLIP_TOKENS, so that the host pads the encoder's output too.
     features, mask = padded(rows, (CLIP_TOKENS - 2) * FRAMES_PER_TOKEN, dtype)
     return {"input_features": features.transpose(1, 2).contiguous(), "input_features_mask": mask.bool()}

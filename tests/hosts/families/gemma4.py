@@ -49,7 +49,7 @@ def _gemma4_features(rows: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Te
 
 
 def _per_layer_inputs(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
-    """Without them the host looks up which id each embedding is of, and finds none for the placeholder's."""
+    """Without them the host looks for the id of each embedding, and finds none for the placeholder."""
     ids = ids.masked_fill(ids == AUDIO_TOKEN_ID, PAD_ID)
     return {"per_layer_inputs": model.model.language_model.get_per_layer_inputs(ids)}
 

@@ -13,8 +13,8 @@ FRAMES_PER_TOKEN = 4
 ENCODER_WIDTH = 16
 
 
-def _parts(num_layers: int, heard_width: int, **encoder: Any) -> dict[str, Any]:
-    """Args: heard_width: how wide the encoder's frames are for the Q-Former."""
+def _parts(num_layers: int, frame_width: int, **encoder: Any) -> dict[str, Any]:
+    """Args: frame_width: how wide the encoder's frames are for the Q-Former."""
     return {
         "encoder_config": {
             "input_dim": MEL_BINS,
@@ -35,7 +35,7 @@ def _parts(num_layers: int, heard_width: int, **encoder: Any) -> dict[str, Any]:
             "num_hidden_layers": 1,
             "num_attention_heads": 2,
             "intermediate_size": 32,
-            "encoder_hidden_size": heard_width,
+            "encoder_hidden_size": frame_width,
             "cross_attention_frequency": 1,
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
@@ -53,12 +53,12 @@ def _granite(num_layers: int) -> Any:
 
 
 def _granite_plus(num_layers: int) -> Any:
-    # The Q-Former hears the first layer's frames beside the last one's.
+    # The Q-Former gets the frames of the first layer beside those of the last one.
     return transformers.GraniteSpeechPlusConfig(**_parts(num_layers, 2 * ENCODER_WIDTH, cat_hidden_layers=[1]))
 
 
 def _granite_features(rows: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    # One length for all batches: nothing tells the encoder what is padding, so a clip's features depend on how far
+    # One length for all batches: the encoder has no padding mask, so a clip's features depend on how far
     # the batch is padded. The mask is over tokens, not frames.
     features, mask = padded(rows, FRAMES_PER_TOKEN * MAX_CLIP_TOKENS, dtype)
     return {

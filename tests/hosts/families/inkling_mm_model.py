@@ -28,7 +28,7 @@ def _inkling(num_layers: int) -> Any:
             rel_extent=16,
             moe_intermediate_size=16,
             n_routed_experts=3,
-            num_experts_per_tok=3,  # all of them: which ones are the best would hang on rounding
+            num_experts_per_tok=3,  # all of them: the choice of the best would depend on rounding
             n_shared_experts=1,
             logits_mup_width_multiplier=1.0,
         ),

@@ -46,7 +46,7 @@ KYUTAI = AdditiveHost(
     "kyutai_speech_to_text",
     "KyutaiSpeechToTextForConditionalGeneration",
     _kyutai,
-    lambda rows, dtype: {},  # the ids are all
+    lambda rows, dtype: {},  # the ids have everything
     feature_argument="input_ids",
     layers_path="model.layers",
     frames_per_token=1,

@@ -1,4 +1,4 @@
-"""MOSS-Transcribe-Diarize: feature rows are windows of a clip, and time markers stand between its audio tokens."""
+"""MOSS-Transcribe-Diarize: feature rows are windows of a clip, and time markers are between its audio tokens."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -39,7 +39,7 @@ def _muse(num_layers: int) -> Any:
             moe_hidden_size=16,
             moe_intermediate_size=16,
             num_local_experts=3,
-            num_experts_per_tok=3,  # all of them: which ones are the best would hang on rounding
+            num_experts_per_tok=3,  # all of them: the choice of the best would depend on rounding
         ),
         out_hidden_size=32,
         projector_hidden_size=8,

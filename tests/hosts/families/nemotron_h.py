@@ -23,7 +23,7 @@ def _language_model(num_layers: int, **more: Any) -> dict[str, Any]:
         "ssm_state_size": 8,
         "chunk_size": 8,
         "n_routed_experts": 2,
-        "num_experts_per_tok": 2,  # all of them: which ones are the best would hang on rounding
+        "num_experts_per_tok": 2,  # all of them: the choice of the best would depend on rounding
         "moe_intermediate_size": 16,
         "moe_shared_expert_intermediate_size": 16,
         **text(num_layers),
@@ -66,7 +66,7 @@ def _nemotron_h_omni(num_layers: int) -> Any:
 
 
 def _nemotron_h_omni_features(rows: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    # The extractor's mask leaves out the last frame of each clip; the model counts it in again.
+    # The extractor's mask leaves out the last frame of each clip; the model counts it again.
     features, mask = padded([row[:, :-1] for row in rows], max(row.shape[1] for row in rows), dtype)
     return {"input_features": features.transpose(1, 2).contiguous(), "input_features_mask": mask.bool()}
 

@@ -1,4 +1,4 @@
-"""Qwen2.5-Omni: the thinker hears; M-RoPE positions."""
+"""Qwen2.5-Omni: the thinker processes audio; M-RoPE positions."""
 
 from collections.abc import Sequence
 from typing import Any

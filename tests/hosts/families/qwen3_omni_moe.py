@@ -1,4 +1,4 @@
-"""Qwen3-Omni: the thinker hears; M-RoPE positions, and a mixture of experts in every layer."""
+"""Qwen3-Omni: the thinker processes audio; M-RoPE positions, and a mixture of experts in every layer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -52,7 +52,7 @@ QWEN3_OMNI_MOE_THINKER = TinyHost(
     _qwen3_omni_thinker,
     _qwen_features,
     frames_per_token=8,
-    # Before transformers 5 all clips of a batch attended to each other in its encoder, but for flash attention.
+    # Before transformers 5 all clips of a batch attended to each other in its encoder, except with flash attention.
     cannot=legacy("static_cache", "clips_on_a_cache", "hidden_states", "batches"),
     **THINKER_PATHS,
 )

@@ -22,7 +22,7 @@ def _vibevoice_asr(num_layers: int) -> Any:
         "depths": [1, 1, 1],
         "ffn_expansion": 2,
         "layer_scale_init_value": 0.5,
-        # The noise of σ-VAE sampling is drawn anew at each call; at this scale it is zero.
+        # The noise of σ-VAE sampling is drawn again at each call; at this scale it is zero.
         "vae_std": 0.0,
     }
     return transformers.VibeVoiceAsrConfig(

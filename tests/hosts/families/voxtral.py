@@ -15,7 +15,7 @@ VOXTRAL_WINDOW_TOKENS = 4
 def _voxtral(num_layers: int) -> Any:
     # The encoder's frames are regrouped: 16 positions of width 16 are 4 tokens of width 64 (its feed-forward width).
     return transformers.VoxtralConfig(
-        # 4.57 passes over the names of a Whisper encoder.
+        # 4.57 ignores the names of a Whisper encoder.
         audio_config={
             "hidden_size": 16,
             "intermediate_size": 64,

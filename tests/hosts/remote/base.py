@@ -1,5 +1,5 @@
-"""How a tiny host of remote code is built and spoken to: a class of our own over real language models of transformers,
-called the way the checkpoint's code calls it."""
+"""How a tiny host of remote code is built and called: a class of this project around real language models of
+transformers, called the way the checkpoint's code calls it."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -20,7 +20,7 @@ Inputs = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteHost(TinyHost):
-    """A host whose class is no part of transformers.
+    """A host whose class is not part of transformers.
 
     Attributes:
         model_class: the class itself.

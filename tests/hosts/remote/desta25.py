@@ -1,4 +1,4 @@
-"""DeSTA2.5-Audio: the placeholder stands for a clip and for its transcript; generation bypasses forward."""
+"""DeSTA2.5-Audio: the placeholder is used for a clip and for its transcript; generation bypasses forward."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ class DeSTA25AudioModel(PreTrainedModel):
 @dataclass(frozen=True, kw_only=True)
 class DestaHost(RemoteHost):
     def prompt(self, clips: Sequence[int], **options: Any) -> Prompt:
-        """The requested tokens are the transcript's; `PROMPT_SIZE` audio tokens go before them."""
+        """The requested tokens are those of the transcript; `PROMPT_SIZE` audio tokens come before them."""
         prompt = super().prompt(clips, **options)
         repeats = torch.ones_like(prompt.ids)
         repeats[[start for _, start, _ in spans((prompt.ids == AUDIO_TOKEN_ID)[None])]] += PROMPT_SIZE

@@ -15,7 +15,7 @@ MEDIA_BEGIN, MEDIA_END, BLANK = 57, 58, 59
 
 
 class KimiAudioConfig(Qwen2Config):
-    """As in its own code, model_type is not said here: it comes from the checkpoint's config.json."""
+    """As in its own code, model_type is not set here: it comes from the checkpoint's config.json."""
 
     def __init__(self, kimia_mimo_layers: int = 1, kimia_mimo_transformer_from_layer_index: int = 1, **kwargs: Any):
         super().__init__(**kwargs)
@@ -169,7 +169,7 @@ def _place(inputs: Inputs, mask: Tensor) -> tuple[Inputs, Tensor]:
 
 
 def _generate(model: MoonshotKimiaForCausalLM, inputs: Inputs, max_new_tokens: int = 3) -> Tensor:
-    """Greedy text, as `KimiAudio._generate_loop` does it: `forward` is called directly, past the model's own hooks."""
+    """Greedy text, as in `KimiAudio._generate_loop`: `forward` is called directly, past the model's own hooks."""
     call, generated = {**inputs, "past_key_values": None}, []
     position = inputs["input_ids"].shape[1]
     for step in range(max_new_tokens):

@@ -1,4 +1,4 @@
-"""SALMONN: a plain module around a LoRA language model, to which it gives embeddings only."""
+"""SALMONN: a plain module around a LoRA language model, to which it passes only embeddings."""
 
 from collections.abc import Sequence
 from typing import Any

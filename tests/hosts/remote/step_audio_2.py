@@ -94,7 +94,7 @@ def _generate(model: StepAudio2ForCausalLM, inputs: Inputs, **options: Any) -> T
 class StepHost(RemoteHost):
     def build(self, *args: Any, **kwargs: Any) -> StepAudio2ForCausalLM:
         model = super().build(*args, **kwargs)
-        model.generation_config.use_cache = False  # else it hears nothing in generate(), as a test shows
+        model.generation_config.use_cache = False  # else it ignores the audio in generate(), as a test shows
         return model
 
 

@@ -1,0 +1,16 @@
+"""The memory as mathematics: its update rules, its state, and the module around them."""
+
+__all__ = [
+    "adapter",
+    "chunk",
+    "config",
+    "gates",
+    "gates32",
+    "hub_mixin",
+    "precision",
+    "recurrent",
+    "reference",
+    "rule",
+    "state",
+    "titans",
+]

@@ -1,0 +1,430 @@
+"""`EmotionRecognizer`: one emotion per utterance of a spoken dialogue."""
+
+import contextlib
+import functools
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mal_adapter.errors import ConfigError, CopyError, HostError, SessionError, StoreError, raise_problems
+from mal_adapter.memory.adapter import MemoryAdapter
+from mal_adapter.memory.config import check_integer
+from mal_adapter.ser.dialogue import Dialogue, Utterance
+from mal_adapter.ser.labels import LabelSet
+from mal_adapter.ser.recognizer.inputs import HostInputs, Prepared, argument_names
+from mal_adapter.ser.recognizer.pretrained import find_host, load_named_host, with_lora
+from mal_adapter.ser.recognizer.prompt import AudioPrompt, choose_task
+from mal_adapter.ser.recognizer.results import Failure, Prediction
+from mal_adapter.ser.recognizer.scoring import LabelScorer
+from mal_adapter.ser.suitability import id_problems
+
+if TYPE_CHECKING:
+    from mal_adapter.attach import AttachedMemory
+    from mal_adapter.stores.base import SessionStore
+
+__all__ = ["EmotionRecognizer"]
+
+
+class EmotionRecognizer:
+    """Recognises one emotion of a closed set per utterance, by the probability of each label as the host's answer.
+
+    The host runs once per utterance, within the memory's session of the dialogue. The utterance reads what earlier
+    utterances wrote, and is then written. Labels of several tokens are scored on the cache of that forward. A host
+    without a cache runs the prompt again for each label; these runs read what the first run read, and write nothing.
+
+    What is mutated: `model` and `memory` are put in eval mode; the memory's states grow with each utterance.
+
+    Args:
+        model: An audio language model of transformers, on any device and in any dtype.
+        processor: Its processor.
+        memory: From `attach_memory(model, …)`. None is the plain host, for a model without an attached memory.
+        labels: The possible answers. Unless given, those that the memory was trained with, else four common ones.
+        prompt: The question after the audio. Unless given, the one that the memory was trained with if `labels` is not
+            given either, else a question that asks for one word of the labels.
+
+    The constructor checks everything that needs no forward, and tries the processor on a second of noise.
+
+    Raises:
+        ConfigError: The prompt is empty, or contains a token that the host takes for audio or for the end of a turn.
+        HostError: The processor takes no audio, the model has no weights, the memory is attached to another model, or a
+            label has several tokens and this host can't score them.
+        LabelError: The host can't distinguish the labels.
+        SessionError: The memory is detached.
+
+    Example:
+        >>> from mal_adapter import attach_memory
+        >>> from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
+        >>> from mal_adapter.ser import EmotionRecognizer, load_host
+        >>> model, processor = load_host(str(HOST_FOLDER))
+        >>> memory = attach_memory(model, adapter=ADAPTER_FOLDER)
+        >>> recognizer = EmotionRecognizer(model, processor, memory)
+        >>> recognizer.prompt
+        'How does the speaker feel?'
+
+        `EmotionRecognizer.from_pretrained(ADAPTER_FOLDER, HOST_FOLDER)` does the same in one call.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        memory: "AttachedMemory | None" = None,
+        labels: LabelSet | Sequence[str] | None = None,
+        prompt: str | None = None,
+    ) -> None:
+        if all(p.is_meta for p in model.parameters()) and not any(hasattr(m, "_hf_hook") for m in model.modules()):
+            raise HostError("the model is on the meta device, without weights; load it with from_pretrained")
+        tokenizer = getattr(processor, "tokenizer", None)
+        if tokenizer is None:
+            raise HostError(f"{type(processor).__name__} has no tokenizer; give the model's AutoProcessor")
+        self.model = model.eval()
+        self.processor = processor
+        self.memory = memory
+        self.labels, self.prompt = choose_task(None if memory is None else memory.adapter.metadata, labels, prompt)
+        if memory is not None:
+            if all(module is not memory.decoder_layers for module in model.modules()):
+                raise HostError("this memory is attached to another model; pass the model that attach_memory was given")
+            if not memory.attached:
+                raise SessionError(
+                    "this memory is detached; attach it again with attach_memory(model, adapter=memory.adapter)"
+                )
+            memory.eval()
+        self._reads_memory = memory is not None
+        self._audio = AudioPrompt(processor, self.prompt)
+        self._scorer = LabelScorer(tokenizer, self.labels, self._audio.text, _end_ids(model, tokenizer))
+        self._scorer.check_host(model)
+        self._inputs = HostInputs(model, processor, self._audio, self._scorer.healed_tokens)
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in argument_names(model) else {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        adapter: MemoryAdapter | str | os.PathLike[str],
+        model: str | os.PathLike[str] | tuple[Any, Any] | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        labels: LabelSet | Sequence[str] | None = None,
+        prompt: str | None = None,
+        store: "SessionStore | str | os.PathLike[str] | None" = None,
+        **model_kwargs: Any,
+    ) -> "EmotionRecognizer":
+        """Load a trained adapter, its host, and the LoRA that was trained beside it.
+
+        What is mutated: a loaded `model` gets the memory's hooks, and PEFT's layers where the adapter's folder has a
+        LoRA and the model has none.
+
+        Args:
+            adapter: A folder, a Hub id, or a loaded `MemoryAdapter`. A LoRA is looked for in the subfolder `lora` of a
+                folder only: for a Hub id, load it with peft and pass the pair as `model`.
+            model: The host: a folder, a Hub id, or a loaded (model, processor). Unless given, the host that the adapter
+                names; a relative path is looked up in the working directory, then beside the adapter's folder.
+            device: Where the host goes; the first CUDA device where there is one, else the CPU.
+            dtype: Of the host's weights; the checkpoint's unless given.
+            labels: The possible answers; the adapter's unless given.
+            prompt: The question after the audio. Unless given, the adapter's if `labels` is not given either, else one
+                that names the labels.
+            store: Where the sessions' states are kept, as for `attach_memory`.
+            **model_kwargs: For the host's `from_pretrained`, as in `load_host`: `device_map="auto"`, `revision`, ….
+                `token`, `cache_dir` and `local_files_only` are used for the adapter too.
+
+        Returns:
+            The recogniser, with the memory attached as `recognizer.memory`.
+
+        Raises:
+            AdapterNotFoundError, AdapterFormatError, HubError: The adapter can't be loaded.
+            ConfigError: `model` is neither a name nor a pair, or options for loading are given with a loaded pair.
+            HostError: The host is not known, can't be loaded or does not take the LoRA; or as the constructor says.
+            HostMismatchError: The adapter was trained for another kind of host.
+            LabelError: The labels are not a label set, or the host can't distinguish them.
+            MissingDependencyError: The adapter has a LoRA and peft is not installed, or `device_map` is given and
+                accelerate is not installed.
+
+        Example:
+            >>> from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
+            >>> from mal_adapter.ser import EmotionRecognizer
+            >>> recognizer = EmotionRecognizer.from_pretrained(ADAPTER_FOLDER, HOST_FOLDER)
+            >>> recognizer.prompt, list(recognizer.labels)
+            ('How does the speaker feel?', ['neutral', 'happy', 'angry', 'sad'])
+            >>> [result.error for result in recognizer.recognize("turn1.wav")]
+            [AudioError('turn1.wav: there is no such file; check the path')]
+        """
+        from mal_adapter.attach import attach_memory
+
+        if isinstance(model, tuple):
+            options = {"device": device, "dtype": dtype, **model_kwargs}
+            _check_pair(model, [name for name, value in options.items() if value is not None])
+        elif not isinstance(model, (str, os.PathLike, type(None))):
+            raise ConfigError(
+                f"model is a {type(model).__name__}, expected a folder, a Hub id or a loaded (model, processor)"
+            )
+        if isinstance(adapter, MemoryAdapter):
+            trained = adapter
+        else:
+            shared = {name: model_kwargs[name] for name in _ADAPTER_OPTIONS if name in model_kwargs}
+            trained = MemoryAdapter.from_pretrained(adapter, **shared)
+        label_set, question = choose_task(trained.metadata, labels, prompt)
+        if isinstance(model, tuple):
+            host, processor = model
+        else:
+            options = {"device": device, "dtype": "auto" if dtype is None else dtype, **model_kwargs}
+            host, processor = _load_host_of(trained, adapter, model, options)
+        if not isinstance(adapter, MemoryAdapter):
+            host = with_lora(host, adapter)
+        memory = attach_memory(host, adapter=trained, store=store)
+        try:
+            return cls(host, processor, memory, label_set, question)
+        except BaseException:  # the caller has no other reference to the hooks in a model of their own
+            memory.detach()
+            raise
+
+    def without_memory(self) -> "EmotionRecognizer":
+        """The same recogniser on the same model, which neither reads nor writes the memory; for comparison."""
+        # Not copy.copy, which a memory refuses; and not the constructor, since a template may render today's date.
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin._reads_memory = False
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.memory is not None:
+            raise CopyError(
+                "an EmotionRecognizer with a memory belongs to this process and can't be pickled or deep-copied. Make "
+                "one in the other process: EmotionRecognizer.from_pretrained(adapter, model). To prepare audio only, "
+                "its processor is enough"
+            )
+        return self.__dict__
+
+    @property
+    def sampling_rate(self) -> int:
+        """The sampling rate of the host's audio input, in Hz."""
+        return self._audio.sampling_rate
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether utterances read and write a memory: False without one, and after `without_memory`."""
+        return self._reads_memory
+
+    @property
+    def labels_need_cache(self) -> bool:
+        """Whether a label has several tokens in this host's tokenizer, so that the prompt's cache is needed."""
+        return self._scorer.needs_cache
+
+    def recognize(
+        self, dialogue: Dialogue | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+    ) -> Iterator[Prediction | Failure]:
+        """Process a dialogue from its start, and yield one result per utterance as soon as it is known.
+
+        What is mutated: `memory.states[dialogue.dialogue_id]` starts empty and has the whole dialogue in the end.
+
+        Args:
+            dialogue: A `Dialogue`, whose id is the id of the session; or sound files in the order spoken, such as
+                `["turn1.wav", "turn2.wav"]`, which `Dialogue.from_files` makes into one dialogue.
+
+        Yields:
+            A `Prediction`, or a `Failure` where the audio is unusable; later utterances are still answered.
+
+        Raises:
+            ManifestError: There are no files, or one is a manifest.
+            HostError, SessionError, SessionConflictError, StoreError: As `answer`.
+        """
+        one = dialogue if isinstance(dialogue, Dialogue) else Dialogue.from_files(dialogue)
+        return self.recognize_many([one], batch_size=1)
+
+    def recognize_many(self, dialogues: Iterable[Dialogue], batch_size: int = 8) -> Iterator[Prediction | Failure]:
+        """Process several dialogues side by side: one forward runs the next utterance of each. The answers are those of
+        `recognize`, sooner.
+
+        What is mutated: as in `recognize`, for every dialogue.
+
+        Args:
+            dialogues: With different ids. The next one is taken from the iterable when another one ends.
+            batch_size: How many dialogues are processed at once.
+
+        Yields:
+            A result per utterance, in order within each dialogue. The dialogues alternate; `result.utterance` has the
+            dialogue's id.
+
+        Raises:
+            ConfigError: `batch_size` is not an integer of at least 1, or two dialogues have the same id. In a list of
+                dialogues this is found before anything runs.
+            HostError, SessionError, SessionConflictError, StoreError: As `answer`.
+        """
+        check_integer("batch_size", batch_size, 1)
+        if isinstance(dialogues, Sequence):
+            raise_problems(id_problems(dialogues, reads_memory=self._reads_memory))
+        return self._recognize_many(dialogues, batch_size)
+
+    def _recognize_many(self, dialogues: Iterable[Dialogue], batch_size: int) -> Iterator[Prediction | Failure]:
+        waiting = iter(dialogues)
+        active: list[deque[Utterance]] = []
+        seen: set[str] = set()
+        while True:
+            while len(active) < batch_size and (dialogue := next(waiting, None)) is not None:
+                if dialogue.dialogue_id in seen:
+                    raise ConfigError(f"two dialogues have the id {dialogue.dialogue_id!r}; give them different ids")
+                seen.add(dialogue.dialogue_id)
+                if self.memory is not None and self._reads_memory:
+                    self.memory.states.forget([dialogue.dialogue_id])
+                active.append(deque(dialogue.utterances))
+            if not active:
+                return
+            yield from self.answer([turns.popleft() for turns in active])
+            active = [turns for turns in active if turns]
+
+    def answer(
+        self, utterances: Sequence[Utterance], *, session_ids: Sequence[str] | None = None, write: bool = True
+    ) -> list[Prediction | Failure]:
+        """Process the next utterance of each of several dialogues, in one forward.
+
+        What is mutated: each utterance is written to `memory.states[utterance.dialogue_id]`.
+
+        Args:
+            utterances: Of different dialogues.
+            session_ids: The session that each utterance reads and is written to; its dialogue's unless given.
+            write: False reads without writing.
+
+        Returns:
+            One result per utterance, in their order.
+
+        Raises:
+            ConfigError: Two utterances have the same session, so that the second could not read what the first writes;
+                or the number of session ids is not that of the utterances.
+            HostError: The host's answer is NaN. The batch's utterances are written all the same, unless they are NaN.
+            SessionError: The memory is detached, an id can't be the id of a session, or a session is open elsewhere.
+            SessionConflictError: Another process has continued a session meanwhile.
+            StoreError: A session can't be read from the store, so that no utterance was processed. If only saving
+                fails, the answers are returned and the states are in `memory.states.unsaved`.
+        """
+        ids = [utterance.dialogue_id for utterance in utterances] if session_ids is None else list(session_ids)
+        if len(ids) != len(utterances):
+            raise ConfigError(f"expected a session id per utterance, got {len(ids)} for {len(utterances)} utterances")
+        if len(set(ids)) != len(ids):
+            raise ConfigError(f"a batch must not hold two utterances of one dialogue, got the dialogue ids {ids}")
+        started = time.perf_counter()
+        prepared = self.prepare(utterances)
+        results: dict[int, Prediction | Failure] = dict(prepared.failures)
+        if prepared.audio_s:
+            sessions = self._session([ids[index] for index in prepared.audio_s], write=write)
+            probabilities = self._score(prepared.inputs, sessions).softmax(-1)
+            elapsed_s = time.perf_counter() - started
+            for (index, audio_s), row in zip(prepared.audio_s.items(), probabilities.tolist(), strict=True):
+                if math.isnan(row[0]):
+                    raise HostError(
+                        f"{utterances[index].audio}: the model's answer is NaN in {self.model.dtype}, usually because "
+                        "it overflows there; load it in bfloat16 or float32"
+                    )
+                by_label = dict(zip(self.labels, row, strict=True))
+                label = max(by_label, key=by_label.__getitem__)
+                results[index] = Prediction(utterances[index], label, by_label, audio_s, elapsed_s)
+        return [results[index] for index in range(len(utterances))]
+
+    def prepare(self, utterances: Sequence[Utterance]) -> Prepared:
+        """Open the sound files, and make the host's inputs of those with usable audio, on its device."""
+        return self._inputs(utterances)
+
+    def with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Add `position_ids` to the inputs, if the host takes them."""
+        return self._inputs.with_positions(inputs)
+
+    def log_probs(self, inputs: dict[str, Any]) -> Float[Tensor, "batch labels"]:
+        """Log-probability of each label, within a session that the caller has opened; for training.
+
+        What is mutated: the utterances are written to the session's dialogues.
+
+        Args:
+            inputs: From `prepare`, one row per dialogue of the session.
+
+        Returns:
+            (batch, labels) float32, not normalised over the labels; differentiable where autograd records.
+        """
+        return self._label_log_probs(inputs, self._run(inputs))
+
+    @torch.no_grad()  # not inference_mode: the states written here may be trained through later
+    def _score(
+        self, inputs: dict[str, Any], sessions: contextlib.AbstractContextManager[Any]
+    ) -> Float[Tensor, "batch labels"]:
+        """Log-probabilities; reads and writes the sessions."""
+        scores = None
+        try:
+            with sessions:
+                scores = self._label_log_probs(inputs, self._run(inputs))
+        except StoreError:
+            if scores is None:
+                raise
+            # The host has answered. The states are kept in memory.states.unsaved, and the next answer saves them.
+        return scores
+
+    def _run(self, inputs: dict[str, Any]) -> Any:
+        return self.model(**inputs, use_cache=self._scorer.needs_cache, **self._last_only)
+
+    def _label_log_probs(self, inputs: dict[str, Any], outputs: Any) -> Float[Tensor, "batch labels"]:
+        cache = getattr(outputs, "past_key_values", None)
+        mask, positions = inputs["attention_mask"], inputs.get("position_ids")
+        run_again = functools.partial(self._run_again, inputs)
+        return self._scorer.log_probs(self._run_text, outputs.logits[:, -1], cache, mask, positions, run_again)
+
+    def _run_text(self, **inputs: Any) -> Any:
+        """Run the host without memory on tokens after a prompt."""
+        with self._without_session():
+            return self.model(**inputs)
+
+    def _run_again(
+        self, inputs: dict[str, Any], tokens: Int[Tensor, " tokens"]
+    ) -> Float[Tensor, "batch tokens vocabulary"]:
+        """The logits at `tokens` after each prompt. Reads what the prompt read from the memory, and writes nothing."""
+        longer = self._inputs.with_tokens(inputs, tokens)
+        last_only = dict.fromkeys(self._last_only, len(tokens))
+        with contextlib.nullcontext() if self.memory is None else self.memory.rereading():
+            logits: Tensor = self.model(**longer, use_cache=False, **last_only).logits[:, -len(tokens) :]
+        return logits
+
+    def _session(self, session_ids: list[str], *, write: bool) -> contextlib.AbstractContextManager[Any]:
+        if self.memory is None or not self._reads_memory:
+            return self._without_session()
+        return self.memory.session(session_ids, write=write)
+
+    def _without_session(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self.memory is None else self.memory.disabled()
+
+
+_ADAPTER_OPTIONS = ("token", "cache_dir", "local_files_only")
+
+
+def _check_pair(pair: tuple[Any, ...], options: list[str]) -> None:
+    if len(pair) != 2 or not hasattr(pair[0], "parameters"):
+        given = ", ".join(type(item).__name__ for item in pair)
+        raise ConfigError(f"model is the tuple ({given}), expected (model, processor) as load_host returns it")
+    if options:
+        raise ConfigError(f"{', '.join(options)}: only for a host that is loaded here, but model is loaded already")
+
+
+def _load_host_of(
+    adapter: MemoryAdapter, source: object, model: str | os.PathLike[str] | None, options: dict[str, Any]
+) -> tuple[Any, Any]:
+    """(model, processor) by the given name, else by the one in the adapter."""
+    place = "this adapter" if isinstance(source, MemoryAdapter) else f"the adapter {source}"
+    advice = "pass model=, a folder, a Hub id or a loaded (model, processor)"
+    name = find_host(adapter.metadata, source) if model is None else model
+    if not name:
+        raise HostError(f"{place} does not name its host; {advice}")
+    try:
+        return load_named_host(name, **options)
+    except HostError as error:
+        if model is not None:
+            raise
+        raise HostError(f"{error}; {place} names it as its host: {advice}") from error.__cause__
+
+
+def _end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens at which the host stops. Those of chat models often differ from the tokenizer's end of sequence."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = tokenizer.eos_token_id if ids is None else ids
+    return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]

@@ -1,0 +1,185 @@
+"""Run the frozen part of a host once per utterance, and keep the output of the hooked layer on disk.
+
+Up to that layer nothing is trained and nothing depends on the dialogue. In training the host's own forward then runs
+without audio, and its layers up to the hooked one return the kept hidden states without computing anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from mal_adapter.errors import AudioError, HostError
+from mal_adapter.ser.dialogue import Utterance
+from mal_adapter.ser.paths import existing_sound
+from mal_adapter.ser.recognizer.inputs import Prepared
+from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
+from mal_adapter.ser.recognizer.results import Failure
+from mal_adapter.serialization.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from mal_adapter.attach import AttachedMemory
+
+__all__ = ["CachedHost"]
+
+_REFUSED = "this host can't be run from cached activations ({}); leave cache_activations off"
+# Largest difference of log-probabilities with and without the cache; float32 hosts differ by about 1e-6.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+_TOLERANCE_HALF = 0.1
+
+
+class CachedHost:
+    """Prepare utterances and score labels as the recogniser does, from cached activations: a `BatchScorer`.
+
+    For the first utterance the scores are compared with those of the whole host, so that a host that can't run from the
+    cache is refused.
+
+    What is mutated: `folder` is made, and gets a file per utterance.
+
+    Args:
+        recognizer: With a frozen host and labels of one token each.
+        memory: The recogniser's.
+        folder: For the files, each with seq_len · hidden_size numbers in the host's dtype.
+
+    Raises:
+        HostError: The host can't run from cached activations.
+    """
+
+    def __init__(self, recognizer: EmotionRecognizer, memory: AttachedMemory, folder: Path) -> None:
+        if memory.host.audio_positions == "every" or memory.host.stream_idx is not None:
+            raise HostError(_REFUSED.format("it has audio at every position, or several streams"))
+        self.labels = recognizer.labels
+        self._recognizer, self._memory, self._folder = recognizer, memory, folder
+        self._layers: list[nn.Module] = list(memory.decoder_layers)[: memory.layer_idx + 1]
+        if any("forward" in vars(layer) for layer in self._layers):
+            raise HostError(_REFUSED.format("its layers are offloaded or wrapped"))
+        self._extras: dict[nn.Module, int | None] = {}  # number of Nones after the hidden states; None if no tuple
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def keep(self, utterances: Sequence[Utterance]) -> list[Failure]:
+        """Save the hooked layer's output for the utterances that are not on disk yet, in one forward of the host.
+
+        Returns:
+            A failure for each utterance whose audio can't be used.
+
+        Raises:
+            HostError: The host can't run from cached activations.
+        """
+        missing = [utterance for utterance in utterances if not self._is_kept(utterance)]
+        if not missing and self._extras:
+            return []
+        prepared = self._recognizer.prepare(missing or utterances[:1])
+        rows = [(missing or utterances)[index] for index in prepared.audio_s]
+        if not rows:
+            return list(prepared.failures.values())
+        inputs, first = prepared.inputs, not self._extras
+        hidden, mask = self._run(inputs)
+        for row, utterance in enumerate(rows if missing else []):
+            own = inputs["attention_mask"][row].bool()  # without the padding of this batch
+            kept = {"hidden": hidden[row, own], "input_ids": inputs["input_ids"][row, own]}
+            kept["audio_mask"] = mask[row, own].to(torch.uint8)
+            write_atomically(self._path(utterance), save({n: t.cpu().contiguous() for n, t in kept.items()}))
+        if first:
+            self._compare(rows[0])
+        return list(prepared.failures.values())
+
+    def _run(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the hooked layer's output, (batch, seq_len, hidden_size), and where audio is, (batch, seq_len)."""
+        found: dict[str, Tensor | None] = {}
+        handles = []
+        ids = [f"caching/{row}" for row in range(len(inputs["input_ids"]))]
+        with torch.no_grad(), self._memory.session(ids, write=False) as session:
+
+            def capture(layer: nn.Module, _: Any, output: Any) -> None:
+                states, *rest = output if isinstance(output, tuple) else (output,)
+                if any(value is not None for value in rest):
+                    raise HostError(_REFUSED.format("a layer returns more than hidden states"))
+                self._extras[layer] = len(rest) if isinstance(output, tuple) else None
+                if layer is self._layers[-1] and session.forward is not None:
+                    found["hidden"], found["mask"] = states, session.forward.mask
+
+            # Before the memory's hook, which adds to the output; within a session, which finds the audio positions.
+            for layer in self._layers:
+                handles.append(layer.register_forward_hook(capture, prepend=True))
+            try:
+                self._recognizer.log_probs(inputs)
+            finally:
+                for handle in handles:
+                    handle.remove()
+        hidden, mask = found.get("hidden"), found.get("mask")
+        if hidden is None or mask is None or hidden.shape[:2] != inputs["input_ids"].shape:
+            raise HostError(_REFUSED.format("its layers see other positions than its input ids"))
+        return hidden, mask
+
+    def prepare(self, utterances: Sequence[Utterance]) -> Prepared:
+        """Load the inputs of utterances that `keep` has saved, padded on the left."""
+        if not self._extras:  # this process had no usable utterance in its own share
+            self.keep(utterances[:1])
+        kept = [load_file(self._path(utterance)) for utterance in utterances]
+        longest = max(len(tensors["input_ids"]) for tensors in kept)
+
+        def batch(tensors: list[Tensor]) -> Tensor:
+            rows = [F.pad(t, (*[0, 0] * (t.dim() - 1), longest - len(t), 0)) for t in tensors]
+            return torch.stack(rows).to(self._recognizer.model.device)
+
+        inputs: dict[str, Any] = {name: batch([t[name] for t in kept]) for name in ("hidden", "input_ids")}
+        inputs["attention_mask"] = batch([torch.ones_like(t["input_ids"]) for t in kept])
+        audio_mask = batch([t["audio_mask"] for t in kept]).bool()
+        audio_s = dict.fromkeys(range(len(kept)), float("nan"))
+        return Prepared(self._recognizer.with_positions(inputs), audio_s, {}, audio_mask)
+
+    def log_probs(self, inputs: dict[str, Any]) -> Float[Tensor, "batch labels"]:
+        """As `EmotionRecognizer.log_probs`. The inputs have no audio, so the session needs the `audio_mask`."""
+        with self._skipping(inputs["hidden"]):
+            return self._recognizer.log_probs({name: value for name, value in inputs.items() if name != "hidden"})
+
+    @contextmanager
+    def _skipping(self, hidden: Float[Tensor, "batch seq_len hidden_size"]) -> Iterator[None]:
+        """Within this block the layers up to the hooked one return `hidden`. All hooks run, those of the memory too."""
+        try:
+            for layer in self._layers:
+                extras = self._extras[layer]
+                output = hidden if extras is None else (hidden, *[None] * extras)
+                layer.forward = lambda *args, output=output, **kwargs: output
+            yield
+        finally:
+            for layer in self._layers:
+                vars(layer).pop("forward", None)
+
+    @torch.no_grad()
+    def _compare(self, utterance: Utterance) -> None:
+        """Raise HostError if the scores from the cache differ from those of the whole host."""
+        with self._memory.disabled():
+            expected = self._recognizer.log_probs(self._recognizer.prepare([utterance]).inputs)
+            try:
+                found = self.log_probs(self.prepare([utterance]).inputs)
+            except Exception as error:  # from the host's own code, which needs what is missing here
+                raise HostError(_REFUSED.format(f"{type(error).__name__}: {error}")) from error
+        tolerance = _TOLERANCE.get(self._recognizer.model.dtype, _TOLERANCE_HALF)
+        if (distance := float((found - expected).abs().max())) > tolerance:
+            raise HostError(_REFUSED.format(f"its scores differ by {distance:.2g}"))
+
+    def _is_kept(self, utterance: Utterance) -> bool:
+        try:
+            return self._path(utterance).exists()
+        except (OSError, AudioError):  # no sound file, or several; opening it reports the problem
+            return False
+
+    def _path(self, utterance: Utterance) -> Path:
+        status = existing_sound(utterance.audio).stat()
+        known = [
+            str(utterance.audio.absolute()), status.st_mtime_ns, status.st_size, utterance.start_s, utterance.end_s,
+            self._recognizer.prompt, self._memory.layer_idx, self._memory.adapter.metadata.base_model_name_or_path,
+            str(self._recognizer.model.dtype),
+        ]  # fmt: skip
+        return self._folder / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()}.safetensors"
