@@ -15,6 +15,7 @@ from mal_adapter.memory.gates import Gates
 from mal_adapter.memory.hub_mixin import Pretrained
 from mal_adapter.memory.recurrent import GRU, RunningMean
 from mal_adapter.memory.rule import ByHead, Rule, Weights
+from mal_adapter.memory.spans import Spans
 from mal_adapter.memory.state import MemoryState
 from mal_adapter.memory.titans import Titans
 
@@ -195,6 +196,32 @@ class MemoryAdapter(Pretrained):
             skipped_writes=state.skipped_writes + (attempted & ~finite),
             fingerprint=state.fingerprint,
         )
+
+    def read_tokens(
+        self,
+        state: MemoryState,
+        tokens: Float[Tensor, "tokens hidden_size"],
+        spans: Spans,
+        valid: Bool[Tensor, " tokens"] | None = None,
+        *,
+        causal: bool = False,
+    ) -> Float[Tensor, "tokens hidden_size"]:
+        """As `read`, for rows of any length in one flat list; `spans` says where each row is."""
+        mask = spans.inside if valid is None else spans.pad(valid)
+        return spans.flatten(self.read(state, spans.pad(tokens), mask, causal=causal))
+
+    def write_tokens(
+        self,
+        state: MemoryState,
+        tokens: Float[Tensor, "tokens hidden_size"],
+        spans: Spans,
+        valid: Bool[Tensor, " tokens"] | None = None,
+        *,
+        causal: bool = False,
+    ) -> MemoryState:
+        """As `write`, for rows of any length in one flat list; `spans` says where each row is."""
+        mask = spans.inside if valid is None else spans.pad(valid)
+        return self.write(state, spans.pad(tokens), mask, causal=causal)
 
     def _project(
         self, hidden_states: HiddenStates, mask: Mask, causal: bool, rows: slice
