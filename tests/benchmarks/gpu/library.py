@@ -1,7 +1,6 @@
 """The memory's own functions on one problem: the fused kernels where they are, and the path in PyTorch."""
 
 import importlib
-import inspect
 from types import ModuleType
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from mal_adapter.memory.gates import Gates
 from mal_adapter.memory.spans import Spans
 from tests.benchmarks.gpu.world import Size
 
-__all__ = ["Problem", "fused_kernels", "problem", "read", "write"]
+__all__ = ["Problem", "fused_kernels", "kernels_for", "problem", "read", "write"]
 
 Layers = tuple[Tensor, ...]
 CHUNK = 64
@@ -56,10 +55,10 @@ class Problem(NamedTuple):
 
 def problem(size: Size, device: torch.device, *, lengths: list[int] | None = None, masked: bool = False) -> Problem:
     """Random numbers of the kind that a trained memory sees."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def some(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device)
+        return torch.randn(*shape, generator=generator, device=device)
 
     heads, d = size.heads, size.d
     shapes = [(d, d)] if size.depth == 1 else [(d, 2 * d), (2 * d, d)]
@@ -73,22 +72,27 @@ def problem(size: Size, device: torch.device, *, lengths: list[int] | None = Non
     return Problem(initial, *state, keys, some(tokens, heads, d), queries, gates, spans, valid)
 
 
-def fused_kernels(device: torch.device) -> ModuleType | None:
-    """The module of the fused kernels, where it can be used."""
-    if device.type != "cuda":
-        return None
+def fused_kernels() -> ModuleType | None:
+    """The package of the fused kernels, in versions that have one."""
     try:
         return importlib.import_module("mal_adapter.memory.fused")
-    except ImportError:
+    except ModuleNotFoundError:
         return None
+
+
+def kernels_for(p: Problem, chunk_size: int = CHUNK) -> ModuleType | None:
+    """The fused kernels if they take this problem here; None where PyTorch does the work."""
+    kernels = fused_kernels()
+    if kernels is None:
+        return None
+    takes = kernels.takes_write(p.initial, p.keys, chunk_size) and kernels.takes_read(p.initial, p.queries)
+    return kernels if takes else None
 
 
 def write(p: Problem, kernels: ModuleType | None, chunk_size: int = CHUNK) -> list[Tensor]:
     """The new weights and momentum: by `kernels`, or in PyTorch."""
     if kernels is not None:
         new = kernels.write(p.initial, p.weights, p.momentum, p.keys, p.values, p.gates, p.spans, p.valid, chunk_size)
-    elif "spans" in inspect.signature(titans.write).parameters:
-        new = titans.write(p.initial, p.weights, p.momentum, p.keys, p.values, p.gates, p.spans, p.valid, chunk_size)
     else:
         keys, values = (_by_head(p.spans, t) for t in (p.keys, p.values))
         gates = Gates(*(p.spans.pad(g).mT for g in p.gates))
@@ -100,9 +104,8 @@ def write(p: Problem, kernels: ModuleType | None, chunk_size: int = CHUNK) -> li
 def read(p: Problem, kernels: ModuleType | None) -> Tensor:
     """The answer to each query, (tokens, heads, d): by `kernels`, or in PyTorch."""
     if kernels is not None:
-        return kernels.read(p.initial, p.weights, p.queries, p.spans)
-    if "spans" in inspect.signature(titans.read).parameters:
-        return titans.read(p.initial, p.weights, p.queries, p.spans)
+        answers: Tensor = kernels.read(p.initial, p.weights, p.queries, p.spans)
+        return answers
     weights = [w0 + w for w0, w in zip(p.initial, p.weights, strict=True)]
     answer = titans.read(weights, _by_head(p.spans, p.queries))
     return p.spans.flatten(answer.transpose(1, 2))

@@ -4,7 +4,6 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from statistics import median
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from mal_adapter.memory.gates import Gates
 from mal_adapter.memory.spans import Spans
 from tests.benchmarks.gpu.figures import Figure, share
-from tests.benchmarks.gpu.library import CHUNK, Problem, fused_kernels, read, write
+from tests.benchmarks.gpu.library import CHUNK, Problem, kernels_for, read, write
 from tests.benchmarks.gpu.world import Budget, Size, World
 from tests.benchmarks.gpu.writes import in_pytorch
 from tests.benchmarks.modules import forward, forward_backward, titans_pytorch
@@ -29,9 +28,9 @@ _MODES: dict[str, tuple[Callable[[nn.Module, Tensor], Callable[[], object]], flo
 class OurModule(nn.Module):
     """Norm, projections, a read and a write, with gates per token: the work that titans-pytorch's module does."""
 
-    def __init__(self, size: Size, kernels: ModuleType | None) -> None:
+    def __init__(self, size: Size) -> None:
         super().__init__()
-        self.size, self.kernels = size, kernels
+        self.size = size
         heads, d = size.heads, size.d
         width = heads * d
         self.norm = nn.RMSNorm(width)
@@ -50,17 +49,18 @@ class OurModule(nn.Module):
         spans = Spans([x.shape[1]] * len(x), x.device)
         queries, keys = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         given = Problem(tuple(self.initial), zeros, zeros, keys, v, queries, gates, spans, None)
-        return read(given, self.kernels).flatten(1), write(given, self.kernels)
+        kernels = kernels_for(given)
+        return read(given, kernels).flatten(1), write(given, kernels)
 
 
 def against_titans_pytorch(world: World, budget: Budget) -> Iterator[Figure]:
     """The grid of whole modules, forward and with backward. Both sides are Python calls in float32."""
-    clock, kernels = world.clock, fused_kernels(world.clock.device)
+    clock = world.clock
     installed = importlib.util.find_spec("titans_pytorch") is not None
     worst: dict[str, list[tuple[float, Size]]] = {mode: [] for mode in _MODES}
     for size in world.scale.modules:
         x = torch.randn(size.batch, size.seq_len, size.heads * size.d, device=clock.device)
-        ours, plain = (OurModule(size, k).to(clock.device) for k in (kernels, None))
+        ours = OurModule(size).to(clock.device)
         peer = titans_pytorch(size.d, CHUNK, size.heads).to(clock.device) if installed else None
         for mode, (run, target, before) in _MODES.items():
             budget.check(f"{size}, {mode}")
@@ -68,10 +68,9 @@ def against_titans_pytorch(world: World, budget: Budget) -> Iterator[Figure]:
             mine, *theirs = clock.interleaved(*actions, seconds=world.seconds(0.15, budget))
             numbers = {"ours_ms": mine, "titans_pytorch_ms": theirs[0] if theirs else None}
             note = f"{median(mine):.3g} ms"
-            if kernels is not None:
-                with in_pytorch():
-                    numbers["pytorch_ms"] = clock.call(run(plain, x), seconds=0)
-                note += f", in PyTorch {numbers['pytorch_ms']:.3g} ms"
+            with in_pytorch():
+                numbers["pytorch_ms"] = clock.call(run(ours, x), seconds=0)
+            note += f", in PyTorch {numbers['pytorch_ms']:.3g} ms"
             if theirs:
                 ratio, note = share(theirs[0], mine), f"{note}; theirs {median(theirs[0]):.3g} ms"
                 worst[mode].append((ratio, size))

@@ -51,7 +51,7 @@ SECTIONS = {
     "precision": Section(precision, 12),
     "training": Section(training, 25),
     "compiled": Section(compiled, 25),
-    "peers": Section(against_titans_pytorch, 35),
+    "peers": Section(against_titans_pytorch, 45),
     "decode": Section(decode, 20),
 }
 

@@ -8,7 +8,7 @@ import sys
 import time
 
 from tests.benchmarks.gpu.clock import Clock, clock_of
-from tests.benchmarks.gpu.library import fused_kernels, problem, read
+from tests.benchmarks.gpu.library import kernels_for, problem, read, write
 from tests.benchmarks.gpu.world import SCALES, Scale
 from tests.benchmarks.gpu.writes import write_and_backward
 
@@ -17,7 +17,7 @@ __all__ = ["compile_all", "start", "wait"]
 
 def start(scale: Scale, clock: Clock) -> list[subprocess.Popen[str]]:
     """A process per memory of the grids: kernels take seconds each to compile, on one core."""
-    if fused_kernels(clock.device) is None:
+    if not clock.cuda:
         return []
     memories = dict.fromkeys((s.heads, s.d, s.depth) for s in (*scale.writes, *scale.modules))
     name = next(name for name, known in SCALES.items() if known is scale)
@@ -43,13 +43,13 @@ def wait(processes: list[subprocess.Popen[str]], seconds: float) -> list[str]:
 
 
 def compile_all(scale: Scale, clock: Clock, memory: tuple[int, int, int]) -> int:
-    """Run each kernel once for all sizes of one memory; returns the number of sizes."""
-    kernels = fused_kernels(clock.device)
+    """Run each kernel once for all sizes of one memory, with gradients and without; returns the number of sizes."""
     sizes = [s for s in (*scale.writes, *scale.modules) if (s.heads, s.d, s.depth) == memory]
     for size in sizes:
-        given = problem(size, clock.device)
-        clock.milliseconds(lambda given=given: read(given, kernels))
-        clock.milliseconds(write_and_backward(given.leaves(), kernels))
+        for given in (problem(size, clock.device), problem(size, clock.device).leaves()):
+            kernels = kernels_for(given)
+            clock.milliseconds(lambda p=given, k=kernels: (read(p, k), write(p, k)))
+        clock.milliseconds(write_and_backward(given, kernels))
     return len(sizes)
 
 

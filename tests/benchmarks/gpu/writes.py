@@ -12,13 +12,12 @@ from torch import Tensor
 from mal_adapter import MemoryAdapter, MemoryConfig
 from tests.benchmarks.gpu.clock import Clock, NeedsGPUError
 from tests.benchmarks.gpu.figures import Figure
-from tests.benchmarks.gpu.library import Problem, fused_kernels, problem, read, write
+from tests.benchmarks.gpu.library import Problem, kernels_for, problem, read, write
 from tests.benchmarks.gpu.world import Budget, Size, World
 
 __all__ = ["SWITCH", "in_pytorch", "precision", "write_and_backward", "writes"]
 
 SWITCH = "MAL_ADAPTER_FUSED"
-_NO_KERNELS = "in PyTorch: there is no mal_adapter.memory.fused"
 
 # Version 0.1.0 on an H200, in ms (Python call): forward, and forward with backward.
 _COLUMNS = tuple((batch, seq_len) for batch in (1, 8, 32) for seq_len in (250, 1500))
@@ -45,10 +44,11 @@ def in_pytorch() -> Iterator[None]:
 
 def writes(world: World, budget: Budget) -> Iterator[Figure]:
     """The grid of writes: the device's time by a CUDA graph, and the Python call beside PyTorch's."""
-    clock, kernels = world.clock, fused_kernels(world.clock.device)
+    clock = world.clock
     for size in world.scale.writes:
         budget.check(str(size))
         given = problem(size, clock.device)
+        kernels = kernels_for(given)
         with torch.no_grad():
             run = _inference(given, kernels)
             error = _error(run(), given)
@@ -57,7 +57,7 @@ def writes(world: World, budget: Budget) -> Iterator[Figure]:
                 plain = clock.call(_inference(given, None), seconds=world.seconds(0.3, budget))
             alone = _by_graph(clock, run) if kernels is not None else None
         numbers = {"graph_ms": alone, "call_ms": call, "pytorch_call_ms": plain, "error": error}
-        name = "write" if kernels is not None else f"write, {_NO_KERNELS}"
+        name = "write, fused" if kernels is not None else "write, in PyTorch"
         note = f"Python call {call:.3g} ms; PyTorch {plain:.3g} ms; error {error:.1e}"
         target = _TARGETS.get((size.heads, size.d, size.depth, size.batch, size.seq_len))
         value = call if alone is None else alone
@@ -68,7 +68,7 @@ def writes(world: World, budget: Budget) -> Iterator[Figure]:
         call = clock.call(step, seconds=world.seconds(0.2, budget))
         with in_pytorch():
             plain = clock.call(plain_step, seconds=world.seconds(0.3, budget))
-        busy = clock.profile(step).busy_ms
+        busy = None if kernels is None else clock.profile(step).busy_ms
         numbers = {"busy_ms": busy, "call_ms": call, "pytorch_call_ms": plain}
         note = f"Python call {call:.3g} ms; PyTorch {plain:.3g} ms"
         value = call if busy is None else busy
@@ -126,14 +126,12 @@ def worst(found: list[Tensor], expected: list[Tensor]) -> float:
 
 def precision(world: World, budget: Budget) -> Iterator[Figure]:
     """Values and gradients against float64, on rows of several lengths with a mask; and what the switch changes."""
-    device, kernels = world.clock.device, fused_kernels(world.clock.device)
-    what = "fused" if kernels is not None else "in PyTorch"
     for size in _smallest_of_each(world.scale.writes):
         budget.check(str(size))
         lengths = [size.seq_len, size.seq_len // 3 + 1, 1]
         size = Size(size.heads, size.d, size.depth, len(lengths), size.seq_len)
-        given = problem(size, device, lengths=lengths, masked=True)
-        yield from _errors(f"{size.heads}×{size.d}, depth {size.depth}, T{lengths}, masked", given, kernels, what)
+        given = problem(size, world.clock.device, lengths=lengths, masked=True)
+        yield from _errors(f"{size.heads}×{size.d}, depth {size.depth}, T{lengths}, masked", given)
     budget.check("the switch")
     yield _switch(world)
 
@@ -142,7 +140,9 @@ def _smallest_of_each(sizes: tuple[Size, ...]) -> list[Size]:
     return list({(size.heads, size.d, size.depth): size for size in reversed(sizes)}.values())[::-1]
 
 
-def _errors(label: str, given: Problem, kernels: ModuleType | None, what: str) -> Iterator[Figure]:
+def _errors(label: str, given: Problem) -> Iterator[Figure]:
+    kernels = kernels_for(given)
+    what = "fused" if kernels is not None else "in PyTorch"
     leaves, exact = given.leaves(), given.double().leaves()
     with in_pytorch():
         reference = _results(exact, None)
