@@ -165,7 +165,7 @@ def test_what_waits_for_a_device_is_known(waits: int, run_it):
 
 def test_only_waits_of_this_library_are_noted():
     def mean(tensor: Tensor) -> Tensor:
-        return tensor.new_tensor(tensor.float().mean().item())
+        return torch.full_like(tensor, tensor.float().mean().item())
 
     state = MemoryAdapter(MemoryConfig(hidden_size=8, memory_dim=4, num_heads=1)).initial_state()
     with torch.no_grad(), Waits() as mode:
