@@ -70,12 +70,14 @@ def test_float32_meets_the_targets_of_precision(figures):
     assert all(f.value > 0 for name, same in figures.items() if "error" in name for f in same)
 
 
-@of_section("adapter")
+@of_section("launches")
 def test_launches_are_those_that_the_cpu_counts(figures):
     (both,) = figures["launches of a read and a write together"]
     read_alone, write_alone = (both.numbers[name]["launches"] for name in ("read", "write"))
     # An addition between them; the places of the rows may be made once for both, or once for each.
     assert max(read_alone, write_alone) < both.value <= read_alone + write_alone + 1
+    (forward,) = figures["launches per forward, more than bare"]
+    assert forward.value >= both.value - 10  # the forward makes the rows' places elsewhere
 
 
 @of_section("training")

@@ -1,6 +1,6 @@
 """One read and one write of the adapter: Python calls, launches, the device's time, CUDA graphs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -8,31 +8,66 @@ from torch import Tensor
 from mal_adapter import MemoryAdapter, MemoryState
 from mal_adapter.memory.spans import Spans
 from tests.benchmarks.gpu.figures import Figure
+from tests.benchmarks.gpu.host_rows import forward_launches
 from tests.benchmarks.gpu.world import Budget, World
 
-__all__ = ["adapter"]
+__all__ = ["adapter", "launches"]
 
 
+@torch.no_grad()  # as in generate()
 def adapter(world: World, budget: Budget) -> Iterator[Figure]:
-    """Of one utterance per row, with hidden states of the host's dtype."""
-    clock, scale = world.clock, world.scale
-    ours = world.memory.adapter
-    for batch in scale.prefill:
-        budget.check(f"batch {batch}")
-        hidden = torch.randn(batch, scale.audio_tokens, scale.text["hidden_size"]).to(clock.device, scale.dtype)
-        size = f"batch {batch}, T{scale.audio_tokens}"
-        with torch.no_grad():  # as in generate()
-            state = ours.write(ours.initial_state(batch), hidden)
-            if batch == 1:
-                yield from _calls(world, budget, size, state, hidden)
-                yield from _launches(world, size, _Tokens(ours, state, hidden))
-            for name, before in (("read", "0.21 ms"), ("write", "0.58 ms"), ("both", "")) if clock.cuda else ():
-                budget.check(f"CUDA graph, {name}, {size}")
-                # The spans are kept: a graph can't contain their copy from the host.
-                value = clock.graph(
-                    getattr(_Tokens(ours, state, hidden, Spans([scale.audio_tokens] * batch, clock.device)), name)
-                )
-                yield Figure(f"{_NAMES[name]} as a CUDA graph", size, value, before=before if batch == 1 else "")
+    """Python calls, and CUDA graphs, which are the device's time alone."""
+    ours, clock = world.memory.adapter, world.clock
+    for batch in world.scale.prefill:
+        size, state, hidden = _utterance(world, batch)
+        if batch == 1:
+            for name, run, before in (
+                ("read", lambda s=state, h=hidden: ours.read(s, h), "0.75 ms"),
+                ("write", lambda s=state, h=hidden: ours.write(s, h), "3.1 ms"),
+            ):
+                value = clock.call(run, seconds=world.seconds(0.5, budget))
+                yield Figure(f"adapter.{name}, Python call", size, value, before=before)
+        if clock.cuda:
+            # A graph can't contain the copy of the rows' places from the host, so all calls share those.
+            tokens = _Tokens(ours, state, hidden, Spans([hidden.shape[1]] * batch, clock.device))
+            for name, run, before in (
+                ("read", tokens.read, "0.21 ms"), ("write", tokens.write, "0.58 ms"), ("both", tokens.both, "")
+            ):  # fmt: skip
+                budget.check(f"CUDA graph of a {name}, {size}")
+                before = before if batch == 1 else ""
+                yield Figure(f"{_NAMES[name]} as a CUDA graph", size, clock.graph(run), before=before)
+
+
+@torch.no_grad()
+def launches(world: World, budget: Budget) -> Iterator[Figure]:
+    """What a read and a write make the device do, alone and in a forward of the host."""
+    clock = world.clock
+    size, state, hidden = _utterance(world, 1)
+    tokens = _Tokens(world.memory.adapter, state, hidden)
+    single = [clock.profile(run) for run in (tokens.read, tokens.write)]
+    found = clock.profile(tokens.both)
+    numbers = {"read": single[0]._asdict(), "write": single[1]._asdict(), "both": found._asdict()}
+    note = f"read {single[0].launches}, write {single[1].launches}; both with an addition and the rows' places"
+    target = None
+    if clock.cuda:
+        target = 30
+    else:
+        note += "; tensor operations"
+    name = "launches of a read and a write together"
+    yield Figure(name, size, found.launches, "", "229", target, note=note, numbers=numbers)
+    if found.busy_ms is not None:
+        note = " and ".join(f"{part.busy_ms:.3g}" for part in single)
+        yield Figure("GPU busy, read and write together", size, found.busy_ms, "ms", "0.71 ms", 0.25, note=note)
+    budget.check("launches of a forward")
+    yield from forward_launches(world)
+
+
+def _utterance(world: World, batch: int) -> tuple[str, MemoryState, Tensor]:
+    """An utterance per row, in the host's dtype, and the state that another one left."""
+    scale, ours = world.scale, world.memory.adapter
+    shape = (batch, scale.audio_tokens, scale.text["hidden_size"])
+    before, hidden = (torch.randn(shape, device=world.clock.device).to(scale.dtype) for _ in range(2))
+    return f"batch {batch}, T{scale.audio_tokens}", ours.write(ours.initial_state(batch), before), hidden
 
 
 _NAMES = {"read": "read", "write": "write", "both": "read and write together"}
@@ -68,28 +103,3 @@ class _Tokens:
         spans = self._rows()
         understood = self._tokens + self._adapter.read_tokens(self._state, self._tokens, spans)
         return self._adapter.write_tokens(self._state, understood, spans)
-
-
-def _calls(world: World, budget: Budget, size: str, state: MemoryState, hidden: Tensor) -> Iterator[Figure]:
-    ours = world.memory.adapter
-    runs: tuple[tuple[str, Callable[[], object], str], ...] = (
-        ("read", lambda: ours.read(state, hidden), "0.75 ms"),
-        ("write", lambda: ours.write(state, hidden), "3.1 ms"),
-    )
-    for name, run, before in runs:
-        value = world.clock.call(run, seconds=world.seconds(0.5, budget))
-        yield Figure(f"adapter.{name}, Python call", size, value, before=before)
-
-
-def _launches(world: World, size: str, tokens: _Tokens) -> Iterator[Figure]:
-    clock = world.clock
-    single = [clock.profile(run) for run in (tokens.read, tokens.write)]
-    found = clock.profile(tokens.both)
-    numbers = {"read": single[0]._asdict(), "write": single[1]._asdict(), "both": found._asdict()}
-    parts = f"read {single[0].launches}, write {single[1].launches}; both with an addition and the rows' places"
-    note = parts if clock.cuda else f"{parts}; tensor operations, in PyTorch"
-    name = "launches of a read and a write together"
-    yield Figure(name, size, found.launches, "", "229", 30, note=note, numbers=numbers)
-    if found.busy_ms is not None:
-        note = " and ".join(f"{part.busy_ms:.3g}" for part in single)
-        yield Figure("GPU busy, read and write together", size, found.busy_ms, "ms", "0.71 ms", 0.25, note=note)

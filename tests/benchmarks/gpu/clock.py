@@ -57,7 +57,7 @@ class Clock(ABC):
 
     @abstractmethod
     def profile(self, action: Action) -> Profile:
-        """What one call of `action` makes the device do."""
+        """What one call of `action` makes the device do. Time nothing afterwards: CUDA's profiler slows launches."""
 
     @abstractmethod
     def seen_waits(self) -> AbstractContextManager[list[str] | None]:
@@ -123,7 +123,7 @@ class CpuClock(Clock):
 class CudaClock(Clock):
     """CUDA's events, graphs, profiler and debug mode."""
 
-    device = torch.device("cuda")
+    device = torch.device("cuda", 0)
     cuda = True
     _profiled = False
 

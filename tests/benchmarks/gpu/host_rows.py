@@ -12,7 +12,7 @@ from tests.benchmarks.gpu.figures import Figure, more_than
 from tests.benchmarks.gpu.library import fused_kernels
 from tests.benchmarks.gpu.world import Budget, World
 
-__all__ = ["Waits", "attaching", "decode", "prefill", "waits"]
+__all__ = ["Waits", "attaching", "decode", "forward_launches", "prefill", "waits"]
 
 BEFORE = {1: ("19 %", "23 %"), 8: ("4.0 %", ""), 32: ("1.9 %", "")}
 TARGETS = {1: 1.0, 8: 0.5, 32: 0.4}
@@ -123,23 +123,21 @@ def waits(world: World, budget: Budget) -> Iterator[Figure]:
             yield Figure(
                 f"{name}, by CUDA's debug mode", size, len(seen_behind), "", "4", 0, note=note, numbers=numbers
             )
-    if world.clock.cuda:
-        yield from _stream_waits(world, budget)
 
 
-def _stream_waits(world: World, budget: Budget) -> Iterator[Figure]:
-    """As CUDA itself counts: all calls of cudaStreamSynchronize of a forward, with the memory and without."""
-    budget.check("profiler")
+def forward_launches(world: World) -> Iterator[Figure]:
+    """What a forward with a memory makes the device do, more than a bare one; by the profiler."""
     inputs = world.inputs(1)
     with torch.inference_mode(), world.session(1)():
         ours, bare = (world.clock.profile(lambda m=m: m(**inputs)) for m in (world.host, world.bare))
-    more = (ours.stream_waits or 0) - (bare.stream_waits or 0)
-    note = f"{ours.stream_waits} and {bare.stream_waits}; the prompt hook's are among them"
     numbers = {"ours": ours._asdict(), "bare": bare._asdict()}
-    yield Figure("cudaStreamSynchronize per forward, more than bare", "batch 1", more, "", note=note, numbers=numbers)
-    launches = ours.launches - bare.launches
-    busy = 1000 * ((ours.busy_ms or 0) - (bare.busy_ms or 0))
-    yield Figure("launches per forward, more than bare", "batch 1", launches, "", note=f"{busy:.0f} µs of the device")
+    launches, note = ours.launches - bare.launches, f"{ours.launches} and {bare.launches}"
+    if ours.busy_ms is not None and bare.busy_ms is not None:
+        note += f"; {1000 * (ours.busy_ms - bare.busy_ms):.0f} µs of the device"
+    yield Figure("launches per forward, more than bare", "batch 1", launches, "", note=note, numbers=numbers)
+    if ours.stream_waits is not None and bare.stream_waits is not None:
+        more, note = ours.stream_waits - bare.stream_waits, "those of the prompt hook are among them"
+        yield Figure("cudaStreamSynchronize per forward, more than bare", "batch 1", more, "", note=note)
 
 
 def _split(module: nn.Module, forward: Callable[[], None], places: list[str]) -> tuple[list[str], list[str]]:
