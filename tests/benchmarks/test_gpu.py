@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -68,6 +69,24 @@ def test_a_prefill_is_measured_in_rounds_of_all_three_ways(figures):
 def test_float32_meets_the_targets_of_precision(figures):
     assert [f.measure for same in figures.values() for f in same if f.met is False] == []
     assert all(f.value > 0 for name, same in figures.items() if "error" in name for f in same)
+
+
+@pytest.mark.slow
+def test_the_fused_kernels_are_measured_where_they_run():
+    """Here in Triton's interpreter, which has to be chosen before the kernels are imported."""
+    pytest.importorskip("mal_adapter.memory.fused")
+    pytest.importorskip("triton")
+    code = (
+        "from tests.benchmarks.gpu.run import *; from tests.benchmarks.gpu.world import *; "
+        "from tests.benchmarks.gpu.clock import *; world = World(CpuClock(), SCALES['tiny']); "
+        "print(*(f.line() for f in SECTIONS['precision'].measure(world, Budget(1000))), sep='\\n')"
+    )
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("write, fused, error against float64") == 4
+    assert done.stdout.count("read, fused, error against float64") == 4
+    assert "MISSED" not in done.stdout
 
 
 @of_section("launches")

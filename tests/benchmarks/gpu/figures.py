@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["HEADER", "Figure", "more_than", "share"]
+__all__ = ["HEADER", "Figure", "more_than", "share", "short"]
 
 HEADER = "| measure | size | 0.1.0 | now | to reach | | |\n|---|---|---|---|---|---|---|"
 

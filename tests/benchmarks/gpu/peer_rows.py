@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mal_adapter.memory.gates import Gates
 from mal_adapter.memory.spans import Spans
-from tests.benchmarks.gpu.figures import Figure, share
+from tests.benchmarks.gpu.figures import Figure, share, short
 from tests.benchmarks.gpu.library import CHUNK, Problem, kernels_for, read, write
 from tests.benchmarks.gpu.world import Budget, Size, World
 from tests.benchmarks.gpu.writes import in_pytorch
@@ -67,12 +67,12 @@ def against_titans_pytorch(world: World, budget: Budget) -> Iterator[Figure]:
             actions = [run(ours, x)] + ([run(peer, x)] if peer is not None else [])
             mine, *theirs = clock.interleaved(*actions, seconds=world.seconds(0.15, budget))
             numbers = {"ours_ms": mine, "titans_pytorch_ms": theirs[0] if theirs else None}
-            note = f"{median(mine):.3g} ms"
+            note = f"{short(median(mine))} ms"
             with in_pytorch():
                 numbers["pytorch_ms"] = clock.call(run(ours, x), seconds=0)
-            note += f", in PyTorch {numbers['pytorch_ms']:.3g} ms"
+            note += f", in PyTorch {short(numbers['pytorch_ms'])} ms"
             if theirs:
-                ratio, note = share(theirs[0], mine), f"{note}; theirs {median(theirs[0]):.3g} ms"
+                ratio, note = share(theirs[0], mine), f"{note}; theirs {short(median(theirs[0]))} ms"
                 worst[mode].append((ratio, size))
             else:
                 ratio, target, note = math.nan, None, f"{note}; titans-pytorch is not installed"

@@ -16,7 +16,7 @@ from mal_adapter.ser.recognizer.inputs import Prepared
 from mal_adapter.ser.training import TrainingConfig
 from mal_adapter.ser.training.step import Stepper
 from mal_adapter.ser.training.trainable import Trainable
-from tests.benchmarks.gpu.figures import Figure, share
+from tests.benchmarks.gpu.figures import Figure, share, short
 from tests.benchmarks.gpu.world import Budget, World
 
 __all__ = ["training"]
@@ -84,7 +84,7 @@ def _training(world: World, budget: Budget, trainable: Trainable) -> Iterator[Fi
             steps, forwards = world.clock.interleaved(
                 step, bare, seconds=world.seconds(6, budget), around=(nullcontext, nullcontext)
             )
-        note = f"{median(steps):.4g} and {median(forwards):.4g} ms"
+        note = f"{short(median(steps))} and {short(median(forwards))} ms"
         name = f"training step of {scale.utterances} utterances / bare forwards of the same"
         before, target = _BEFORE.get(batch, ""), _TARGETS.get(batch)
         numbers = {"step_ms": steps, "bare_ms": forwards}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mal_adapter import MemoryAdapter
 from tests.benchmarks.gpu.clock import Clock, NeedsGPUError
-from tests.benchmarks.gpu.figures import Figure
+from tests.benchmarks.gpu.figures import Figure, short
 from tests.benchmarks.gpu.library import Problem, kernels_for, problem, read, write
 from tests.benchmarks.gpu.world import Budget, Size, World
 
@@ -59,7 +59,7 @@ def writes(world: World, budget: Budget) -> Iterator[Figure]:
             alone = None if kernels is None else _by_graph(clock, run)
         numbers = {"graph_ms": alone, "call_ms": call, "pytorch_call_ms": plain, "error": error}
         name = "write, fused" if kernels is not None else "write, in PyTorch"
-        note = f"Python call {call:.3g} ms; PyTorch {plain:.3g} ms; error {error:.1e}"
+        note = f"Python call {short(call)} ms; PyTorch {short(plain)} ms; error {error:.1e}"
         target = _TARGETS.get((size.heads, size.d, size.depth, size.batch, size.seq_len))
         value = call if alone is None else alone
         yield Figure(name, str(size), value, "ms", _before(size, 0), target, note=note, numbers=numbers)
@@ -71,7 +71,7 @@ def writes(world: World, budget: Budget) -> Iterator[Figure]:
             plain = clock.call(plain_step, seconds=world.seconds(0.3, budget))
         alone = None if kernels is None else _by_graph(clock, step)
         numbers = {"graph_ms": alone, "call_ms": call, "pytorch_call_ms": plain}
-        note = f"Python call {call:.3g} ms; PyTorch {plain:.3g} ms"
+        note = f"Python call {short(call)} ms; PyTorch {short(plain)} ms"
         value = call if alone is None else alone
         yield Figure(f"{name}, with backward", str(size), value, "ms", _before(size, 1), note=note, numbers=numbers)
 
@@ -182,7 +182,7 @@ def _switch(world: World) -> Iterator[Figure]:
     adapter = MemoryAdapter(dataclasses.replace(world.scale.memory, hidden_size=64)).to(world.clock.device).eval()
     with torch.no_grad():
         adapter.readout_out.weight.normal_(std=0.1)
-    utterances = torch.randn(3, 2, 90, 64, device=world.clock.device)
+    utterances = torch.randn(3, 2, world.scale.audio_tokens, 64, device=world.clock.device)
 
     def dialogue() -> list[Tensor]:
         state = adapter.initial_state(batch_size=2)
@@ -203,4 +203,5 @@ def _switch(world: World) -> Iterator[Figure]:
         same = all(map(torch.equal, found, plain))
         note = "the same bits: no fused kernel ran" if same else ""
         label = f"adapter{name}, default − {SWITCH}=0"
-        yield Figure(label, "3 utterances, B2 T90", worst(found, plain), "", "", target, note=note)
+        size = f"3 utterances, B2 T{world.scale.audio_tokens}"
+        yield Figure(label, size, worst(found, plain), "", "", target, note=note)
