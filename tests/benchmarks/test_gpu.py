@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from mal_adapter import MemoryAdapter, MemoryConfig
 from mal_adapter.memory.spans import Spans
 from tests.benchmarks.__main__ import options_of
 from tests.benchmarks.gpu import run, warm
-from tests.benchmarks.gpu.clock import CpuClock, NeedsGPUError
+from tests.benchmarks.gpu.clock import CpuClock, NeedsGPUError, noted_waits
 from tests.benchmarks.gpu.figures import Figure
 from tests.benchmarks.gpu.host_rows import Waits
 from tests.benchmarks.gpu.library import problem, read, write
@@ -194,6 +195,24 @@ def test_only_waits_of_this_library_are_noted():
         assert mode.places == []
         state.map(mean)
     assert {place.split(":")[0] for place in mode.places} == {"memory/state.py"}
+
+
+def test_warnings_of_waits_are_noted_with_their_place_in_this_library():
+    def warned(tensor: Tensor) -> Tensor:
+        # torch's own words in c10/cuda/CUDAFunctions.cpp
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+        return tensor
+
+    state = MemoryAdapter(MemoryConfig(hidden_size=8, memory_dim=4, num_heads=1)).initial_state()
+    with noted_waits() as found:
+        warned(state.tokens)
+        assert found == []
+        state.map(warned)
+        state.map(warned)
+    assert {place.split(":")[0] for place in found} == {"memory/state.py"}
+    assert len(found) % 2 == 0
+    assert len(found) >= 8
 
 
 # ------------------------------------------------------------------------------------- the memory's functions and peers

@@ -15,7 +15,7 @@ import torch
 
 from tests.benchmarks.timing import kernels
 
-__all__ = ["Clock", "CpuClock", "CudaClock", "NeedsGPUError", "Profile", "clock_of", "within_library"]
+__all__ = ["Clock", "CpuClock", "CudaClock", "NeedsGPUError", "Profile", "clock_of", "noted_waits", "within_library"]
 
 Action = Callable[[], object]
 Around = Callable[[], AbstractContextManager[object]]
@@ -176,16 +176,7 @@ class CudaClock(Clock):
 
     @contextmanager
     def seen_waits(self) -> Iterator[list[str]]:
-        found: list[str] = []
-
-        def note(message: Warning | str, *_: object, **__: object) -> None:
-            place = within_library()
-            if place is not None and "synchronizing CUDA operation" in str(message):
-                found.append(place)
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            warnings.showwarning = note
+        with noted_waits() as found:
             torch.cuda.set_sync_debug_mode("warn")
             try:
                 yield found
@@ -194,6 +185,22 @@ class CudaClock(Clock):
 
     def free(self) -> None:
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def noted_waits() -> Iterator[list[str]]:
+    """The places in this library where torch warns, in its debug mode, of an operation that waits for the device."""
+    found: list[str] = []
+
+    def note(message: Warning | str, *_: object, **__: object) -> None:
+        place = within_library()
+        if place is not None and "synchronizing CUDA operation" in str(message):
+            found.append(place)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        yield found
 
 
 def clock_of(device: str) -> Clock:

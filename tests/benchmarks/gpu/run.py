@@ -169,7 +169,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"--device cuda: torch {torch.__version__} finds no GPU; try --scale tiny on the CPU", file=sys.stderr)
         return 2
     # A kernel that hangs can't be interrupted; what was measured is written by then.
-    faulthandler.dump_traceback_later(options.budget + 20, exit=True)
+    faulthandler.dump_traceback_later(options.budget + 10, exit=True)
     torch.manual_seed(0)
     clock = clock_of(options.device)
     report = Report(machine(clock), options.output, options.markdown)
