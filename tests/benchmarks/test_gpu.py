@@ -328,6 +328,9 @@ def test_a_cpu_has_no_cuda_graph_and_no_busy_time():
     clock = CpuClock()
     with pytest.raises(NeedsGPUError):
         clock.graph(lambda: None)
+    value, reason = clock.graph_or_reason(lambda: None)
+    assert math.isnan(value)
+    assert reason == "no CUDA graph: a CUDA graph needs a GPU"
     found = clock.profile(lambda: torch.ones(2) + 1)
     assert found == (2, None, None)
 

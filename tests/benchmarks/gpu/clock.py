@@ -2,6 +2,7 @@
 needs a GPU is here."""
 
 import contextlib
+import math
 import sys
 import time
 import warnings
@@ -87,6 +88,13 @@ class Clock(ABC):
                     times[index].append(self.milliseconds(actions[index]))
             rounds += 1
         return times
+
+    def graph_or_reason(self, action: Action) -> tuple[float, str]:
+        """The time of a CUDA graph's replay; or NaN, and why there is no such graph."""
+        try:
+            return self.graph(action), ""
+        except RuntimeError as error:  # what can't be recorded raises when it is called
+            return math.nan, f"no CUDA graph: {str(error).splitlines()[0]}"
 
     def call(self, action: Action, *, seconds: float = 0.2) -> float:
         """The median time in ms of a Python call."""

@@ -97,8 +97,7 @@ def decode(world: World, budget: Budget) -> Iterator[Figure]:
 
 def waits(world: World, budget: Budget) -> Iterator[Figure]:
     """What of this library waits for the device in a forward, behind the prompt hook and in all."""
-    batches = tuple(dict.fromkeys((1, world.scale.prefill[-1] if len(world.scale.prefill) < 3 else 8)))
-    for batch in batches:
+    for batch in (batch for batch in world.scale.prefill if batch <= 8):
         budget.check(f"batch {batch}")
         inputs = world.inputs(batch)
         prompt_module = world.host.get_submodule(world.memory.host.mask_module or "")

@@ -1,7 +1,7 @@
 """The write alone, fused and in PyTorch, and how exact both are."""
 
-import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from mal_adapter import MemoryAdapter
-from tests.benchmarks.gpu.clock import Clock, NeedsGPUError
 from tests.benchmarks.gpu.figures import Figure, short
 from tests.benchmarks.gpu.library import Problem, kernels_for, problem, read, write
 from tests.benchmarks.gpu.world import Budget, Size, World
@@ -56,23 +55,29 @@ def writes(world: World, budget: Budget) -> Iterator[Figure]:
             call = clock.call(run, seconds=world.seconds(0.2, budget))
             with in_pytorch():
                 plain = clock.call(_inference(given, None), seconds=world.seconds(0.3, budget))
-            alone = None if kernels is None else _by_graph(clock, run)
-        numbers = {"graph_ms": alone, "call_ms": call, "pytorch_call_ms": plain, "error": error}
+            alone, why = (math.nan, "") if kernels is None else clock.graph_or_reason(run)
+        numbers = {
+            "graph_ms": None if math.isnan(alone) else alone,
+            "call_ms": call,
+            "pytorch_call_ms": plain,
+            "error": error,
+        }
         name = "write, fused" if kernels is not None else "write, in PyTorch"
-        note = f"Python call {short(call)} ms; PyTorch {short(plain)} ms; error {error:.1e}"
+        note = f"Python call {short(call)} ms; PyTorch {short(plain)} ms; error {error:.1e} {why}".rstrip()
         target = _TARGETS.get((size.heads, size.d, size.depth, size.batch, size.seq_len))
-        value = call if alone is None else alone
+        value = call if math.isnan(alone) else alone
         yield Figure(name, str(size), value, "ms", _before(size, 0), target, note=note, numbers=numbers)
 
         given = given.leaves()
+        kernels = kernels_for(given)
         step, plain_step = write_and_backward(given, kernels), write_and_backward(given, None)
         call = clock.call(step, seconds=world.seconds(0.2, budget))
         with in_pytorch():
             plain = clock.call(plain_step, seconds=world.seconds(0.3, budget))
-        alone = None if kernels is None else _by_graph(clock, step)
-        numbers = {"graph_ms": alone, "call_ms": call, "pytorch_call_ms": plain}
-        note = f"Python call {short(call)} ms; PyTorch {short(plain)} ms"
-        value = call if alone is None else alone
+        alone, why = (math.nan, "") if kernels is None else clock.graph_or_reason(step)
+        numbers = {"graph_ms": None if math.isnan(alone) else alone, "call_ms": call, "pytorch_call_ms": plain}
+        note = f"Python call {short(call)} ms; PyTorch {short(plain)} ms {why}".rstrip()
+        value = call if math.isnan(alone) else alone
         yield Figure(f"{name}, with backward", str(size), value, "ms", _before(size, 1), note=note, numbers=numbers)
 
 
@@ -81,12 +86,6 @@ def _before(size: Size, mode: int) -> str:
     at = (size.batch, size.seq_len)
     found = dict(zip(_COLUMNS, times, strict=False)).get(at)
     return "" if found is None else f"{found:.3g} ms"
-
-
-def _by_graph(clock: Clock, run: Callable[[], object]) -> float | None:
-    with contextlib.suppress(NeedsGPUError):
-        return clock.graph(run)
-    return None
 
 
 def _inference(given: Problem, kernels: ModuleType | None) -> Callable[[], list[Tensor]]:
