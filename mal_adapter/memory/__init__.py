@@ -3,6 +3,7 @@
 __all__ = [
     "adapter",
     "chunk",
+    "commit",
     "config",
     "gates",
     "gates32",
@@ -11,6 +12,7 @@ __all__ = [
     "recurrent",
     "reference",
     "rule",
+    "spans",
     "state",
     "titans",
 ]

@@ -10,11 +10,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mal_adapter.errors import AudioMaskError, ConfigError, StateMismatchError
+from mal_adapter.memory.commit import commit, total
 from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.memory.gates import Gates
 from mal_adapter.memory.hub_mixin import Pretrained
 from mal_adapter.memory.recurrent import GRU, RunningMean
-from mal_adapter.memory.rule import ByHead, Rule, Weights
+from mal_adapter.memory.rule import Rule, TokensByHead, Weights
 from mal_adapter.memory.spans import Spans
 from mal_adapter.memory.state import MemoryState
 from mal_adapter.memory.titans import Titans
@@ -137,17 +138,9 @@ class MemoryAdapter(Pretrained):
             AudioMaskError: `mask` or `hidden_states` have the wrong shape.
             StateMismatchError: `state` has another batch size or other layers.
         """
-        mask = self._checked_mask(state, hidden_states, mask)
-        width = self.config.memory_dim
-        query, token = self._project(hidden_states, mask, causal, slice(0, 2 * width)).chunk(2, dim=-1)
-        query = F.normalize(self._by_head(query), dim=-1).to(self.state_dtype)
-        answer = self.rule.read(tuple(self.initial), state, query).transpose(1, 2).flatten(2)
-        evidence = self.readout_norm(torch.cat((answer.to(token.dtype), token), dim=-1))
-        value, gate = self.readout_in(evidence).chunk(2, dim=-1)
-        # Zero where the narrow side is: readout_out has no bias.
-        inner = torch.where(mask[..., None], value * F.silu(gate), 0)
-        residual: Tensor = self.readout_out(self.dropout(inner))
-        return residual.to(hidden_states.dtype)
+        spans, valid = self._flat(hidden_states, mask)
+        residual = self.read_tokens(state, hidden_states.flatten(0, 1), spans, valid, causal=causal)
+        return spans.pad(residual)
 
     def write(
         self, state: MemoryState, hidden_states: HiddenStates, mask: Mask | None = None, *, causal: bool = False
@@ -169,33 +162,8 @@ class MemoryAdapter(Pretrained):
             AudioMaskError: `mask` or `hidden_states` have the wrong shape.
             StateMismatchError: `state` has another batch size or other layers.
         """
-        mask = self._checked_mask(state, hidden_states, mask)
-        finite = (_total(hidden_states, -1).isfinite() | ~mask).all(-1)
-        written = mask & finite[:, None]
-        width, heads = self.config.memory_dim, self.config.num_heads
-        projected = self._project(hidden_states, written, causal, slice(2 * width, None))
-        key, value, *logits = torch.split(projected, [width] * 2 + [heads] * 3, dim=-1)
-        key = F.normalize(self._by_head(key), dim=-1).to(self.state_dtype)
-        value = self._by_head(value).to(self.state_dtype)
-        gates = Gates(*(logit.mT for logit in logits))
-        weights, momentum = self.rule.write(tuple(self.initial), state, key, value, gates, written)
-        totals = torch.stack([_total(layer, (1, 2, 3)) for layer in (*weights, *momentum)])
-        finite = finite & totals.isfinite().all(0)
-        failed = ~finite[:, None, None, None]
-
-        def finite_or_old(new: Weights, old: Weights) -> Weights:
-            # The old tensor is the first argument, because torch.where takes over its memory layout.
-            return tuple(torch.where(failed, o, n) for n, o in zip(new, old, strict=True))
-
-        attempted = mask.any(-1)
-        return MemoryState(
-            finite_or_old(weights, state.weights),
-            finite_or_old(momentum, state.momentum),
-            utterances=state.utterances + (attempted & finite),
-            tokens=state.tokens + mask.sum(-1) * finite,
-            skipped_writes=state.skipped_writes + (attempted & ~finite),
-            fingerprint=state.fingerprint,
-        )
+        spans, valid = self._flat(hidden_states, mask)
+        return self.write_tokens(state, hidden_states.flatten(0, 1), spans, valid, causal=causal)
 
     def read_tokens(
         self,
@@ -206,9 +174,43 @@ class MemoryAdapter(Pretrained):
         *,
         causal: bool = False,
     ) -> Float[Tensor, "tokens hidden_size"]:
-        """As `read`, for rows of any length in one flat list; `spans` says where each row is."""
-        mask = spans.inside if valid is None else spans.pad(valid)
-        return spans.flatten(self.read(state, spans.pad(tokens), mask, causal=causal))
+        """As `read`, for rows of any length in one flat list.
+
+        Once the tensors of `spans` exist, nothing here depends on numbers of the device or copies from the host.
+
+        Args:
+            state: One row per row of `spans`.
+            tokens: (tokens, hidden_size), any float dtype, one row after the other.
+            spans: Where each row is.
+            valid: (tokens,) bool, True at audio tokens; all tokens are audio if None.
+            causal: As in `read`.
+
+        Returns:
+            The residual, (tokens, hidden_size) in the dtype of `tokens`, exactly zero where `valid` is False.
+
+        Raises:
+            AudioMaskError: `tokens`, `spans` and `valid` don't have the same number of tokens, or `tokens` another
+                width.
+            StateMismatchError: `state` has another number of rows or other layers.
+
+        Example:
+            >>> adapter = MemoryAdapter(MemoryConfig(hidden_size=8, memory_dim=4, num_heads=1)).eval()
+            >>> tokens, spans = torch.randn(5, 8), Spans([3, 2], torch.device("cpu"))
+            >>> tuple(adapter.read_tokens(adapter.initial_state(batch_size=2), tokens, spans).shape)
+            (5, 8)
+        """
+        self._check(state, tokens, spans, valid)
+        width = self.config.memory_dim
+        query, token = self._project(tokens, spans, valid, causal, slice(0, 2 * width)).chunk(2, dim=-1)
+        query = F.normalize(self._by_head(query), dim=-1).to(self.state_dtype)
+        answer = self.rule.read(tuple(self.initial), state, query, spans).flatten(1)
+        evidence = self.readout_norm(torch.cat((answer.to(token.dtype), token), dim=-1))
+        value, gate = self.readout_in(evidence).chunk(2, dim=-1)
+        inner = value * F.silu(gate)
+        if valid is not None:  # zero where the narrow side is: readout_out has no bias
+            inner = torch.where(valid[:, None], inner, 0)
+        residual: Tensor = self.readout_out(self.dropout(inner))
+        return residual.to(tokens.dtype)
 
     def write_tokens(
         self,
@@ -219,48 +221,96 @@ class MemoryAdapter(Pretrained):
         *,
         causal: bool = False,
     ) -> MemoryState:
-        """As `write`, for rows of any length in one flat list; `spans` says where each row is."""
-        mask = spans.inside if valid is None else spans.pad(valid)
-        return self.write(state, spans.pad(tokens), mask, causal=causal)
+        """As `write`, for rows of any length in one flat list.
+
+        Args:
+            state: One row per row of `spans`; not changed.
+            tokens: As in `read_tokens`.
+            spans: Where each row is.
+            valid: As in `read_tokens`.
+            causal: As in `read`.
+
+        Returns:
+            A new state.
+
+        Raises:
+            AudioMaskError: `tokens`, `spans` and `valid` don't have the same number of tokens, or `tokens` another
+                width.
+            StateMismatchError: `state` has another number of rows or other layers.
+        """
+        self._check(state, tokens, spans, valid)
+        written = valid
+        if torch.is_grad_enabled():
+            # A row that will be skipped must not make a gradient NaN either.
+            finite = total(tokens, -1).isfinite()
+            finite = finite if valid is None else finite | ~valid
+            written = spans.spread(spans.pad(~finite).logical_not().all(-1))
+            written = written if valid is None else written & valid
+        width, heads = self.config.memory_dim, self.config.num_heads
+        projected = self._project(tokens, spans, written, causal, slice(2 * width, None))
+        key, value, *logits = torch.split(projected, [width] * 2 + [heads] * 3, dim=-1)
+        key = F.normalize(self._by_head(key), dim=-1).to(self.state_dtype)
+        value = self._by_head(value).to(self.state_dtype)
+        new = self.rule.write(tuple(self.initial), state, key, value, Gates(*logits), spans, written)
+        return commit(state, *new, spans, valid, written)
 
     def _project(
-        self, hidden_states: HiddenStates, mask: Mask, causal: bool, rows: slice
-    ) -> Float[Tensor, "batch seq_len rows"]:
-        """The projections of each token and of the utterance's mean, these rows only."""
-        # Values at other positions, even NaN, must affect neither the result nor a gradient.
-        hidden_states = torch.where(mask[..., None], hidden_states, 0)
-        x = self.norm(hidden_states.to(self.norm.weight.dtype))
+        self,
+        tokens: Float[Tensor, "tokens hidden_size"],
+        spans: Spans,
+        valid: Bool[Tensor, " tokens"] | None,
+        causal: bool,
+        rows: slice,
+    ) -> Float[Tensor, "tokens rows"]:
+        """The projections of each token and of its utterance's mean, these rows only."""
+        if valid is not None:
+            # Values at other positions, even NaN, must affect neither the result nor a gradient.
+            tokens = torch.where(valid[:, None], tokens, 0)
+        x = self.norm(tokens.to(self.norm.weight.dtype))
         projected = F.linear(x, self.in_proj.weight[rows], self.in_proj.bias[rows])
         if self.pool_proj is None:
             return projected
+        pool = self.pool_proj.weight[rows]
+        padded = spans.pad(x)
+        mask = spans.inside if valid is None else spans.pad(valid)
         if causal:
-            mean = torch.where(mask[..., None], x, 0).cumsum(-2) / mask[..., None].cumsum(-2).clamp_min(1)
-        else:
-            share = mask.to(x.dtype) / mask.sum(-1, keepdim=True).clamp_min(1)
-            mean = share[:, None] @ x
-        return projected + F.linear(mean.to(x.dtype), self.pool_proj.weight[rows])
+            sums = torch.where(mask[..., None], padded, 0).cumsum(-2)
+            means = spans.flatten(sums / mask[..., None].cumsum(-2).clamp_min(1))
+            return projected + F.linear(means.to(x.dtype), pool)
+        share = spans.shares(x.dtype) if valid is None else _shares(mask, x.dtype)
+        mean = (share[:, None] @ padded).squeeze(1)
+        return spans.add_rows(projected, F.linear(mean.to(x.dtype), pool))
 
-    def _by_head(self, projected: Float[Tensor, "batch seq_len memory_dim"]) -> ByHead:
-        return torch.unflatten(projected, -1, (self.config.num_heads, -1)).transpose(1, 2)
+    def _by_head(self, projected: Float[Tensor, "tokens memory_dim"]) -> TokensByHead:
+        return torch.unflatten(projected, -1, (self.config.num_heads, -1))
 
-    def _checked_mask(self, state: MemoryState, hidden_states: HiddenStates, mask: Mask | None) -> Mask:
+    def _flat(self, hidden_states: HiddenStates, mask: Mask | None) -> tuple[Spans, Bool[Tensor, " tokens"] | None]:
+        """The rows of a batch as spans, and the flat mask."""
         if hidden_states.dim() != 3 or hidden_states.shape[-1] != self.config.hidden_size:
             raise AudioMaskError(
                 f"hidden_states are {tuple(hidden_states.shape)}, expected (batch, seq_len, {self.config.hidden_size})"
             )
-        if mask is None:
-            mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
-        if mask.shape != hidden_states.shape[:2] or mask.dtype != torch.bool:
+        if mask is not None and (mask.shape != hidden_states.shape[:2] or mask.dtype != torch.bool):
             raise AudioMaskError(
                 f"mask is {mask.dtype} {tuple(mask.shape)}, expected bool {tuple(hidden_states.shape[:2])}, "
                 "one entry per position of hidden_states"
             )
-        self.check_state(state)
-        if state.batch_size != len(hidden_states):
-            raise StateMismatchError(
-                f"the state holds {state.batch_size} dialogues, but hidden_states have {len(hidden_states)} rows"
+        batch, seq_len, _ = hidden_states.shape
+        return Spans([seq_len] * batch, hidden_states.device), None if mask is None else mask.flatten()
+
+    def _check(self, state: MemoryState, tokens: Tensor, spans: Spans, valid: Tensor | None) -> None:
+        if tokens.shape != (spans.total, self.config.hidden_size):
+            raise AudioMaskError(
+                f"tokens are {tuple(tokens.shape)}, expected ({spans.total}, {self.config.hidden_size}): the lengths "
+                "of the spans add up to the first, and the second is the adapter's hidden_size"
             )
-        return mask
+        if valid is not None and (valid.shape != tokens.shape[:1] or valid.dtype != torch.bool):
+            raise AudioMaskError(f"valid is {valid.dtype} {tuple(valid.shape)}, expected bool ({spans.total},)")
+        self.check_state(state)
+        if state.batch_size != len(spans):
+            raise StateMismatchError(
+                f"the state holds {state.batch_size} dialogues, but hidden_states have {len(spans)} rows"
+            )
 
     def check_state(self, state: MemoryState) -> None:
         """Raise `StateMismatchError` unless `state` has this adapter's shapes and its fingerprint, if it has any.
@@ -298,6 +348,6 @@ class MemoryAdapter(Pretrained):
         return self._fingerprint[1]
 
 
-def _total(values: Tensor, dims: int | tuple[int, ...]) -> Tensor:
-    """A sum over `dims`. It is finite unless a number is not or the sum overflows: one pass, no copy."""
-    return values.detach().sum(dims, dtype=torch.promote_types(values.dtype, torch.float32))
+def _shares(mask: Mask, dtype: torch.dtype) -> Float[Tensor, "batch seq_len"]:
+    """The weights of each row's mean."""
+    return mask.to(dtype) / mask.sum(-1, keepdim=True).clamp_min(1)

@@ -1,0 +1,57 @@
+"""What a write leaves behind: the new state of each row whose numbers are finite, the old one of each other row."""
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from mal_adapter.memory.rule import Weights
+from mal_adapter.memory.spans import Spans
+from mal_adapter.memory.state import MemoryState
+
+__all__ = ["commit", "total"]
+
+
+def commit(
+    state: MemoryState,
+    weights: Weights,
+    momentum: Weights,
+    spans: Spans,
+    valid: Bool[Tensor, " tokens"] | None,
+    written: Bool[Tensor, " tokens"] | None,
+) -> MemoryState:
+    """The state after one more utterance per row. A row that is not finite stays as it is and counts a skipped write.
+
+    Args:
+        state: Before; not changed.
+        weights: After.
+        momentum: After.
+        spans: The rows of the utterance.
+        valid: Its audio tokens; all if None.
+        written: Those that the rule was given. A row of which some are missing is not finite.
+    """
+    # NaN - NaN and inf - inf are NaN: the sum is finite unless a number is not, or the sum overflows.
+    totals = torch.stack([total(layer, (1, 2, 3)) for layer in (*weights, *momentum)]).sum(0)
+    finite = totals - totals == 0
+    tokens = spans.counts if valid is None else spans.pad(valid).sum(-1)
+    if written is not None and written is not valid:
+        finite = finite & (spans.pad(written).sum(-1) == tokens)
+    attempted = tokens > 0
+    old = (~finite)[:, None, None, None]
+
+    def select(new: Weights, before: Weights) -> Weights:
+        # The old tensor is the first argument, because torch.where takes over its memory layout.
+        return tuple(torch.where(old, b, n) for n, b in zip(new, before, strict=True))
+
+    return MemoryState(
+        select(weights, state.weights),
+        select(momentum, state.momentum),
+        utterances=state.utterances + (attempted & finite),
+        tokens=state.tokens + tokens * finite,
+        skipped_writes=state.skipped_writes + (attempted & ~finite),
+        fingerprint=state.fingerprint,
+    )
+
+
+def total(values: Tensor, dims: int | tuple[int, ...]) -> Tensor:
+    """A sum over `dims`. It is finite unless a number is not or the sum overflows: one pass, no copy."""
+    return values.detach().sum(dims, dtype=torch.promote_types(values.dtype, torch.float32))
