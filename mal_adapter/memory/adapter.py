@@ -13,7 +13,9 @@ from mal_adapter.errors import AudioMaskError, ConfigError, StateMismatchError
 from mal_adapter.memory.commit import commit, total
 from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.memory.gates import Gates
+from mal_adapter.memory.half import HalfCache, versions
 from mal_adapter.memory.hub_mixin import Pretrained
+from mal_adapter.memory.projections import FullProjections, Layers, Projections
 from mal_adapter.memory.recurrent import GRU, RunningMean
 from mal_adapter.memory.rule import Rule, TokensByHead, Weights
 from mal_adapter.memory.spans import Spans
@@ -74,6 +76,7 @@ class MemoryAdapter(Pretrained):
         self.dropout = nn.Dropout(config.dropout)
         self.readout_out = nn.Linear(readout, config.hidden_size, bias=False)
         self._fingerprint: tuple[object, str] | None = None
+        self._half = HalfCache()
         self._reset(heads, d)
 
     @torch.no_grad()
@@ -200,17 +203,11 @@ class MemoryAdapter(Pretrained):
             (5, 8)
         """
         self._check(state, tokens, spans, valid)
-        width = self.config.memory_dim
-        query, token = self._project(tokens, spans, valid, causal, slice(0, 2 * width)).chunk(2, dim=-1)
-        query = F.normalize(self._by_head(query), dim=-1).to(self.state_dtype)
-        answer = self.rule.read(tuple(self.initial), state, query, spans).flatten(1)
-        evidence = self.readout_norm(torch.cat((answer.to(token.dtype), token), dim=-1))
-        value, gate = self.readout_in(evidence).chunk(2, dim=-1)
-        inner = value * F.silu(gate)
-        if valid is not None:  # zero where the narrow side is: readout_out has no bias
-            inner = torch.where(valid[:, None], inner, 0)
-        residual: Tensor = self.readout_out(self.dropout(inner))
-        return residual.to(tokens.dtype)
+        use, rows = self._projections(tokens), slice(0, 2 * self.config.memory_dim)
+        query, token = use.project(tokens, spans, valid, causal, rows).chunk(2, dim=-1)
+        query = self._by_head(query).to(self.state_dtype)
+        answer = self.rule.read(tuple(self.initial), state, query, spans)
+        return use.read_out(answer.flatten(1), token, valid).to(tokens.dtype)
 
     def write_tokens(
         self,
@@ -247,39 +244,34 @@ class MemoryAdapter(Pretrained):
             written = spans.spread(spans.pad(~finite).logical_not().all(-1))
             written = written if valid is None else written & valid
         width, heads = self.config.memory_dim, self.config.num_heads
-        projected = self._project(tokens, spans, written, causal, slice(2 * width, None))
+        projected = self._projections(tokens).project(tokens, spans, written, causal, slice(2 * width, None))
         key, value, *logits = torch.split(projected, [width] * 2 + [heads] * 3, dim=-1)
-        key = F.normalize(self._by_head(key), dim=-1).to(self.state_dtype)
-        value = self._by_head(value).to(self.state_dtype)
+        key, value = (self._by_head(t).to(self.state_dtype) for t in (key, value))
         new = self.rule.write(tuple(self.initial), state, key, value, Gates(*logits), spans, written)
         return commit(state, *new, spans, valid, written)
 
-    def _project(
-        self,
-        tokens: Float[Tensor, "tokens hidden_size"],
-        spans: Spans,
-        valid: Bool[Tensor, " tokens"] | None,
-        causal: bool,
-        rows: slice,
-    ) -> Float[Tensor, "tokens rows"]:
-        """The projections of each token and of its utterance's mean, these rows only."""
-        if valid is not None:
-            # Values at other positions, even NaN, must affect neither the result nor a gradient.
-            tokens = torch.where(valid[:, None], tokens, 0)
-        x = self.norm(tokens.to(self.norm.weight.dtype))
-        projected = F.linear(x, self.in_proj.weight[rows], self.in_proj.bias[rows])
-        if self.pool_proj is None:
-            return projected
-        pool = self.pool_proj.weight[rows]
-        padded = spans.pad(x)
-        mask = spans.inside if valid is None else spans.pad(valid)
-        if causal:
-            sums = torch.where(mask[..., None], padded, 0).cumsum(-2)
-            means = spans.flatten(sums / mask[..., None].cumsum(-2).clamp_min(1))
-            return projected + F.linear(means.to(x.dtype), pool)
-        share = spans.shares(x.dtype) if valid is None else _shares(mask, x.dtype)
-        mean = (share[:, None] @ padded).squeeze(1)
-        return spans.add_rows(projected, F.linear(mean.to(x.dtype), pool))
+    def _layers(self) -> Layers:
+        return Layers(
+            self.norm,
+            self.in_proj,
+            self.pool_proj,
+            self.readout_norm,
+            self.readout_in,
+            self.dropout,
+            self.readout_out,
+        )
+
+    def _projections(self, tokens: Tensor) -> Projections:
+        """What projects these tokens and reads out."""
+        if self._half.takes(tokens) and not self.training:
+            return self._half.get(self, self._layers(), tokens.dtype)
+        return FullProjections(self._layers())
+
+    def train(self, mode: bool = True) -> "MemoryAdapter":
+        """Switch between training and inference."""
+        if mode:
+            self._half.drop()
+        return super().train(mode)
 
     def _by_head(self, projected: Float[Tensor, "tokens memory_dim"]) -> TokensByHead:
         return torch.unflatten(projected, -1, (self.config.num_heads, -1))
@@ -327,7 +319,9 @@ class MemoryAdapter(Pretrained):
                 )
         if (dtype := state.weights[0].dtype) != self.state_dtype:
             raise StateMismatchError(f"the state is {dtype}, this adapter's states are {self.state_dtype}")
-        if not self.training and state.fingerprint is not None and state.fingerprint != self.fingerprint():
+        if self.training or state.fingerprint is None or torch.compiler.is_compiling():
+            return  # a traced function can't hash the weights
+        if state.fingerprint != self.fingerprint():
             raise StateMismatchError(
                 f"the state was written by adapter {state.fingerprint}, this one is {self.fingerprint()}; "
                 "load the adapter it belongs to, or start a new session"
@@ -335,8 +329,7 @@ class MemoryAdapter(Pretrained):
 
     def fingerprint(self) -> str:
         """16 hex digits that identify configuration and weights; cached until a parameter changes."""
-        parameters = list(self.parameters())
-        version = [(p.data_ptr(), None if p.is_inference() else p._version, p.dtype) for p in parameters]
+        version = versions(self)
         if self._fingerprint is None or self._fingerprint[0] != version:
             fields = self.config.to_dict()
             if fields["update"] == "titans":  # states from before this field must remain readable
@@ -346,8 +339,3 @@ class MemoryAdapter(Pretrained):
                 digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
             self._fingerprint = version, digest.hexdigest()[:16]
         return self._fingerprint[1]
-
-
-def _shares(mask: Mask, dtype: torch.dtype) -> Float[Tensor, "batch seq_len"]:
-    """The weights of each row's mean."""
-    return mask.to(dtype) / mask.sum(-1, keepdim=True).clamp_min(1)

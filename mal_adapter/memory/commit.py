@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from mal_adapter.memory import fused
 from mal_adapter.memory.rule import Weights
 from mal_adapter.memory.spans import Spans
 from mal_adapter.memory.state import MemoryState
@@ -29,6 +30,8 @@ def commit(
         valid: Its audio tokens; all if None.
         written: Those that the rule was given. A row of which some are missing is not finite.
     """
+    if written is valid and not torch.is_grad_enabled() and fused.takes_read(weights, weights[0]):
+        return _commit_in_kernels(state, weights, momentum, spans, valid)
     # NaN - NaN and inf - inf are NaN: the sum is finite unless a number is not, or the sum overflows.
     totals = torch.stack([total(layer, (1, 2, 3)) for layer in (*weights, *momentum)]).sum(0)
     finite = totals - totals == 0
@@ -50,6 +53,18 @@ def commit(
         skipped_writes=state.skipped_writes + (attempted & ~finite),
         fingerprint=state.fingerprint,
     )
+
+
+def _commit_in_kernels(
+    state: MemoryState, weights: Weights, momentum: Weights, spans: Spans, valid: Bool[Tensor, " tokens"] | None
+) -> MemoryState:
+    from mal_adapter.memory.fused.commit_kernels import keep_finite
+
+    counters = (state.utterances, state.tokens, state.skipped_writes)
+    old = (*state.weights, *state.momentum)
+    new, counted = keep_finite((*weights, *momentum), old, counters, spans.offsets, valid)
+    layers = len(weights)
+    return MemoryState(new[:layers], new[layers:], *counted, fingerprint=state.fingerprint)
 
 
 def total(values: Tensor, dims: int | tuple[int, ...]) -> Tensor:

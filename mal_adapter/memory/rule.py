@@ -36,7 +36,7 @@ class Rule(Protocol):
         Args:
             initial: Learned initial weights.
             state: The weights' deviations from them.
-            queries: One per token and head, of unit length.
+            queries: One per token and head, of any length; only its direction counts.
             spans: Where each row's tokens are.
         """
 
@@ -55,7 +55,7 @@ class Rule(Protocol):
         Args:
             initial: Learned initial weights.
             state: The weights' deviations from them, the momentum, and how many utterances came before.
-            keys: One per token and head, of unit length.
+            keys: One per token and head, of any length; only its direction counts.
             values: One per token and head.
             gates: Logits, (tokens, heads) each.
             spans: Where each row's tokens are.

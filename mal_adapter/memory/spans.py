@@ -132,3 +132,12 @@ class Spans:
         if self.equal:
             return (self.pad(tokens) + rows[:, None]).flatten(0, 1)
         return tokens + self.spread(rows)
+
+    def add_rows_(
+        self, tokens: Float[Tensor, "tokens dim"], rows: Float[Tensor, "rows dim"]
+    ) -> Float[Tensor, "tokens dim"]:
+        """As `add_rows`, in place of `tokens`."""
+        if self.equal:
+            self.pad(tokens).add_(rows[:, None])
+            return tokens
+        return tokens.add_(self.spread(rows))

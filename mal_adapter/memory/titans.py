@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mal_adapter.memory import fused
 from mal_adapter.memory.chunk import Initial, Memory, Vector, WriteChunk, advance, split_chunks
 from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.memory.gates import ChunkScalars, Gates, chunk_scalars
@@ -61,8 +62,11 @@ class Titans(nn.Module):
 
     def read(self, initial: InitialWeights, state: MemoryState, queries: TokensByHead, spans: Spans) -> TokensByHead:
         """M(q), see `read`."""
+        if fused.takes_read(initial, queries):
+            return fused.read(initial, state.weights, queries, spans, normalize=True)
         weights = [w0 + w for w0, w in zip(initial, state.weights, strict=True)]
-        return spans.flatten(read(weights, _heads_first(queries, spans)).transpose(1, 2))
+        queries = _heads_first(F.normalize(queries, dim=-1), spans)
+        return spans.flatten(read(weights, queries).transpose(1, 2))
 
     def write(
         self,
@@ -75,6 +79,10 @@ class Titans(nn.Module):
         valid: Bool[Tensor, " tokens"] | None,
     ) -> tuple[Weights, Weights]:
         """The weights and the momentum after one more utterance, see `write`."""
+        keys = F.normalize(keys, dim=-1)
+        if fused.takes_write(initial, keys, self.chunk_size):
+            state_and_tokens = (state.weights, state.momentum, keys, values, gates, spans, valid)
+            return fused.write(initial, *state_and_tokens, self.chunk_size)
         keys, values = (_heads_first(t, spans) for t in (keys, values))
         gates = Gates(*(spans.pad(logits).mT for logits in gates))
         mask = spans.inside if valid is None else spans.pad(valid)
