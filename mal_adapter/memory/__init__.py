@@ -4,6 +4,7 @@ __all__ = [
     "adapter",
     "chunk",
     "config",
+    "fused",
     "gates",
     "gates32",
     "hub_mixin",

@@ -24,14 +24,16 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from mal_adapter.memory import fused
 from mal_adapter.memory.chunk import Initial, Memory, Vector, WriteChunk, advance, split_chunks
 from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.memory.gates import ChunkScalars, Gates, chunk_scalars
 from mal_adapter.memory.precision import full_precision
 from mal_adapter.memory.rule import ByHead, InitialWeights, Weights
+from mal_adapter.memory.spans import Spans
 from mal_adapter.memory.state import MemoryState
 
 __all__ = ["Titans", "read", "write"]
@@ -59,6 +61,10 @@ class Titans(nn.Module):
 
     def read(self, initial: InitialWeights, state: MemoryState, queries: ByHead) -> ByHead:
         """M(q), see `read`."""
+        if fused.takes_read(initial, queries):
+            spans = Spans([queries.shape[2]] * len(queries), queries.device)
+            answers = fused.read(initial, state.weights, _flat(queries), spans)
+            return torch.unflatten(answers, 0, (len(queries), -1)).transpose(1, 2)
         return read([w0 + w for w0, w in zip(initial, state.weights, strict=True)], queries)
 
     def write(
@@ -71,7 +77,15 @@ class Titans(nn.Module):
         mask: Bool[Tensor, "batch seq_len"],
     ) -> tuple[Weights, Weights]:
         """The weights and the momentum after one more utterance, see `write`."""
+        if fused.takes_write(initial, keys, self.chunk_size):
+            spans = Spans([keys.shape[2]] * len(keys), keys.device)
+            tokens = (_flat(keys), _flat(values), Gates(*map(_flat, gates)), spans, mask.flatten())
+            return fused.write(initial, state.weights, state.momentum, *tokens, self.chunk_size)
         return write(initial, state.weights, state.momentum, keys, values, gates, mask, self.chunk_size)
+
+
+def _flat(by_head: Shaped[Tensor, "batch heads seq_len ..."]) -> Shaped[Tensor, "tokens heads ..."]:
+    return by_head.transpose(1, 2).flatten(0, 1)
 
 
 def read(weights: Sequence[Float[Tensor, "batch heads _d_in _d_out"]], queries: ByHead) -> ByHead:

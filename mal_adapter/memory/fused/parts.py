@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from mal_adapter.memory.chunk import MAX_SILU_SLOPE
+
 __all__ = [
     "LAYERED",
     "OPTIONS",
@@ -18,6 +20,7 @@ __all__ = [
     "is_live",
     "load",
     "load_vectors",
+    "mask_arguments",
     "padded",
     "silu",
     "sizes_of_row",
@@ -27,8 +30,13 @@ __all__ = [
 OPTIONS = {"num_stages": 1, "enable_fp_fusion": True}
 """Of every launch: no software pipelining, which would need shared memory for a second chunk."""
 
-LAYERED = tl.constexpr(1.1**2)
+LAYERED = tl.constexpr(MAX_SILU_SLOPE**2)
 """MAX_SILU_SLOPE², see `mal_adapter.memory.chunk`."""
+
+
+def mask_arguments(valid: torch.Tensor | None, offsets: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """A kernel's three arguments for a mask: bytes, stride, and whether there is one; if not, any pointer will do."""
+    return (offsets.view(torch.uint8), 0, 0) if valid is None else (valid.view(torch.uint8), valid.stride(0), 1)
 
 
 def padded(size: int) -> int:
@@ -56,12 +64,11 @@ def sizes_of_row(offsets, row, C):
 
 
 @triton.jit
-def is_live(valid, t, v_t, here, MASKED: tl.constexpr):
-    """Whether each token exists and is valid."""
-    if MASKED:
-        return here & (tl.load(valid + t * v_t, mask=here, other=0) != 0)
-    else:
-        return here
+def is_live(valid, t, v_t, masked, here):
+    """Whether each token exists and is valid. `masked` is 0 where there is no mask: a number, and not a constant, which
+    would double the kernels to compile."""
+    asked = here & (t * 0 + masked != 0)  # per token, because the interpreter makes integers of `here & scalar`
+    return here & (tl.load(valid + t * v_t, mask=asked, other=1) != 0)
 
 
 @triton.jit

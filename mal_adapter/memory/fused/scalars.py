@@ -13,14 +13,15 @@ import torch
 import triton
 import triton.language as tl
 
-from mal_adapter.memory.fused.parts import OPTIONS, count_slots, is_live, padded, sizes_of_row
+from mal_adapter.memory.fused.parts import OPTIONS, count_slots, is_live, mask_arguments, padded, sizes_of_row
+from mal_adapter.memory.gates import MAX_LOGIT
 
 __all__ = ["backward_kernel", "chunk_scalars", "chunk_scalars_backward", "forward_kernel"]
 
 _TINY = tl.constexpr(2.2250738585072014e-308)
-_MAX_LOGIT = tl.constexpr(50.0)
+_MAX_LOGIT = tl.constexpr(MAX_LOGIT)
 
-_PLAIN = ["s_t", "s_h", "m_t", "m_h", "f_t", "f_h", "v_t", "N", "SLOTS", "HEADS", "C", "CHUNKS"]
+_PLAIN = ["s_t", "s_h", "m_t", "m_h", "f_t", "f_h", "v_t", "masked", "N", "SLOTS", "HEADS", "C", "CHUNKS"]
 _POINTERS = ["step", "momentum", "forget", "offsets", "valid", "tokens", "whole"]
 
 
@@ -53,11 +54,11 @@ def chunk_scalars(
     slots = count_slots(count, rows, chunk_size)
     tokens = torch.empty(3, heads, count, device=step.device, dtype=torch.float32)
     whole = torch.empty(3, heads, slots, device=step.device, dtype=torch.float32)
+    mask, *masked = mask_arguments(valid, offsets)
     forward_kernel[(rows * heads * chunks,)](
-        *(step, momentum, forget, offsets, _bytes(valid, offsets), tokens, whole),
-        *(*step.stride(), *momentum.stride(), *forget.stride(), 1 if valid is None else valid.stride(0)),
+        *(step, momentum, forget, offsets, mask, tokens, whole),
+        *(*step.stride(), *momentum.stride(), *forget.stride(), *masked),
         *(count, slots, heads, chunk_size, chunks),
-        MASKED=valid is not None,
         BC=padded(chunk_size),
         num_warps=2,
         **OPTIONS,
@@ -85,22 +86,17 @@ def chunk_scalars_backward(
     """
     count, heads = step.shape
     rows, chunks = len(offsets) - 1, triton.cdiv(longest, chunk_size)
+    mask, *masked = mask_arguments(valid, offsets)
     d_gates = tuple(torch.empty(count, heads, device=step.device, dtype=g.dtype) for g in (step, momentum, forget))
     backward_kernel[(rows * heads * chunks,)](
-        *(step, momentum, forget, offsets, _bytes(valid, offsets), d_tokens, d_whole, *d_gates),
-        *(*step.stride(), *momentum.stride(), *forget.stride(), 1 if valid is None else valid.stride(0)),
+        *(step, momentum, forget, offsets, mask, d_tokens, d_whole, *d_gates),
+        *(*step.stride(), *momentum.stride(), *forget.stride(), *masked),
         *(count, d_whole.shape[2], heads, chunk_size, chunks),
-        MASKED=valid is not None,
         BC=padded(chunk_size),
         num_warps=2,
         **OPTIONS,
     )
     return d_gates
-
-
-def _bytes(valid: torch.Tensor | None, unused: torch.Tensor) -> torch.Tensor:
-    """The mask as bytes. A kernel without a mask needs some pointer in its place, of one dtype."""
-    return unused.view(torch.uint8) if valid is None else valid.view(torch.uint8)
 
 
 @triton.jit
@@ -124,16 +120,16 @@ def _gate(at, here, live, sign, neutral):
 
 
 @triton.jit
-def _factors(step, momentum, forget, valid, first, end, i, s_t, m_t, f_t, v_t, C, MASKED: tl.constexpr):
+def _factors(step, momentum, forget, valid, first, end, i, s_t, m_t, f_t, v_t, masked, C):
     """Everything that the scalars of one chunk are made of. Neighbours are loaded once more, one token later or
     earlier, because a shift within a block would go through shared memory anyway."""
     t = first + i
     here = (i < C) & (t < end)
     later = (i + 1 < C) & (t + 1 < end)
     before = (i > 0) & (i < C) & (t <= end)
-    live = is_live(valid, t, v_t, here, MASKED)
-    live_later = is_live(valid, t + 1, v_t, later, MASKED)
-    live_before = is_live(valid, t - 1, v_t, before, MASKED)
+    live = is_live(valid, t, v_t, masked, here)
+    live_later = is_live(valid, t + 1, v_t, masked, later)
+    live_before = is_live(valid, t - 1, v_t, masked, before)
     theta = _gate(step + t * s_t, here, live, 1.0, 0.0)
     eta = _gate(momentum + t * m_t, here, live, 1.0, 1.0)
     friction_t = _gate(momentum + t * m_t, here, live, -1.0, 0.0)
@@ -154,8 +150,8 @@ def _factors(step, momentum, forget, valid, first, end, i, s_t, m_t, f_t, v_t, C
 @triton.jit(do_not_specialize=_PLAIN, do_not_specialize_on_alignment=_POINTERS)
 def forward_kernel(
     step, momentum, forget, offsets, valid, tokens, whole,
-    s_t, s_h, m_t, m_h, f_t, f_h, v_t, N, SLOTS, HEADS, C, CHUNKS,
-    MASKED: tl.constexpr, BC: tl.constexpr,
+    s_t, s_h, m_t, m_h, f_t, f_h, v_t, masked, N, SLOTS, HEADS, C, CHUNKS,
+    BC: tl.constexpr,
 ):  # fmt: skip
     """One program per row, head and chunk."""
     n = tl.program_id(0) // CHUNKS
@@ -167,7 +163,7 @@ def forward_kernel(
     exists = first < end
     i = tl.arange(0, BC)
     here, live, before, live_before, theta, eta, friction_t, eta_before, keep, p, a, until_before, c, earlier, friction = _factors(
-        step + head * s_h, momentum + head * m_h, forget + head * f_h, valid, first, end, i, s_t, m_t, f_t, v_t, C, MASKED
+        step + head * s_h, momentum + head * m_h, forget + head * f_h, valid, first, end, i, s_t, m_t, f_t, v_t, masked, C
     )
     layer = (head * 0 + HEADS) * N  # in 64 bits
     at = tokens + head * N + first + i
@@ -187,8 +183,8 @@ def forward_kernel(
 )
 def backward_kernel(
     step, momentum, forget, offsets, valid, tokens, whole, d_step, d_momentum, d_forget,
-    s_t, s_h, m_t, m_h, f_t, f_h, v_t, N, SLOTS, HEADS, C, CHUNKS,
-    MASKED: tl.constexpr, BC: tl.constexpr,
+    s_t, s_h, m_t, m_h, f_t, f_h, v_t, masked, N, SLOTS, HEADS, C, CHUNKS,
+    BC: tl.constexpr,
 ):  # fmt: skip
     """`tokens` and `whole` are derivatives here. A product is differentiated by its logarithm: value times derivative,
     summed up; c and q p − P c by the same recurrences the other way round."""
@@ -204,7 +200,7 @@ def backward_kernel(
     momentum += head * m_h
     forget += head * f_h
     here, live, before, live_before, theta, eta, friction_t, eta_before, keep, p, a, until_before, c, earlier, friction = _factors(
-        step, momentum, forget, valid, first, end, i, s_t, m_t, f_t, v_t, C, MASKED
+        step, momentum, forget, valid, first, end, i, s_t, m_t, f_t, v_t, masked, C
     )
     t = first + i
     is_first = i == 0

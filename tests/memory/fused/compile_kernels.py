@@ -78,7 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     lines = compile_instead_of_launching(options.capability)
 
-    from mal_adapter.memory.fused import backward, read, scalars, write
+    from mal_adapter.memory.fused import read_kernels, scalars, write_backward, write_kernels
 
     d, h, heads, tokens = options.width, options.expansion * options.width, options.heads, 100
     dtype = getattr(torch, options.dtype)
@@ -91,20 +91,20 @@ def main() -> None:
     parts = options.only.split(",")
     chunks = (offsets, None, options.chunk_size)
     per_token, whole = scalars.chunk_scalars(*gates, *chunks, tokens)
-    saved = write.Saved.empty(state, whole.shape[2], options.chunk_size)
+    saved = write_kernels.Saved.empty(state, whole.shape[2], options.chunk_size)
     for save in [part == "saving" for part in parts if part in ("write", "saving")]:
-        write.write_chunks(
+        write_kernels.write_chunks(
             initial, state, state, vectors, vectors, per_token, whole, *chunks, options.precision, save
         )
     if "backward" in parts:
         scalars.chunk_scalars_backward(*gates, *chunks, tokens, per_token, whole)
-        backward.write_chunks_backward(
+        write_backward.write_chunks_backward(
             initial, saved, vectors, per_token, whole, *chunks, options.precision, state, state
         )
     if "read" in parts:
         arguments = (initial, state, vectors, offsets, tokens, True, options.precision)
-        read.read_answers(*arguments)
-        read.read_answers_backward(*arguments, vectors)
+        read_kernels.read_answers(*arguments)
+        read_kernels.read_answers_backward(*arguments, vectors)
     for line in lines:
         print(json.dumps(line))
 

@@ -28,6 +28,7 @@ from mal_adapter.memory.fused.parts import (
     is_live,
     load,
     load_vectors,
+    mask_arguments,
     padded,
     silu,
     sizes_of_row,
@@ -36,7 +37,7 @@ from mal_adapter.memory.fused.parts import (
 
 __all__ = ["Saved", "chunk_numbers", "column_block", "one_layer", "token_scalars", "two_layers", "two_layers_by_blocks", "write_chunks"]
 
-_PLAIN = ["k_t", "k_h", "x_t", "x_h", "v_t", "N", "SLOTS", "HEADS", "C"]
+_PLAIN = ["k_t", "k_h", "x_t", "x_h", "v_t", "masked", "N", "SLOTS", "HEADS", "C"]
 _POINTERS = ["keys", "values", "valid", "offsets", "tokens", "whole"]
 
 ONE_BLOCK = 8192
@@ -136,11 +137,10 @@ def write_chunks(
     new_weights, new_momentum = ([torch.empty_like(t) for t in layers] for layers in (weights, momentum))
     saved = Saved.empty(weights, slots, chunk_size) if save else None
     unused = new_weights[0]
-    inputs = (keys, values, offsets.view(torch.uint8) if valid is None else valid.view(torch.uint8))
-    inputs = (*inputs, offsets, tokens, whole)
-    numbers = (*keys.stride()[:2], *values.stride()[:2], 1 if valid is None else valid.stride(0))
-    numbers = (*numbers, count, slots, heads, chunk_size)
-    common = {"MASKED": valid is not None, "SAVE": save, "PREC": precision, "D": d, **OPTIONS}
+    mask, *masked = mask_arguments(valid, offsets)
+    inputs = (keys, values, mask, offsets, tokens, whole)
+    numbers = (*keys.stride()[:2], *values.stride()[:2], *masked, count, slots, heads, chunk_size)
+    common = {"SAVE": save, "PREC": precision, "D": d, **OPTIONS}
     bc, bd = padded(chunk_size), padded(d)
     common |= {"BC": bc, "BD": bd}
     state = (*initial, *weights, *momentum, *new_weights, *new_momentum)
@@ -190,9 +190,9 @@ def chunk_numbers(whole, slot, head, SLOTS, HEADS):
 @triton.jit(do_not_specialize=_PLAIN, do_not_specialize_on_alignment=_POINTERS)
 def one_layer(
     init, w_in, s_in, w_out, s_out, w_all, s_all, e_all,
-    keys, values, valid, offsets, tokens, whole, k_t, k_h, x_t, x_h, v_t, N, SLOTS, HEADS, C,
+    keys, values, valid, offsets, tokens, whole, k_t, k_h, x_t, x_h, v_t, masked, N, SLOTS, HEADS, C,
     D: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, BO: tl.constexpr,
-    MASKED: tl.constexpr, SAVE: tl.constexpr, PREC: tl.constexpr,
+    SAVE: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """One program per row, head and block of output columns."""
     G: tl.constexpr = BD // BO
@@ -214,7 +214,7 @@ def one_layer(
     for chunk in range(chunks):
         t = start + chunk * C + i
         here = (i < C) & (t < end)
-        live = is_live(valid, t, v_t, here, MASKED)
+        live = is_live(valid, t, v_t, masked, here)
         k = load_vectors(keys, t, live, dd, k_t, D, BD)
         x = load_vectors(values, t, live, oo, x_t, D, -1)
         to_w, to_s, reach = token_scalars(tokens, t, here, head, N, HEADS)
@@ -239,9 +239,9 @@ def one_layer(
 def two_layers(
     init1, init2, w1_in, w2_in, s1_in, s2_in, w1_out, w2_out, s1_out, s2_out,
     w1_all, w2_all, s1_all, s2_all, e_all, z_all, back_all, stats,
-    keys, values, valid, offsets, tokens, whole, k_t, k_h, x_t, x_h, v_t, N, SLOTS, HEADS, C,
+    keys, values, valid, offsets, tokens, whole, k_t, k_h, x_t, x_h, v_t, masked, N, SLOTS, HEADS, C,
     D: tl.constexpr, H: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, BH: tl.constexpr,
-    MASKED: tl.constexpr, SAVE: tl.constexpr, PREC: tl.constexpr,
+    SAVE: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """One program per row and head. W stays in registers; S is read from L2 and written back once per chunk."""
     EXACT: tl.constexpr = (BD == D) and (BH == H)
@@ -270,7 +270,7 @@ def two_layers(
     for chunk in range(chunks):
         t = start + chunk * C + i
         here = (i < C) & (t < end)
-        live = is_live(valid, t, v_t, here, MASKED)
+        live = is_live(valid, t, v_t, masked, here)
         k = load_vectors(keys, t, live, dd, k_t, D, BD)
         x = load_vectors(values, t, live, dd, x_t, D, BD)
         to_w, to_s, reach = token_scalars(tokens, t, here, head, N, HEADS)
@@ -331,9 +331,9 @@ def _store_stats(at, total_w, total_s, stretch, keys_w, keys_s):
 def two_layers_by_blocks(
     init1, init2, w1_in, w2_in, s1_in, s2_in, w1_out, w2_out, s1_out, s2_out,
     w1_all, w2_all, s1_all, s2_all, e_all, z_all, back_all, stats, scratch,
-    keys, values, valid, offsets, tokens, whole, k_t, k_h, x_t, x_h, v_t, N, SLOTS, HEADS, C,
+    keys, values, valid, offsets, tokens, whole, k_t, k_h, x_t, x_h, v_t, masked, N, SLOTS, HEADS, C,
     D: tl.constexpr, H: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, BH: tl.constexpr, NB: tl.constexpr,
-    MASKED: tl.constexpr, SAVE: tl.constexpr, PREC: tl.constexpr,
+    SAVE: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """One program per row and head, with `NB` blocks of hidden units; the state is in L2. z goes there between the two
     passes over the blocks: the first one computes the answers, the second one the step."""
@@ -365,7 +365,7 @@ def two_layers_by_blocks(
     for chunk in range(chunks):
         t = start + chunk * C + i
         here = (i < C) & (t < end)
-        live = is_live(valid, t, v_t, here, MASKED)
+        live = is_live(valid, t, v_t, masked, here)
         k = load_vectors(keys, t, live, dd, k_t, D, BD)
         to_w, to_s, reach = token_scalars(tokens, t, here, head, N, HEADS)
         decay, carry, persist = chunk_numbers(whole, slot + chunk, head, SLOTS, HEADS)
@@ -386,7 +386,7 @@ def two_layers_by_blocks(
             w_now = load(w1_out + state + at1, ok, EXACT) + load(init1 + at1, ok, EXACT)
             z = tl.dot(w_now, tl.trans(k), input_precision=PREC)
             tl.store(z_at + hh[:, None] * BC + i[None, :], z)
-            a, _ = silu(z)
+            a, sigmoid = silu(z)
             w_now = load(w2_out + state + at2, ok, EXACT) + load(init2 + at2, ok, EXACT)
             answer = tl.dot(tl.trans(a), w_now, acc=answer, input_precision=PREC)
             square = a * a

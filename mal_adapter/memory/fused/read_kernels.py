@@ -76,8 +76,9 @@ def read_answers_backward(
     normalize: bool,
     precision: str,
     d_answers: torch.Tensor,
-) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
-    """The derivative of `read_answers` with respect to initial weights, weights and queries.
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The derivative of `read_answers` with respect to weights and queries. That with respect to the initial weights is
+    the first one's sum over rows.
 
     Args:
         initial: As of `read_answers`, like all up to `precision`.
@@ -106,8 +107,7 @@ def read_answers_backward(
         *initial, *weights, *d_weights, queries, d_answers, d_queries, offsets, *numbers,
         **common, **more, BH=block, G=parts, num_warps=4 if padded(d) <= 64 else 8,
     )  # fmt: skip
-    d_initial = [t[0] if rows == 1 else t.sum(0) for t in d_weights]
-    return d_initial, d_weights, d_queries[0] if parts == 1 else d_queries.sum(0)
+    return d_weights, d_queries[0] if parts == 1 else d_queries.sum(0)
 
 
 @triton.jit
@@ -146,7 +146,7 @@ def one_layer_answers(
     dd = tl.arange(0, BD)
     at = dd[:, None] * D + dd[None, :]
     ok = (dd < D)[:, None] & (dd < D)[None, :]
-    q, _ = _queries(queries + head * q_h, t, here, dd, q_t, D, BD, NORMALIZE)
+    q, scale = _queries(queries + head * q_h, t, here, dd, q_t, D, BD, NORMALIZE)
     now = load(w + n * (D * D) + at, ok, BD == D) + load(init + head * (D * D) + at, ok, BD == D)
     answer = tl.dot(q, now, input_precision=PREC)
     tl.store(answers + head * a_h + t[:, None] * a_t + dd[None, :], answer, mask=here[:, None] & (dd < D)[None, :])
@@ -170,7 +170,7 @@ def two_layers_answers(
     state = n * (D * H)
     init1 += head * (D * H)
     init2 += head * (D * H)
-    q, _ = _queries(queries + head * q_h, t, here, dd, q_t, D, BD, NORMALIZE)
+    q, scale = _queries(queries + head * q_h, t, here, dd, q_t, D, BD, NORMALIZE)
     answer = tl.zeros((BT, BD), tl.float32)
     for j in range(NB):
         hh = j * BH + tl.arange(0, BH)
@@ -179,7 +179,7 @@ def two_layers_answers(
         ok1 = (dd < D)[:, None] & (hh < H)[None, :]
         ok2 = (hh < H)[:, None] & (dd < D)[None, :]
         now = load(w1 + state + at1, ok1, EXACT) + load(init1 + at1, ok1, EXACT)
-        a, _ = silu(tl.dot(q, now, input_precision=PREC))
+        a, sigmoid = silu(tl.dot(q, now, input_precision=PREC))
         now = load(w2 + state + at2, ok2, EXACT) + load(init2 + at2, ok2, EXACT)
         answer = tl.dot(a, now, acc=answer, input_precision=PREC)
     tl.store(answers + head * a_h + t[:, None] * a_t + dd[None, :], answer, mask=here[:, None] & (dd < D)[None, :])

@@ -1,6 +1,6 @@
 """The derivative of a whole write, in one launch: one program per row and head goes through the row's chunks, last first.
 
-The equations are those of `mal_adapter.memory.chunk`. As in `mal_adapter.memory.fused.write`, the hidden dimension comes
+The equations are those of `mal_adapter.memory.chunk`. As in `mal_adapter.memory.fused.write_kernels`, the hidden dimension comes
 first. The derivatives with respect to W, S and the initial weights are in L2, and grow in place.
 
 - `one_layer_backward`: depth 1; blocks of output columns are divided among programs. Everything that the derivative
@@ -22,16 +22,17 @@ from mal_adapter.memory.fused.parts import (
     is_live,
     load,
     load_vectors,
+    mask_arguments,
     padded,
     silu,
     sizes_of_row,
     store,
 )
-from mal_adapter.memory.fused.write import Saved, chunk_numbers, column_block, token_scalars
+from mal_adapter.memory.fused.write_kernels import Saved, chunk_numbers, column_block, token_scalars
 
 __all__ = ["WriteGradients", "one_layer_backward", "two_layers_backward", "write_chunks_backward"]
 
-_PLAIN = ["k_t", "k_h", "v_t", "N", "SLOTS", "HEADS", "C"]
+_PLAIN = ["k_t", "k_h", "v_t", "masked", "N", "SLOTS", "HEADS", "C"]
 _POINTERS = ["keys", "valid", "offsets", "tokens", "whole"]
 
 
@@ -91,9 +92,10 @@ def write_chunks_backward(
     ]
     d_values = torch.empty(count, heads, d, device=keys.device, dtype=torch.float32)
     state = (*d_weights, *d_momentum, *to_weights, *to_momentum, *to_initial)
-    inputs = (keys, offsets.view(torch.uint8) if valid is None else valid.view(torch.uint8), offsets, tokens, whole)
-    numbers = (*keys.stride()[:2], 1 if valid is None else valid.stride(0), count, slots, heads, chunk_size)
-    common = {"D": d, "BC": bc, "BD": bd, "MASKED": valid is not None, "PREC": precision, **OPTIONS}
+    mask, *masked = mask_arguments(valid, offsets)
+    inputs = (keys, mask, offsets, tokens, whole)
+    numbers = (*keys.stride()[:2], *masked, count, slots, heads, chunk_size)
+    common = {"D": d, "BC": bc, "BD": bd, "PREC": precision, **OPTIONS}
     kept = (*saved.weights, *saved.momentum, saved.errors)
     if two:
         blocks = triton.cdiv(h, block)
@@ -114,9 +116,9 @@ def write_chunks_backward(
 @triton.jit(do_not_specialize=_PLAIN, do_not_specialize_on_alignment=_POINTERS)
 def one_layer_backward(
     init, w_all, s_all, e_all, g_w, g_s, d_w, d_s, d_init, d_values, d_keys, d_tokens, d_whole,
-    keys, valid, offsets, tokens, whole, k_t, k_h, v_t, N, SLOTS, HEADS, C,
+    keys, valid, offsets, tokens, whole, k_t, k_h, v_t, masked, N, SLOTS, HEADS, C,
     D: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, BO: tl.constexpr,
-    MASKED: tl.constexpr, PREC: tl.constexpr,
+    PREC: tl.constexpr,
 ):  # fmt: skip
     """One program per row, head and block of output columns."""
     G: tl.constexpr = BD // BO
@@ -147,7 +149,7 @@ def one_layer_backward(
         chunk = chunks - 1 - step
         t = start + chunk * C + i
         here = (i < C) & (t < end)
-        live = is_live(valid, t, v_t, here, MASKED)
+        live = is_live(valid, t, v_t, masked, here)
         k = load_vectors(keys, t, live, dd, k_t, D, BD)
         to_w, to_s, reach = token_scalars(tokens, t, here, head, N, HEADS)
         decay, carry, persist = chunk_numbers(whole, slot + chunk, head, SLOTS, HEADS)
@@ -201,9 +203,9 @@ def one_layer_backward(
 def two_layers_backward(
     init1, init2, w1_all, w2_all, s1_all, s2_all, e_all, z_all, back_all, stats,
     g_w1, g_w2, g_s1, g_s2, d_w1, d_w2, d_s1, d_s2, d_i1, d_i2, d_values, d_keys, d_tokens, d_whole, scratch,
-    keys, valid, offsets, tokens, whole, k_t, k_h, v_t, N, SLOTS, HEADS, C,
+    keys, valid, offsets, tokens, whole, k_t, k_h, v_t, masked, N, SLOTS, HEADS, C,
     D: tl.constexpr, H: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, BH: tl.constexpr, NB: tl.constexpr,
-    MASKED: tl.constexpr, PREC: tl.constexpr,
+    PREC: tl.constexpr,
 ):  # fmt: skip
     """One program per row and head. `scratch` holds d_back, d_z and d_a between the two passes over the blocks: the
     first one computes the derivative with respect to the errors and the bound, the second one needs both."""
@@ -253,7 +255,7 @@ def two_layers_backward(
         chunk = chunks - 1 - step
         t = start + chunk * C + i
         here = (i < C) & (t < end)
-        live = is_live(valid, t, v_t, here, MASKED)
+        live = is_live(valid, t, v_t, masked, here)
         k = load_vectors(keys, t, live, dd, k_t, D, BD)
         to_w, to_s, reach = token_scalars(tokens, t, here, head, N, HEADS)
         decay, carry, persist = chunk_numbers(whole, slot + chunk, head, SLOTS, HEADS)
