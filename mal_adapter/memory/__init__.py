@@ -5,6 +5,7 @@ __all__ = [
     "chunk",
     "commit",
     "config",
+    "fused",
     "gates",
     "gates32",
     "half",

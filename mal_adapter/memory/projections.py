@@ -82,10 +82,7 @@ class FullProjections:
             sums = torch.where(mask[..., None], padded, 0).cumsum(-2)
             means = spans.flatten(sums / mask[..., None].cumsum(-2).clamp_min(1))
             return projected + F.linear(means.to(x.dtype), pool)
-        if valid is None:
-            share = spans.shares(x.dtype)
-        else:
-            share = mask.to(x.dtype) / mask.sum(-1, keepdim=True).clamp_min(1)
+        share = spans.shares(x.dtype) if valid is None else _shares(mask, x.dtype)
         mean = (share[:, None] @ padded).squeeze(1)
         return spans.add_rows(projected, F.linear(mean.to(x.dtype), pool))
 
@@ -98,3 +95,8 @@ class FullProjections:
             inner = torch.where(valid[:, None], inner, 0)
         residual: Tensor = self._layers.readout_out(self._layers.dropout(inner))
         return residual
+
+
+def _shares(mask: Bool[Tensor, "rows longest"], dtype: torch.dtype) -> Float[Tensor, "rows longest"]:
+    """The weights of each row's mean."""
+    return mask.to(dtype) / mask.sum(-1, keepdim=True).clamp_min(1)

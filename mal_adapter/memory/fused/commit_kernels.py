@@ -1,4 +1,4 @@
-"""Which rows of a new state are finite, and what is kept of the others, in two launches. See `mal_adapter.memory.commit`.
+"""`mal_adapter.memory.commit` in two launches: which rows of a new state are finite, and what the others keep.
 
 The first launch looks at every number once and leaves a flag per row and block; nothing has to be cleared before. The
 second one reads the flags. It writes counters, and the old state over the new one where a row is not finite.
