@@ -30,7 +30,8 @@ def commit(
         valid: Its audio tokens; all if None.
         written: Those that the rule was given. A row of which some are missing is not finite.
     """
-    if written is valid and not torch.is_grad_enabled() and fused.takes_read(weights, weights[0]):
+    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or written is not valid
+    if not plain and fused.takes_read(weights, weights[0]):  # where the memory itself is in kernels
         return _commit_in_kernels(state, weights, momentum, spans, valid)
     # NaN - NaN and inf - inf are NaN: the sum is finite unless a number is not, or the sum overflows.
     totals = torch.stack([total(layer, (1, 2, 3)) for layer in (*weights, *momentum)]).sum(0)
@@ -64,7 +65,7 @@ def _commit_in_kernels(
     old = (*state.weights, *state.momentum)
     new, counted = keep_finite((*weights, *momentum), old, counters, spans.offsets, valid)
     layers = len(weights)
-    return MemoryState(new[:layers], new[layers:], *counted, fingerprint=state.fingerprint)
+    return MemoryState(new[:layers], new[layers:], *counted, state.fingerprint)
 
 
 def total(values: Tensor, dims: int | tuple[int, ...]) -> Tensor:

@@ -4,11 +4,13 @@ The first launch looks at every number once and leaves a flag per row and block;
 second one reads the flags. It writes counters, and the old state over the new one where a row is not finite.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
+
 import torch
 import triton
 import triton.language as tl
 
-from mal_adapter.memory.fused.parts import OPTIONS
+from mal_adapter.memory.fused.parts import OPTIONS, mask_arguments
 from mal_adapter.memory.rule import Weights
 
 __all__ = ["check_rows", "keep_finite", "keep_rows"]
@@ -23,7 +25,7 @@ def keep_finite(
     counters: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     offsets: torch.Tensor,
     valid: torch.Tensor | None,
-) -> tuple[Weights, tuple[torch.Tensor, ...]]:
+) -> tuple[Weights, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """`new`, with the rows of `old` where a number of any tensor is not finite, and the new counters.
 
     What is mutated: `new`, unless it is not contiguous.
@@ -40,15 +42,14 @@ def keep_finite(
     blocks = triton.cdiv(size, BLOCK)
     flags = torch.empty(rows, blocks, dtype=torch.int32, device=offsets.device)
     counted = torch.empty(3, rows, dtype=torch.int64, device=offsets.device)
-    masked = valid is not None
-    mask = (valid if masked else offsets).view(torch.uint8)
+    mask, stride, masked = mask_arguments(valid, offsets)
     if rows:
         check_rows[(rows, blocks)](*_four(new), flags, size, blocks, LAYERS=len(new), BLOCK=BLOCK, **OPTIONS)
         keep_rows[(rows, blocks)](
-            *_four(new), *_four(old), flags, *counters, counted, offsets, mask, mask.stride(0), int(masked), rows, size,
+            *_four(new), *_four(old), flags, *counters, counted, offsets, mask, stride, masked, rows, size,
             blocks, LAYERS=len(new), BLOCK=BLOCK, FLAGS=triton.next_power_of_2(blocks), **OPTIONS,
         )  # fmt: skip
-    return new, counted.unbind(0)
+    return new, (counted[0], counted[1], counted[2])
 
 
 def _four(tensors: Weights) -> Weights:
