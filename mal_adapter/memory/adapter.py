@@ -236,19 +236,19 @@ class MemoryAdapter(Pretrained):
             StateMismatchError: `state` has another number of rows or other layers.
         """
         self._check(state, tokens, spans, valid)
-        written = valid
+        written, finite = valid, None
         if torch.is_grad_enabled():
             # A row that will be skipped must not make a gradient NaN either.
-            finite = total(tokens, -1).isfinite()
-            finite = finite if valid is None else finite | ~valid
-            written = spans.spread(spans.pad(~finite).logical_not().all(-1))
-            written = written if valid is None else written & valid
+            known = total(tokens, -1).isfinite()
+            known = known if valid is None else known | ~valid
+            finite = spans.all_by_row(known)
+            written = spans.spread(finite) if valid is None else spans.spread(finite) & valid
         width, heads = self.config.memory_dim, self.config.num_heads
         projected = self._projections(tokens).project(tokens, spans, written, causal, slice(2 * width, None))
         key, value, *logits = torch.split(projected, [width] * 2 + [heads] * 3, dim=-1)
         key, value = (self._by_head(t).to(self.state_dtype) for t in (key, value))
         new = self.rule.write(tuple(self.initial), state, key, value, Gates(*logits), spans, written)
-        return commit(state, *new, spans, valid, written)
+        return commit(state, *new, spans, valid, finite)
 
     def _layers(self) -> Layers:
         return Layers(

@@ -18,7 +18,7 @@ def commit(
     momentum: Weights,
     spans: Spans,
     valid: Bool[Tensor, " tokens"] | None,
-    written: Bool[Tensor, " tokens"] | None,
+    finite: Bool[Tensor, " rows"] | None = None,
 ) -> MemoryState:
     """The state after one more utterance per row. A row that is not finite stays as it is and counts a skipped write.
 
@@ -28,19 +28,20 @@ def commit(
         momentum: After.
         spans: The rows of the utterance.
         valid: Its audio tokens; all if None.
-        written: Those that the rule was given. A row of which some are missing is not finite.
+        finite: Rows with False count as not finite, whatever their weights are.
     """
-    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or written is not valid
+    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or finite is not None
     if not plain and fused.takes_read(weights, weights[0]):  # where the memory itself is in kernels
         return _commit_in_kernels(state, weights, momentum, spans, valid)
     # NaN - NaN and inf - inf are NaN: the sum is finite unless a number is not, or the sum overflows.
     totals = torch.stack([total(layer, (1, 2, 3)) for layer in (*weights, *momentum)]).sum(0)
-    finite = totals - totals == 0
-    tokens = spans.counts if valid is None else spans.pad(valid).sum(-1)
-    if written is not None and written is not valid:
-        finite = finite & (spans.pad(written).sum(-1) == tokens)
+    known, finite = finite, totals - totals == 0
+    finite = finite if known is None else finite & known
+    failed = ~finite
+    old = failed[:, None, None, None]
+    all_tokens: int | Tensor = spans.longest if spans.equal else spans.counts
+    tokens = all_tokens if valid is None else spans.pad(valid).sum(-1)
     attempted = tokens > 0
-    old = (~finite)[:, None, None, None]
 
     def select(new: Weights, before: Weights) -> Weights:
         # The old tensor is the first argument, because torch.where takes over its memory layout.
@@ -51,7 +52,7 @@ def commit(
         select(momentum, state.momentum),
         utterances=state.utterances + (attempted & finite),
         tokens=state.tokens + tokens * finite,
-        skipped_writes=state.skipped_writes + (attempted & ~finite),
+        skipped_writes=state.skipped_writes + (attempted & failed),
         fingerprint=state.fingerprint,
     )
 

@@ -4,6 +4,7 @@ Weights are cast once. What LayerNorm multiplies and adds is folded into the pro
 is rounded once. Sums, states, gates, norms and the lengths of keys and queries stay in float32.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -115,7 +116,15 @@ class HalfCache:
 def versions(module: nn.Module) -> list[tuple[Any, ...]]:
     """What differs once a parameter of `module` has changed, moved or been replaced; nothing is read from the device.
     An inference tensor's changes are not counted by torch."""
-    return [(p.data_ptr(), None if p.is_inference() else p._version, p.dtype) for p in module.parameters()]
+    return [(p.data_ptr(), None if p.is_inference() else p._version, p.dtype) for p in _parameters(module)]
+
+
+def _parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """As `module.parameters()`, which takes three times as long: it also makes names."""
+    yield from (p for p in module._parameters.values() if p is not None)
+    for child in module._modules.values():
+        if child is not None:
+            yield from _parameters(child)
 
 
 def _fold(linear: nn.Linear, norm: nn.LayerNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -92,7 +92,11 @@ class Spans:
         """1 / length at each token of a row, zero at padding: the weights of the row's mean."""
         if dtype not in self._shares:
             with torch.inference_mode(False):
-                self._shares[dtype] = self.inside.to(dtype) / self.counts.clamp_min(1)[:, None]
+                if self.equal:
+                    shape, share = (len(self), self.longest), 1 / max(self.longest, 1)
+                    self._shares[dtype] = torch.full(shape, share, dtype=dtype, device=self.device)
+                else:
+                    self._shares[dtype] = self.inside.to(dtype) / self.counts.clamp_min(1)[:, None]
         return self._shares[dtype]
 
     def prepare(self, dtype: torch.dtype = torch.float32) -> "Spans":
@@ -141,3 +145,8 @@ class Spans:
             self.pad(tokens).add_(rows[:, None])
             return tokens
         return tokens.add_(self.spread(rows))
+
+    def all_by_row(self, tokens: Bool[Tensor, " tokens"]) -> Bool[Tensor, " rows"]:
+        """Whether all tokens of a row are True."""
+        padded = self.pad(tokens)
+        return padded.all(-1) if self.equal else (padded | ~self.inside).all(-1)

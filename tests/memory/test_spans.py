@@ -55,10 +55,20 @@ def test_rows_are_given_to_their_tokens_and_means_taken_over_them(lengths):
     spans = Spans(lengths, CPU)
     tokens, own = numbers(spans, 3), torch.randn(len(lengths), 3, dtype=torch.float64)
     assert torch.equal(spans.spread(own), own[spans.row_of_token])
-    assert torch.equal(spans.add_rows(tokens, own), tokens + own[spans.row_of_token])
+    added = tokens + own[spans.row_of_token]
+    assert torch.equal(spans.add_rows(tokens, own), added)
+    assert torch.equal(spans.add_rows_(tokens.clone(), own), added)
     means = (spans.shares(torch.float64)[:, None] @ spans.pad(tokens)).squeeze(1)
     for mean, mine in zip(means, split(spans, tokens), strict=True):
         torch.testing.assert_close(mean, mine.mean(0) if len(mine) else torch.zeros(3, dtype=torch.float64))
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=rows, seed=st.integers(0, 99))
+def test_a_row_is_all_true_or_not(lengths, seed):
+    spans = Spans(lengths, CPU)
+    tokens = torch.rand(spans.total, generator=torch.Generator().manual_seed(seed)) < 0.8
+    assert spans.all_by_row(tokens).tolist() == [all(own.tolist()) for own in split(spans, tokens)]
 
 
 @settings(max_examples=60, deadline=None)

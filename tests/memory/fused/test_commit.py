@@ -46,7 +46,7 @@ def test_the_same_rows_and_counters_are_kept(lengths, shapes, masked, bad, seed,
     def run() -> MemoryState:
         layers = len(shapes)
         fresh = [t.clone() for t in new]  # the kernels write into them
-        return commit(before, tuple(fresh[:layers]), tuple(fresh[layers:]), spans, valid, valid)
+        return commit(before, tuple(fresh[:layers]), tuple(fresh[layers:]), spans, valid)
 
     with torch.no_grad():
         in_kernels = run()
