@@ -18,4 +18,5 @@ __all__ = [
     "spans",
     "state",
     "titans",
+    "transfer",
 ]

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from mal_adapter.memory.transfer import to_device
+
 __all__ = ["Spans"]
 
 
@@ -51,10 +53,8 @@ class Spans:
     @cached_property
     def _numbers(self) -> Int[Tensor, " numbers"]:
         numbers = [0, *itertools.accumulate(self.lengths), *self.lengths]
-        cuda = self.device.type == "cuda"  # where a copy from memory that is not pinned might wait for the device
         with torch.inference_mode(False):
-            on_host = torch.tensor(numbers, dtype=torch.int32, pin_memory=cuda)
-            return on_host.to(self.device, non_blocking=True)
+            return to_device(torch.tensor(numbers, dtype=torch.int32), self.device)
 
     @property
     def offsets(self) -> Int[Tensor, " bounds"]:
