@@ -102,7 +102,7 @@ def write_chunks_backward(
         scratch = torch.empty(rows * heads, 3, blocks * block, bc, device=keys.device, dtype=torch.float32)
         two_layers_backward[(rows * heads,)](
             *initial, *kept, *saved.hidden, saved.stats, *state, d_values, *per_part, scratch, *inputs, *numbers,
-            **common, H=h, BH=block, NB=blocks, num_warps=4 if max(bc, bd) <= 64 else 8,
+            **common, H=h, BH=block, NB=blocks, ROOM=saved.hidden.shape[3], num_warps=4 if max(bc, bd) <= 64 else 8,
         )  # fmt: skip
     else:
         one_layer_backward[(rows * heads * parts,)](
@@ -205,12 +205,14 @@ def two_layers_backward(
     g_w1, g_w2, g_s1, g_s2, d_w1, d_w2, d_s1, d_s2, d_i1, d_i2, d_values, d_keys, d_tokens, d_whole, scratch,
     keys, valid, offsets, tokens, whole, k_t, k_h, v_t, masked, N, SLOTS, HEADS, C,
     D: tl.constexpr, H: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, BH: tl.constexpr, NB: tl.constexpr,
-    PREC: tl.constexpr,
+    ROOM: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
     """One program per row and head. `scratch` holds d_back, d_z and d_a between the two passes over the blocks: the
-    first one computes the derivative with respect to the errors and the bound, the second one needs both."""
+    first one computes the derivative with respect to the errors and the bound, the second one needs both. `ROOM` is the
+    hidden units that the write has kept, in blocks of another size."""
     EXACT: tl.constexpr = (BD == D) and (NB * BH == H)
     ALL: tl.constexpr = NB * BH * BC
+    KEPT: tl.constexpr = ROOM * BC
     n = tl.program_id(0).to(tl.int64)
     row = n // HEADS
     head = n % HEADS
@@ -278,8 +280,8 @@ def two_layers_backward(
             hidden = hh[:, None] * BC + i[None, :]
             ok = (hh < H)[:, None] & (dd < D)[None, :]
             # W1' = decay W1 + carry S1 + (back slope) (to_w k), S1' = persist S1 + (back slope) (to_s k)
-            z = tl.load(z_all + spot * ALL + hidden)
-            back = tl.load(back_all + spot * ALL + hidden)
+            z = tl.load(z_all + spot * KEPT + hidden)
+            back = tl.load(back_all + spot * KEPT + hidden)
             a, sigmoid = silu(z)
             slope = sigmoid + a * (1.0 - sigmoid)
             he = back * slope
@@ -366,7 +368,7 @@ def two_layers_backward(
             at2 = hh[:, None] * D + dd[None, :]
             hidden = hh[:, None] * BC + i[None, :]
             ok = (hh < H)[:, None] & (dd < D)[None, :]
-            a, sigmoid = silu(tl.load(z_all + spot * ALL + hidden))
+            a, sigmoid = silu(tl.load(z_all + spot * KEPT + hidden))
             w_now = load(w2_all + now + at2, ok, EXACT) + load(init2 + at2, ok, EXACT)
             d_now = tl.dot(tl.load(scratch + hidden), e, acc=w_now * by_stretch, input_precision=PREC)
             d_now = tl.dot(a, minus, acc=d_now, input_precision=PREC)

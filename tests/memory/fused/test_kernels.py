@@ -17,7 +17,9 @@ pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the kernels are compile
 FEW = settings(max_examples=12, deadline=None)
 
 # Blocks are powers of two: sizes at their edges and between, and for depth 2 both kernels of a write.
-SIZES = st.sampled_from([(16, 16), (16, 24), (16, 40), (24, 48), (32, 64), (40, 200), (64, 128), (96, 192), (128, 256)])
+SIZES = st.sampled_from(
+    [(16, 16), (16, 24), (16, 40), (16, 144), (24, 48), (32, 64), (40, 200), (64, 128), (96, 192), (128, 256)]
+)
 
 
 @st.composite
@@ -36,7 +38,7 @@ def problems(draw: st.DrawFn) -> dict:
         "h": h,
         "depth": depth,
         "chunk_size": chunk_size,
-        "gates": draw(st.sampled_from([STABLE, (0.0, 0.0, -4.0), (3.0, 3.0, -3.0)])),
+        "gates": draw(st.sampled_from([STABLE, (-4.0, 0.0, -8.0), (0.0, 0.0, -4.0), (3.0, 3.0, -3.0)])),
         "spread": draw(st.sampled_from([0.5, 3.0])),
         "masked": draw(st.one_of(st.none(), st.lists(st.sampled_from([0.0, 0.3, 1.0]), min_size=3, max_size=3))),
         "dtype": draw(st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16])),
