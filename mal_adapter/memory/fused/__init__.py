@@ -1,5 +1,4 @@
-"""A memory's reads and writes as few launches on an NVIDIA GPU, in Triton; see `mal_adapter.memory.titans` for what they
-compute.
+"""A memory's reads and writes as few launches on an NVIDIA GPU, in Triton; the equations are in `titans`.
 
 Everything here takes tokens in one flat list, (tokens, heads, d) with any strides, and `Spans` that says where each row
 is. Importing this package does not import Triton; the first call on a GPU does.

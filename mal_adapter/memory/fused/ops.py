@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mal_adapter.memory.fused.write_backward import write_chunks_backward
 from mal_adapter.memory.fused.parts import count_slots
 from mal_adapter.memory.fused.read_kernels import read_answers, read_answers_backward
 from mal_adapter.memory.fused.scalars import chunk_scalars, chunk_scalars_backward
+from mal_adapter.memory.fused.write_backward import write_chunks_backward
 from mal_adapter.memory.fused.write_kernels import Saved, write_chunks
 
 __all__ = ["titans_read", "titans_read_backward", "titans_write", "titans_write_backward"]
@@ -110,9 +110,7 @@ def titans_write_backward(
             *(initial, Saved.of(kept, len(initial)), keys, tokens, whole, offsets, valid, chunk_size, precision),
             *(d_weights, d_momentum),
         )
-        d_gates = chunk_scalars_backward(
-            step, persist, forget, offsets, valid, chunk_size, longest, d.tokens, d.whole
-        )
+        d_gates = chunk_scalars_backward(step, persist, forget, offsets, valid, chunk_size, longest, d.tokens, d.whole)
     return [*d.initial, *d.weights, *d.momentum, d.keys, d.values, *d_gates]
 
 

@@ -1,4 +1,4 @@
-"""A first run of the kernels for some sizes, so that a failure to compile is found before a user's utterance needs them.
+"""A first run of the kernels for some sizes, so that a failure to compile is found before an utterance needs them.
 
 Triton compiles at the first launch, for seconds. It may fail there: a device may have less shared memory than a kernel
 takes. Then PyTorch's code is used, which every device runs.
@@ -52,7 +52,10 @@ def run_once(sizes: Sizes, training: bool) -> None:
         vectors = torch.zeros(1, 1, d, device=sizes.device, dtype=sizes.vectors)
         offsets = torch.tensor([0, 1], dtype=torch.int32, device=sizes.device)
         if sizes.chunk_size is None:
-            out = [titans_read(initial, weights, vectors, offsets, 1, normalize, precision()) for normalize in (True, False)]
+            out = [
+                titans_read(initial, weights, vectors, offsets, 1, normalize, precision())
+                for normalize in (True, False)
+            ]
         else:
             gates = torch.zeros(3, 1, 1, device=sizes.device, dtype=sizes.vectors)
             rows = (offsets, None, sizes.chunk_size, 1, precision())

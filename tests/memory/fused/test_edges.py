@@ -163,7 +163,5 @@ def test_spans_that_hold_fewer_tokens_leave_the_rest_alone():
     problem = Problem.draw(lengths=(9, 20))
     spans = Spans((9, 11), torch.device("cpu"))
     weights, _ = fused.write(*problem[:6], spans, None, 16)
-    shorter = problem._replace(lengths=(9, 11)).with_leaves(
-        [t[:20] if len(t) == 29 else t for t in problem.leaves()]
-    )
+    shorter = problem._replace(lengths=(9, 11)).with_leaves([t[:20] if len(t) == 29 else t for t in problem.leaves()])
     assert all(torch.equal(a, b) for a, b in zip(weights, shorter.write()[:2], strict=True))
