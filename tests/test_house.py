@@ -18,8 +18,8 @@ errors extras lazy
 serialization.versions serialization.text serialization.atomic serialization.strict_json serialization.tensors
 serialization.metadata serialization.model_card serialization.adapter_folder serialization.hub serialization
 memory.config memory.state memory.spans memory.gates32 memory.precision memory.gates memory.rule memory.chunk
-memory.fused.parts memory.fused.scalars memory.fused.write_kernels memory.fused.write_backward memory.fused.read_kernels
-memory.fused.ops memory.fused.support memory.fused.trial memory.fused
+memory.fused.support memory.fused.parts memory.fused.scalars memory.fused.write_kernels memory.fused.write_backward
+memory.fused.read_kernels memory.fused.ops memory.fused.trial memory.fused
 memory.titans memory.recurrent memory.reference memory.hub_mixin memory.adapter memory
 hosts.spec hosts.remote_code hosts.registry hosts.audio_mask hosts.detect hosts.host hosts
 stores.base stores.folder_files stores.folder stores.redis_client stores.forking stores.in_memory

@@ -85,7 +85,7 @@ def write(
     save = _records(*initial, *weights, *momentum, keys, values, *gates)
     state = (list(initial), list(weights), list(momentum))
     rows = (spans.offsets, valid, chunk_size, spans.longest)
-    out = titans_write(*state, keys, values, *gates, *rows, precision(), save)
+    out = titans_write(*state, keys, values, *gates, *rows, save)
     layers = len(initial)
     return tuple(out[:layers]), tuple(out[layers : 2 * layers])
 
@@ -109,9 +109,7 @@ def read(
         return queries.to(weights[0].dtype)
     from mal_adapter.memory.fused.ops import titans_read
 
-    answers: Tensor = titans_read(
-        list(initial), list(weights), queries, spans.offsets, spans.longest, normalize, precision()
-    )
+    answers: Tensor = titans_read(list(initial), list(weights), queries, spans.offsets, spans.longest, normalize)
     return answers
 
 

@@ -95,7 +95,7 @@ def read_answers_backward(
     count, heads, d = queries.shape
     rows, two = len(offsets) - 1, len(weights) == 2
     h = weights[0].shape[-1]
-    block = min(padded(h), 64)
+    block = min(padded(h), 64 if padded(d) <= 64 else 32)  # what more would need too much shared memory
     parts = triton.cdiv(h, block)
     d_weights = [torch.empty_like(w) for w in weights]
     d_queries = torch.empty(parts, count, heads, d, device=queries.device, dtype=torch.float32)
