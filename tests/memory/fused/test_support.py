@@ -1,6 +1,7 @@
 """Which sizes, dtypes and devices the kernels take, and what is said of the others."""
 
 import logging
+import os
 import subprocess
 import sys
 
