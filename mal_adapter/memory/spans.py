@@ -39,6 +39,9 @@ class Spans:
     @cached_property
     def offsets(self) -> Int[Tensor, " ends"]:
         """Where each row begins, and where the last one ends; int32, on the device."""
+        if self.equal and self.longest:  # computed there, which a CUDA graph can hold; a copy from the host it can't
+            step = self.longest
+            return torch.arange(0, step * len(self) + 1, step, dtype=torch.int32, device=self.device)
         return torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32).to(
             self.device, non_blocking=True
         )

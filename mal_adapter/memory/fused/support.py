@@ -50,6 +50,8 @@ def obstacle(sizes: Sizes) -> str | None:
         return f"the hidden width {h} is above 1024"
     if sizes.chunk_size is not None and sizes.chunk_size > 128:
         return f"chunk_size={sizes.chunk_size} is above 128"
+    if sizes.chunk_size is not None and len(sizes.layers) == 2 and d > 64 and sizes.chunk_size > 64:
+        return f"chunk_size={sizes.chunk_size} and heads of width {d} take more shared memory than a GPU has"
     return None
 
 

@@ -32,7 +32,9 @@ def sizes(**changes) -> Sizes:
         sizes(vectors=torch.bfloat16),
         sizes(vectors=torch.float16),
         sizes(layers=((16, 16),), chunk_size=1),
-        sizes(layers=((128, 1024), (1024, 128)), chunk_size=128),
+        sizes(layers=((128, 1024), (1024, 128))),
+        sizes(layers=((64, 1024), (1024, 64)), chunk_size=128),
+        sizes(layers=((128, 128),), chunk_size=128),
         sizes(layers=((40, 80), (80, 40)), chunk_size=None),
     ],
 )
@@ -49,6 +51,10 @@ def test_taken(taken):
         (sizes(layers=((256, 256),)), "the heads' width 256 is not in 16 … 128"),
         (sizes(layers=((128, 2048), (2048, 128))), "the hidden width 2048 is above 1024"),
         (sizes(chunk_size=129), "chunk_size=129 is above 128"),
+        (
+            sizes(layers=((65, 130), (130, 65)), chunk_size=65),
+            "chunk_size=65 and heads of width 65 take more shared memory than a GPU has",
+        ),
         (sizes(device=torch.device("meta")), "the device is meta"),
         (sizes(device=torch.device("mps")), "the device is mps"),
     ],
