@@ -19,8 +19,8 @@ serialization.versions serialization.text serialization.atomic serialization.str
 serialization.metadata serialization.model_card serialization.adapter_folder serialization.hub serialization
 memory.config memory.state memory.transfer memory.spans memory.gates32 memory.precision memory.gates memory.rule
 memory.chunk
-memory.fused.parts memory.fused.scalars memory.fused.write_kernels memory.fused.write_backward memory.fused.read_kernels
-memory.fused.commit_kernels memory.fused.ops memory.fused.support memory.fused.trial memory.fused
+memory.fused.support memory.fused.parts memory.fused.scalars memory.fused.write_kernels memory.fused.write_backward
+memory.fused.read_kernels memory.fused.commit_kernels memory.fused.ops memory.fused.trial memory.fused
 memory.titans memory.recurrent memory.reference memory.commit memory.projections memory.half memory.hub_mixin
 memory.adapter memory
 hosts.spec hosts.remote_code hosts.registry hosts.audio_mask hosts.detect hosts.host hosts

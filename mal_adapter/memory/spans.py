@@ -52,19 +52,27 @@ class Spans:
 
     @cached_property
     def _numbers(self) -> Int[Tensor, " numbers"]:
-        numbers = [0, *itertools.accumulate(self.lengths), *self.lengths]
+        """Offsets and counts, in one copy from the host."""
         with torch.inference_mode(False):
+            numbers = [0, *itertools.accumulate(self.lengths), *self.lengths]
             return to_device(torch.tensor(numbers, dtype=torch.int32), self.device)
 
-    @property
+    @cached_property
     def offsets(self) -> Int[Tensor, " bounds"]:
         """Where each row begins, and where the last one ends: rows + 1 numbers, int32, on the device."""
-        return self._numbers[: len(self) + 1]
+        if not (self.equal and self.longest):
+            return self._numbers[: len(self) + 1]
+        step = self.longest
+        with torch.inference_mode(False):  # computed there, which a CUDA graph can hold; a copy from the host it can't
+            return torch.arange(0, step * len(self) + 1, step, dtype=torch.int32, device=self.device)
 
-    @property
+    @cached_property
     def counts(self) -> Int[Tensor, " rows"]:
         """The lengths; int32, on the device."""
-        return self._numbers[len(self) + 1 :]
+        if not self.equal:
+            return self._numbers[len(self) + 1 :]
+        with torch.inference_mode(False):
+            return torch.full((len(self),), self.longest, dtype=torch.int32, device=self.device)
 
     @cached_property
     def row_of_token(self) -> Int[Tensor, " tokens"]:
@@ -105,7 +113,7 @@ class Spans:
         Args:
             dtype: That of the adapter's parameters.
         """
-        _ = self.offsets, self.inside, self.shares(dtype)
+        _ = self.offsets, self.counts, self.inside, self.shares(dtype)
         if not self.equal:
             _ = self._padded_from
         return self

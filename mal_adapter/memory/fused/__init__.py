@@ -1,5 +1,4 @@
-"""A memory's reads and writes as few launches on an NVIDIA GPU, in Triton; see `mal_adapter.memory.titans` for what they
-compute.
+"""A memory's reads and writes as few launches on an NVIDIA GPU, in Triton; the equations are in `titans`.
 
 Everything here takes tokens in one flat list, (tokens, heads, d) with any strides, and `Spans` that says where each row
 is. Importing this package does not import Triton; the first call on a GPU does.
@@ -86,7 +85,7 @@ def write(
     save = _records(*initial, *weights, *momentum, keys, values, *gates)
     state = (list(initial), list(weights), list(momentum))
     rows = (spans.offsets, valid, chunk_size, spans.longest)
-    out = titans_write(*state, keys, values, *gates, *rows, precision(), save)
+    out = titans_write(*state, keys, values, *gates, *rows, save)
     layers = len(initial)
     return tuple(out[:layers]), tuple(out[layers : 2 * layers])
 
@@ -110,9 +109,7 @@ def read(
         return queries.to(weights[0].dtype)
     from mal_adapter.memory.fused.ops import titans_read
 
-    answers: Tensor = titans_read(
-        list(initial), list(weights), queries, spans.offsets, spans.longest, normalize, precision()
-    )
+    answers: Tensor = titans_read(list(initial), list(weights), queries, spans.offsets, spans.longest, normalize)
     return answers
 
 

@@ -4,8 +4,6 @@ The first launch looks at every number once and leaves a flag per row and block;
 second one reads the flags. It writes counters, and the old state over the new one where a row is not finite.
 """
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
-
 import torch
 import triton
 import triton.language as tl

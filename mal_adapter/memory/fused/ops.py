@@ -2,7 +2,8 @@
 and with shapes for tensors without data, so that a compiled host keeps its graph.
 
 An operator knows neither whether a gradient is recorded nor what it will need. So `titans_write` is told to save, and
-what it saves are further outputs.
+what it saves are further outputs. The setting of the products' accuracy is looked up when an operator runs, because it
+is not a tensor, which a graph could hold.
 """
 
 from typing import Any
@@ -10,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mal_adapter.memory.fused.write_backward import write_chunks_backward
 from mal_adapter.memory.fused.parts import count_slots
 from mal_adapter.memory.fused.read_kernels import read_answers, read_answers_backward
 from mal_adapter.memory.fused.scalars import chunk_scalars, chunk_scalars_backward
+from mal_adapter.memory.fused.support import precision
+from mal_adapter.memory.fused.write_backward import write_chunks_backward
 from mal_adapter.memory.fused.write_kernels import Saved, write_chunks
 
 __all__ = ["titans_read", "titans_read_backward", "titans_write", "titans_write_backward"]
 
-_ROWS = "Tensor offsets, Tensor? valid, SymInt chunk_size, SymInt longest, str precision"
+_ROWS = "Tensor offsets, Tensor? valid, SymInt chunk_size, SymInt longest"
 _GATES = "Tensor step, Tensor persist, Tensor forget"
 
 
@@ -41,7 +43,6 @@ def titans_write(
     valid: Tensor | None,
     chunk_size: int,
     longest: int,
-    precision: str,
     save: bool,
 ) -> list[Tensor]:
     """New weights, new momentum, and with `save` the scalars and everything of `Saved`; arguments as of
@@ -49,7 +50,7 @@ def titans_write(
     with torch.cuda.device_of(keys):
         tokens, whole = chunk_scalars(step, persist, forget, offsets, valid, chunk_size, longest)
         new_weights, new_momentum, saved = write_chunks(
-            initial, weights, momentum, keys, values, tokens, whole, offsets, valid, chunk_size, precision, save
+            initial, weights, momentum, keys, values, tokens, whole, offsets, valid, chunk_size, precision(), save
         )
     kept = [] if saved is None else [tokens, whole, *saved.flat()]
     return [*new_weights, *new_momentum, *kept]
@@ -69,7 +70,6 @@ def _(
     valid: Tensor | None,
     chunk_size: int,
     longest: int,
-    precision: str,
     save: bool,
 ) -> list[Tensor]:
     new = [w.new_empty(w.shape) for w in (*weights, *momentum)]
@@ -97,7 +97,6 @@ def titans_write_backward(
     valid: Tensor | None,
     chunk_size: int,
     longest: int,
-    precision: str,
     saved: list[Tensor],
     d_weights: list[Tensor],
     d_momentum: list[Tensor],
@@ -107,12 +106,10 @@ def titans_write_backward(
     tokens, whole, *kept = saved
     with torch.cuda.device_of(keys):
         d = write_chunks_backward(
-            *(initial, Saved.of(kept, len(initial)), keys, tokens, whole, offsets, valid, chunk_size, precision),
+            *(initial, Saved.of(kept, len(initial)), keys, tokens, whole, offsets, valid, chunk_size, precision()),
             *(d_weights, d_momentum),
         )
-        d_gates = chunk_scalars_backward(
-            step, persist, forget, offsets, valid, chunk_size, longest, d.tokens, d.whole
-        )
+        d_gates = chunk_scalars_backward(step, persist, forget, offsets, valid, chunk_size, longest, d.tokens, d.whole)
     return [*d.initial, *d.weights, *d.momentum, d.keys, d.values, *d_gates]
 
 
@@ -127,7 +124,6 @@ def _(
     valid: Tensor | None,
     chunk_size: int,
     longest: int,
-    precision: str,
     saved: list[Tensor],
     d_weights: list[Tensor],
     d_momentum: list[Tensor],
@@ -138,12 +134,12 @@ def _(
 
 
 def _write_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    initial, _, _, keys, values, *gates, offsets, valid, chunk_size, longest, precision, save = inputs
+    initial, _, _, keys, values, *gates, offsets, valid, chunk_size, longest, save = inputs
     if not save:
         raise RuntimeError("titans_write needs save=True where a gradient is recorded")
     # Zeros for what is saved, which nobody differentiates, would be as large as all of it.
     ctx.set_materialize_grads(False)
-    ctx.layers, ctx.numbers = len(initial), (chunk_size, longest, precision)
+    ctx.layers, ctx.numbers = len(initial), (chunk_size, longest)
     ctx.values_dtype = values.dtype
     ctx.save_for_backward(*initial, keys, *gates, offsets, valid, *output)
 
@@ -157,7 +153,7 @@ def _write_backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     )
     d_initial, d_weights, d_momentum, (d_keys, d_values, *d_gates) = _parts(flat, n, n, n)
     vectors = (d_keys.to(keys.dtype), d_values.to(ctx.values_dtype))
-    return d_initial, d_weights, d_momentum, *vectors, *d_gates, *(None,) * 6
+    return d_initial, d_weights, d_momentum, *vectors, *d_gates, *(None,) * 5
 
 
 titans_write.register_autograd(_write_backward, setup_context=_write_context)
@@ -166,8 +162,8 @@ titans_write.register_autograd(_write_backward, setup_context=_write_context)
 @torch.library.custom_op(
     "mal_adapter::titans_read",
     mutates_args=(),
-    schema="(Tensor[] initial, Tensor[] weights, Tensor queries, Tensor offsets, SymInt longest, bool normalize, "
-    "str precision) -> Tensor",
+    schema="(Tensor[] initial, Tensor[] weights, Tensor queries, Tensor offsets, SymInt longest, bool normalize) "
+    "-> Tensor",
 )
 def titans_read(
     initial: list[Tensor],
@@ -176,11 +172,10 @@ def titans_read(
     offsets: Tensor,
     longest: int,
     normalize: bool,
-    precision: str,
 ) -> Tensor:
     """The answers; arguments as of `read_answers`."""
     with torch.cuda.device_of(queries):
-        return read_answers(initial, weights, queries, offsets, longest, normalize, precision)
+        return read_answers(initial, weights, queries, offsets, longest, normalize, precision())
 
 
 @titans_read.register_fake
@@ -191,7 +186,6 @@ def _(
     offsets: Tensor,
     longest: int,
     normalize: bool,
-    precision: str,
 ) -> Tensor:
     return queries.new_empty(queries.shape, dtype=torch.float32)
 
@@ -200,7 +194,7 @@ def _(
     "mal_adapter::titans_read_backward",
     mutates_args=(),
     schema="(Tensor[] initial, Tensor[] weights, Tensor queries, Tensor offsets, SymInt longest, bool normalize, "
-    "str precision, Tensor d_answers) -> Tensor[]",
+    "Tensor d_answers) -> Tensor[]",
 )
 def titans_read_backward(
     initial: list[Tensor],
@@ -209,13 +203,12 @@ def titans_read_backward(
     offsets: Tensor,
     longest: int,
     normalize: bool,
-    precision: str,
     d_answers: Tensor,
 ) -> list[Tensor]:
     """The derivative with respect to weights and queries, in float32."""
     with torch.cuda.device_of(queries):
         d_weights, d_queries = read_answers_backward(
-            initial, weights, queries, offsets, longest, normalize, precision, d_answers
+            initial, weights, queries, offsets, longest, normalize, precision(), d_answers
         )
     return [*d_weights, d_queries]
 
@@ -228,15 +221,14 @@ def _(
     offsets: Tensor,
     longest: int,
     normalize: bool,
-    precision: str,
     d_answers: Tensor,
 ) -> list[Tensor]:
     return [*(w.new_empty(w.shape) for w in weights), queries.new_empty(queries.shape, dtype=torch.float32)]
 
 
 def _read_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    initial, weights, queries, offsets, longest, normalize, precision = inputs
-    ctx.layers, ctx.numbers = len(initial), (longest, normalize, precision)
+    initial, weights, queries, offsets, longest, normalize = inputs
+    ctx.layers, ctx.numbers = len(initial), (longest, normalize)
     ctx.save_for_backward(*initial, *weights, queries, offsets)
 
 
@@ -245,7 +237,7 @@ def _read_backward(ctx: Any, d_answers: Tensor) -> tuple[Any, ...]:
     initial, weights, (queries, offsets) = _parts(ctx.saved_tensors, n, n)
     flat = titans_read_backward(initial, weights, queries, offsets, *ctx.numbers, d_answers)
     d_weights, (d_queries,) = _parts(flat, n)
-    return [d.sum(0) for d in d_weights], d_weights, d_queries.to(queries.dtype), *(None,) * 4
+    return [d.sum(0) for d in d_weights], d_weights, d_queries.to(queries.dtype), *(None,) * 3
 
 
 titans_read.register_autograd(_read_backward, setup_context=_read_context)

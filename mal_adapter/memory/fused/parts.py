@@ -41,7 +41,7 @@ def mask_arguments(valid: torch.Tensor | None, offsets: torch.Tensor) -> tuple[t
 
 def padded(size: int) -> int:
     """The side of a block that holds `size` numbers; the tensor cores need at least 16."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, 1 << (size - 1).bit_length())
 
 
 def count_slots(tokens: int, rows: int, chunk_size: int) -> int:

@@ -95,7 +95,7 @@ def read_answers_backward(
     count, heads, d = queries.shape
     rows, two = len(offsets) - 1, len(weights) == 2
     h = weights[0].shape[-1]
-    block = min(padded(h), 64)
+    block = min(padded(h), 64 if padded(d) <= 64 else 32)  # what more would need too much shared memory
     parts = triton.cdiv(h, block)
     d_weights = [torch.empty_like(w) for w in weights]
     d_queries = torch.empty(parts, count, heads, d, device=queries.device, dtype=torch.float32)
@@ -146,7 +146,7 @@ def one_layer_answers(
     dd = tl.arange(0, BD)
     at = dd[:, None] * D + dd[None, :]
     ok = (dd < D)[:, None] & (dd < D)[None, :]
-    q, scale = _queries(queries + head * q_h, t, here, dd, q_t, D, BD, NORMALIZE)
+    q, _ = _queries(queries + head * q_h, t, here, dd, q_t, D, BD, NORMALIZE)
     now = load(w + n * (D * D) + at, ok, BD == D) + load(init + head * (D * D) + at, ok, BD == D)
     answer = tl.dot(q, now, input_precision=PREC)
     tl.store(answers + head * a_h + t[:, None] * a_t + dd[None, :], answer, mask=here[:, None] & (dd < D)[None, :])
@@ -170,7 +170,7 @@ def two_layers_answers(
     state = n * (D * H)
     init1 += head * (D * H)
     init2 += head * (D * H)
-    q, scale = _queries(queries + head * q_h, t, here, dd, q_t, D, BD, NORMALIZE)
+    q, _ = _queries(queries + head * q_h, t, here, dd, q_t, D, BD, NORMALIZE)
     answer = tl.zeros((BT, BD), tl.float32)
     for j in range(NB):
         hh = j * BH + tl.arange(0, BH)
@@ -179,7 +179,7 @@ def two_layers_answers(
         ok1 = (dd < D)[:, None] & (hh < H)[None, :]
         ok2 = (hh < H)[:, None] & (dd < D)[None, :]
         now = load(w1 + state + at1, ok1, EXACT) + load(init1 + at1, ok1, EXACT)
-        a, sigmoid = silu(tl.dot(q, now, input_precision=PREC))
+        a, _sigmoid = silu(tl.dot(q, now, input_precision=PREC))
         now = load(w2 + state + at2, ok2, EXACT) + load(init2 + at2, ok2, EXACT)
         answer = tl.dot(a, now, acc=answer, input_precision=PREC)
     tl.store(answers + head * a_h + t[:, None] * a_t + dd[None, :], answer, mask=here[:, None] & (dd < D)[None, :])

@@ -87,16 +87,18 @@ def chunk_scalars_backward(
     count, heads = step.shape
     rows, chunks = len(offsets) - 1, triton.cdiv(longest, chunk_size)
     mask, *masked = mask_arguments(valid, offsets)
-    d_gates = tuple(torch.empty(count, heads, device=step.device, dtype=g.dtype) for g in (step, momentum, forget))
+    d_step, d_momentum, d_forget = (
+        torch.empty(count, heads, device=step.device, dtype=g.dtype) for g in (step, momentum, forget)
+    )
     backward_kernel[(rows * heads * chunks,)](
-        *(step, momentum, forget, offsets, mask, d_tokens, d_whole, *d_gates),
+        *(step, momentum, forget, offsets, mask, d_tokens, d_whole, d_step, d_momentum, d_forget),
         *(*step.stride(), *momentum.stride(), *forget.stride(), *masked),
         *(count, d_whole.shape[2], heads, chunk_size, chunks),
         BC=padded(chunk_size),
         num_warps=2,
         **OPTIONS,
     )
-    return d_gates
+    return d_step, d_momentum, d_forget
 
 
 @triton.jit
@@ -120,21 +122,23 @@ def _gate(at, here, live, sign, neutral):
 
 
 @triton.jit
-def _factors(step, momentum, forget, valid, first, end, i, s_t, m_t, f_t, v_t, masked, C):
-    """Everything that the scalars of one chunk are made of. Neighbours are loaded once more, one token later or
-    earlier, because a shift within a block would go through shared memory anyway."""
-    t = first + i
+def _neighbours(valid, t, end, i, v_t, masked, C):
+    """Which tokens of a chunk exist and are valid, and the same of the tokens before them, within the chunk."""
     here = (i < C) & (t < end)
-    later = (i + 1 < C) & (t + 1 < end)
     before = (i > 0) & (i < C) & (t <= end)
-    live = is_live(valid, t, v_t, masked, here)
+    return here, is_live(valid, t, v_t, masked, here), before, is_live(valid, t - 1, v_t, masked, before)
+
+
+@triton.jit
+def _products(momentum, forget, valid, t, end, i, m_t, f_t, v_t, masked, C):
+    """p, a, Π_{j<t} η_j, c, Σ_{j<t} m_j a_j Π_{i≤j} η_i and 1 − P of a chunk. Gates of neighbours are loaded once more,
+    one token later or earlier, because a shift within a block would go through shared memory anyway."""
+    here, live, before, live_before = _neighbours(valid, t, end, i, v_t, masked, C)
+    later = (i + 1 < C) & (t + 1 < end)
     live_later = is_live(valid, t + 1, v_t, masked, later)
-    live_before = is_live(valid, t - 1, v_t, masked, before)
-    theta = _gate(step + t * s_t, here, live, 1.0, 0.0)
-    eta = _gate(momentum + t * m_t, here, live, 1.0, 1.0)
-    friction_t = _gate(momentum + t * m_t, here, live, -1.0, 0.0)
     eta_later = _gate(momentum + (t + 1) * m_t, later, live_later, 1.0, 1.0)
     eta_before = _gate(momentum + (t - 1) * m_t, before, live_before, 1.0, 1.0)
+    friction = _gate(momentum + t * m_t, here, live, -1.0, 0.0)
     keep = _gate(forget + t * f_t, here, live, -1.0, 1.0)
     keep_later = _gate(forget + (t + 1) * f_t, later, live_later, -1.0, 1.0)
     p = tl.associative_scan(eta_later, 0, _multiply, reverse=True)
@@ -143,8 +147,7 @@ def _factors(step, momentum, forget, valid, first, end, i, s_t, m_t, f_t, v_t, m
     _, c = tl.associative_scan((eta_later, tl.where(live, a, 0.0)), 0, _compose, reverse=True)
     # a_{t−1} = (1 − α_t) a_t
     earlier = tl.cumsum(tl.where(live_before, keep * a * until_before, 0.0), 0)
-    friction = tl.maximum(tl.sum(friction_t * until_before, 0), _TINY)
-    return here, live, before, live_before, theta, eta, friction_t, eta_before, keep, p, a, until_before, c, earlier, friction
+    return p, a, until_before, c, earlier, tl.maximum(tl.sum(friction * until_before, 0), _TINY)
 
 
 @triton.jit(do_not_specialize=_PLAIN, do_not_specialize_on_alignment=_POINTERS)
@@ -159,28 +162,31 @@ def forward_kernel(
     row = n // HEADS
     head = (n % HEADS).to(tl.int64)
     start, end, _, slot = sizes_of_row(offsets, row, C)
-    first = start + chunk * C
-    exists = first < end
     i = tl.arange(0, BC)
-    here, live, before, live_before, theta, eta, friction_t, eta_before, keep, p, a, until_before, c, earlier, friction = _factors(
-        step + head * s_h, momentum + head * m_h, forget + head * f_h, valid, first, end, i, s_t, m_t, f_t, v_t, masked, C
-    )
+    t = start + chunk * C + i
+    momentum += head * m_h
+    forget += head * f_h
+    here, live, _, _ = _neighbours(valid, t, end, i, v_t, masked, C)
+    theta = _gate(step + head * s_h + t * s_t, here, live, 1.0, 0.0)
+    eta = _gate(momentum + t * m_t, here, live, 1.0, 1.0)
+    keep = _gate(forget + t * f_t, here, live, -1.0, 1.0)
+    p, a, _, c, earlier, friction = _products(momentum, forget, valid, t, end, i, m_t, f_t, v_t, masked, C)
+
     layer = (head * 0 + HEADS) * N  # in 64 bits
-    at = tokens + head * N + first + i
+    at = tokens + head * N + t
     tl.store(at, (theta * c).to(tl.float32), mask=here)
     tl.store(at + layer, (theta * p).to(tl.float32), mask=here)
     tl.store(at + 2 * layer, (theta * (p * (earlier / friction))).to(tl.float32), mask=here)
-    is_first = i == 0
+    exists = start + chunk * C < end
+    first = i == 0
     layer = (head * 0 + HEADS) * SLOTS
     at = whole + head * SLOTS + slot + chunk
-    tl.store(at, tl.sum(tl.where(is_first, keep * a, 0.0), 0).to(tl.float32), mask=exists)
-    tl.store(at + layer, tl.sum(tl.where(is_first, eta * c, 0.0), 0).to(tl.float32), mask=exists)
-    tl.store(at + 2 * layer, tl.sum(tl.where(is_first, eta * p, 0.0), 0).to(tl.float32), mask=exists)
+    tl.store(at, tl.sum(tl.where(first, keep * a, 0.0), 0).to(tl.float32), mask=exists)
+    tl.store(at + layer, tl.sum(tl.where(first, eta * c, 0.0), 0).to(tl.float32), mask=exists)
+    tl.store(at + 2 * layer, tl.sum(tl.where(first, eta * p, 0.0), 0).to(tl.float32), mask=exists)
 
 
-@triton.jit(
-    do_not_specialize=_PLAIN, do_not_specialize_on_alignment=[*_POINTERS, "d_step", "d_momentum", "d_forget"]
-)
+@triton.jit(do_not_specialize=_PLAIN, do_not_specialize_on_alignment=[*_POINTERS, "d_step", "d_momentum", "d_forget"])
 def backward_kernel(
     step, momentum, forget, offsets, valid, tokens, whole, d_step, d_momentum, d_forget,
     s_t, s_h, m_t, m_h, f_t, f_h, v_t, masked, N, SLOTS, HEADS, C, CHUNKS,
@@ -193,24 +199,26 @@ def backward_kernel(
     row = n // HEADS
     head = (n % HEADS).to(tl.int64)
     start, end, _, slot = sizes_of_row(offsets, row, C)
-    first = start + chunk * C
-    exists = first < end
     i = tl.arange(0, BC)
+    t = start + chunk * C + i
     step += head * s_h
     momentum += head * m_h
     forget += head * f_h
-    here, live, before, live_before, theta, eta, friction_t, eta_before, keep, p, a, until_before, c, earlier, friction = _factors(
-        step, momentum, forget, valid, first, end, i, s_t, m_t, f_t, v_t, masked, C
-    )
-    t = first + i
-    is_first = i == 0
+    here, live, before, live_before = _neighbours(valid, t, end, i, v_t, masked, C)
+    theta = _gate(step + t * s_t, here, live, 1.0, 0.0)
+    theta_before = _gate(step + (t - 1) * s_t, before, live_before, 1.0, 0.0)
+    eta = _gate(momentum + t * m_t, here, live, 1.0, 1.0)
+    eta_before = _gate(momentum + (t - 1) * m_t, before, live_before, 1.0, 1.0)
+    keep = _gate(forget + t * f_t, here, live, -1.0, 1.0)
+    p, a, until_before, c, earlier, friction = _products(momentum, forget, valid, t, end, i, m_t, f_t, v_t, masked, C)
+
     layer = (head * 0 + HEADS) * N
     at = tokens + head * N + t
     g_c = tl.load(at, mask=here, other=0.0).to(tl.float64) * theta
+    g_before = tl.load(at - 1, mask=before, other=0.0).to(tl.float64) * theta_before
     g_p = tl.load(at + layer, mask=here, other=0.0).to(tl.float64) * theta
     g_later = tl.load(at + 2 * layer, mask=here, other=0.0).to(tl.float64) * theta
-    theta_before = _gate(step + (t - 1) * s_t, before, live_before, 1.0, 0.0)
-    g_before = tl.load(at - 1, mask=before, other=0.0).to(tl.float64) * theta_before
+    exists = start + chunk * C < end
     layer = (head * 0 + HEADS) * SLOTS
     at = whole + head * SLOTS + slot + chunk
     g_decay = tl.load(at, mask=exists, other=0.0).to(tl.float64)
@@ -218,8 +226,9 @@ def backward_kernel(
     g_persist = tl.load(at + 2 * layer, mask=exists, other=0.0).to(tl.float64)
 
     # c_t = m_t a_t + η_{t+1} c_{t+1} and q = η_1 c_1: with respect to c_{t−1}, at the first token to q; then to c_t
+    first = i == 0
     _, to_before = tl.associative_scan(
-        (tl.where(is_first, 1.0, eta_before), tl.where(is_first, g_carry, g_before)), 0, _compose
+        (tl.where(first, 1.0, eta_before), tl.where(first, g_carry, g_before)), 0, _compose
     )
     by_eta = eta * to_before
     to_c = g_c + by_eta
@@ -228,23 +237,23 @@ def backward_kernel(
     term = tl.where(live, a * (until_before * eta), 0.0) * (tl.cumsum(to_earlier, 0, reverse=True) - to_earlier)
     log_p = g_p * p + later
     log_a = tl.where(live, a, 0.0) * to_c + term
-    persist = tl.sum(tl.where(is_first, eta * p, 0.0), 0)
-    decay = tl.sum(tl.where(is_first, keep * a, 0.0), 0)
+    persist = tl.sum(tl.where(first, eta * p, 0.0), 0)
+    decay = tl.sum(tl.where(first, keep * a, 0.0), 0)
     by_friction = tl.where(friction > _TINY, tl.sum(later, 0) / friction, 0.0)
     log_eta = by_eta * c + (tl.cumsum(log_p, 0) - log_p) + tl.cumsum(term, 0, reverse=True)
     log_eta += persist * (g_persist + by_friction)
     log_keep = (tl.cumsum(log_a, 0) - log_a) + g_decay * decay
     log_theta = g_c * c + log_p
 
-    _store_logit(d_step, step, t, s_t, N, HEADS, head, here, live, log_theta, -1.0)
-    _store_logit(d_momentum, momentum, t, m_t, N, HEADS, head, here, live, log_eta, -1.0)
-    _store_logit(d_forget, forget, t, f_t, N, HEADS, head, here, live, -log_keep, 1.0)
+    at = t * HEADS + head
+    _store_logit(d_step + at, step + t * s_t, here, live, log_theta, -1.0)
+    _store_logit(d_momentum + at, momentum + t * m_t, here, live, log_eta, -1.0)
+    _store_logit(d_forget + at, forget + t * f_t, here, live, -log_keep, 1.0)
 
 
 @triton.jit
-def _store_logit(out, logits, t, stride, N, HEADS, head, here, live, by_log, sign):
+def _store_logit(at, logits, here, live, by_log, sign):
     """d log σ(x) / dx = σ(−x); zero where the logit was clamped."""
-    x = tl.load(logits + t * stride, mask=here, other=0.0).to(tl.float32)
-    other = _gate(logits + t * stride, here, live, sign, 0.0)
-    d = tl.where(live & ~(tl.abs(x) > _MAX_LOGIT), by_log * other, 0.0)
-    tl.store(out + t * HEADS + head, d.to(out.dtype.element_ty), mask=here)
+    x = tl.load(logits, mask=here, other=0.0).to(tl.float32)
+    d = tl.where(live & ~(tl.abs(x) > _MAX_LOGIT), by_log * _gate(logits, here, live, sign, 0.0), 0.0)
+    tl.store(at, d.to(at.dtype.element_ty), mask=here)

@@ -1,7 +1,5 @@
 """What the kernels take, and the words for why they don't. Nothing here imports Triton unless a GPU is in use."""
 
-import functools
-import importlib.metadata
 import os
 from typing import NamedTuple
 
@@ -52,6 +50,8 @@ def obstacle(sizes: Sizes) -> str | None:
         return f"the hidden width {h} is above 1024"
     if sizes.chunk_size is not None and sizes.chunk_size > 128:
         return f"chunk_size={sizes.chunk_size} is above 128"
+    if sizes.chunk_size is not None and len(sizes.layers) == 2 and d > 64 and sizes.chunk_size > 64:
+        return f"chunk_size={sizes.chunk_size} and heads of width {d} take more shared memory than a GPU has"
     return None
 
 
@@ -68,14 +68,13 @@ def _device_obstacle(device: torch.device) -> str | None:
     return _triton_obstacle()
 
 
-@functools.cache
 def _triton_obstacle() -> str | None:
     try:
-        version = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
+        import triton
+    except ImportError:
         return "Triton is not installed"
-    numbers = tuple(int(n) for n in version.split(".")[:2])
-    return None if numbers >= _OLDEST_TRITON else f"Triton {version} is older than 3.2"
+    numbers = tuple(int(n) for n in triton.__version__.split(".")[:2])
+    return None if numbers >= _OLDEST_TRITON else f"Triton {triton.__version__} is older than 3.2"
 
 
 def precision() -> str:

@@ -1,4 +1,4 @@
-"""A first run of the kernels for some sizes, so that a failure to compile is found before a user's utterance needs them.
+"""A first run of the kernels for some sizes, so that a failure to compile is found before an utterance needs them.
 
 Triton compiles at the first launch, for seconds. It may fail there: a device may have less shared memory than a kernel
 takes. Then PyTorch's code is used, which every device runs.
@@ -9,12 +9,12 @@ import time
 
 import torch
 
-from mal_adapter.memory.fused.support import Sizes, precision
+from mal_adapter.memory.fused.support import Sizes
 
 __all__ = ["failure", "run_once"]
 
 _log = logging.getLogger("mal_adapter")
-_results: dict[tuple[Sizes, str, bool], str | None] = {}
+_results: dict[tuple[Sizes, bool], str | None] = {}
 
 
 def failure(sizes: Sizes, training: bool) -> str | None:
@@ -24,10 +24,11 @@ def failure(sizes: Sizes, training: bool) -> str | None:
         sizes: Sizes that `obstacle` lets pass.
         training: Whether the derivatives have to run as well.
     """
-    key = (sizes, precision(), training)
+    key = (sizes, training)
     if key not in _results:
         # Neither a traced nor a captured forward may run anything else; `attach_memory` has run the kernels before.
-        if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+        captured = sizes.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if captured or torch.compiler.is_compiling():
             return None
         start = time.perf_counter()
         try:
@@ -52,10 +53,10 @@ def run_once(sizes: Sizes, training: bool) -> None:
         vectors = torch.zeros(1, 1, d, device=sizes.device, dtype=sizes.vectors)
         offsets = torch.tensor([0, 1], dtype=torch.int32, device=sizes.device)
         if sizes.chunk_size is None:
-            out = [titans_read(initial, weights, vectors, offsets, 1, normalize, precision()) for normalize in (True, False)]
+            out = [titans_read(initial, weights, vectors, offsets, 1, normalize) for normalize in (True, False)]
         else:
             gates = torch.zeros(3, 1, 1, device=sizes.device, dtype=sizes.vectors)
-            rows = (offsets, None, sizes.chunk_size, 1, precision())
+            rows = (offsets, None, sizes.chunk_size, 1)
             out = titans_write(initial, weights, momentum, vectors, vectors, *gates, *rows, training)
             out = out[: 2 * len(initial)]
         if training:

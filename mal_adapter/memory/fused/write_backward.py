@@ -1,7 +1,7 @@
-"""The derivative of a whole write, in one launch: one program per row and head goes through the row's chunks, last first.
+"""The derivative of a whole write, in one launch: one program per row and head goes through its chunks, last first.
 
-The equations are those of `mal_adapter.memory.chunk`. As in `mal_adapter.memory.fused.write_kernels`, the hidden dimension comes
-first. The derivatives with respect to W, S and the initial weights are in L2, and grow in place.
+The equations are those of `mal_adapter.memory.chunk`. As in `mal_adapter.memory.fused.write_kernels`, the hidden
+dimension comes first. The derivatives with respect to W, S and the initial weights are in L2, and grow in place.
 
 - `one_layer_backward`: depth 1; blocks of output columns are divided among programs. Everything that the derivative
   sums over columns is linear in them, so each program writes its part, and the parts are added up afterwards.
@@ -28,7 +28,7 @@ from mal_adapter.memory.fused.parts import (
     sizes_of_row,
     store,
 )
-from mal_adapter.memory.fused.write_kernels import Saved, chunk_numbers, column_block, token_scalars
+from mal_adapter.memory.fused.write_kernels import ONE_BLOCK, Saved, chunk_numbers, column_block, token_scalars
 
 __all__ = ["WriteGradients", "one_layer_backward", "two_layers_backward", "write_chunks_backward"]
 
@@ -99,10 +99,10 @@ def write_chunks_backward(
     kept = (*saved.weights, *saved.momentum, saved.errors)
     if two:
         blocks = triton.cdiv(h, block)
-        scratch = torch.empty(rows * heads, 3, blocks * block, bc, device=keys.device, dtype=torch.float32)
+        scratch = torch.empty(rows * heads, (3 * blocks * block + bd) * bc, device=keys.device, dtype=torch.float32)
         two_layers_backward[(rows * heads,)](
             *initial, *kept, *saved.hidden, saved.stats, *state, d_values, *per_part, scratch, *inputs, *numbers,
-            **common, H=h, BH=block, NB=blocks, num_warps=4 if max(bc, bd) <= 64 else 8,
+            **common, H=h, BH=block, NB=blocks, ROOM=saved.hidden.shape[3], num_warps=4 if bc * bd <= ONE_BLOCK else 8,
         )  # fmt: skip
     else:
         one_layer_backward[(rows * heads * parts,)](
@@ -184,7 +184,9 @@ def one_layer_backward(
         dk = tl.dot(minus, tl.trans(w + w0), acc=dk, input_precision=PREC)
         dk += k * (2.0 * (to_w * b_w + reach * b_s))[:, None]
         at_t = t[:, None] * width
-        tl.store(d_values + at_t + oo[None, :], tl.where(live[:, None], -minus, 0.0), mask=here[:, None] & (oo < D)[None, :])
+        tl.store(
+            d_values + at_t + oo[None, :], tl.where(live[:, None], -minus, 0.0), mask=here[:, None] & (oo < D)[None, :]
+        )
         tl.store(d_keys + at_t + dd[None, :], tl.where(live[:, None], dk, 0.0), mask=here[:, None] & (dd < D)[None, :])
         at = d_tokens + t
         tl.store(at, g_to_w + b_w * k_square, mask=here)
@@ -205,12 +207,14 @@ def two_layers_backward(
     g_w1, g_w2, g_s1, g_s2, d_w1, d_w2, d_s1, d_s2, d_i1, d_i2, d_values, d_keys, d_tokens, d_whole, scratch,
     keys, valid, offsets, tokens, whole, k_t, k_h, v_t, masked, N, SLOTS, HEADS, C,
     D: tl.constexpr, H: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, BH: tl.constexpr, NB: tl.constexpr,
-    PREC: tl.constexpr,
+    ROOM: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """One program per row and head. `scratch` holds d_back, d_z and d_a between the two passes over the blocks: the
-    first one computes the derivative with respect to the errors and the bound, the second one needs both."""
+    """One program per row and head. `scratch` holds d_back, d_z, d_a and −d_values between the two passes over the
+    blocks: the first computes the derivative with respect to the errors and the bound, the second needs both. `ROOM` is
+    how many hidden units the write has kept, in blocks of another size."""
     EXACT: tl.constexpr = (BD == D) and (NB * BH == H)
     ALL: tl.constexpr = NB * BH * BC
+    KEPT: tl.constexpr = ROOM * BC
     n = tl.program_id(0).to(tl.int64)
     row = n // HEADS
     head = n % HEADS
@@ -236,7 +240,7 @@ def two_layers_backward(
     d_s2 += state
     d_i1 += state
     d_i2 += state
-    scratch += n * (3 * ALL)
+    scratch += n * (3 * ALL + BC * BD)
 
     for j in range(NB):
         hh = j * BH + h0
@@ -256,12 +260,11 @@ def two_layers_backward(
         t = start + chunk * C + i
         here = (i < C) & (t < end)
         live = is_live(valid, t, v_t, masked, here)
-        k = load_vectors(keys, t, live, dd, k_t, D, BD)
         to_w, to_s, reach = token_scalars(tokens, t, here, head, N, HEADS)
         decay, carry, persist = chunk_numbers(whole, slot + chunk, head, SLOTS, HEADS)
         spot = (slot + chunk) * HEADS + head
         now = spot * (D * H)
-        e = tl.load(e_all + spot * (BC * BD) + inner)
+        e_at = e_all + spot * (BC * BD) + inner
 
         dk = tl.zeros((BC, BD), tl.float32)
         d_e = tl.zeros((BC, BD), tl.float32)
@@ -277,9 +280,12 @@ def two_layers_backward(
             at2 = hh[:, None] * D + dd[None, :]
             hidden = hh[:, None] * BC + i[None, :]
             ok = (hh < H)[:, None] & (dd < D)[None, :]
+            # Loaded per block: the compiler would keep each product's copy of e and k in shared memory for all blocks.
+            e = tl.load(e_at)
+            k = load_vectors(keys, t, live, dd, k_t, D, BD)
             # W1' = decay W1 + carry S1 + (back slope) (to_w k), S1' = persist S1 + (back slope) (to_s k)
-            z = tl.load(z_all + spot * ALL + hidden)
-            back = tl.load(back_all + spot * ALL + hidden)
+            z = tl.load(z_all + spot * KEPT + hidden)
+            back = tl.load(back_all + spot * KEPT + hidden)
             a, sigmoid = silu(z)
             slope = sigmoid + a * (1.0 - sigmoid)
             he = back * slope
@@ -341,13 +347,15 @@ def two_layers_backward(
         keys_s = tl.load(stats + spot * 5 + 4)
         bound = bound_of(total_w, total_s)
         minus = d_e * (-1.0 / bound)
-        d_bound = tl.sum(minus * e)
+        tl.store(scratch + 3 * ALL + inner, minus)
+        d_bound = tl.sum(minus * tl.load(e_at))
         g_w = tl.where((total_w == bound) & (bound > 1.0), d_bound, 0.0)
         g_s = tl.where((total_s == bound) & (bound > 1.0), d_bound, 0.0)
         ok_t = here[:, None] & (dd < D)[None, :]
         at_t = t[:, None] * width + dd[None, :]
         tl.store(d_values + at_t, tl.where(live[:, None], -minus, 0.0), mask=ok_t)
         per_token = to_w * g_w + reach * g_s
+        k = load_vectors(keys, t, live, dd, k_t, D, BD)
         square += stretch * tl.sum(k * k, 1)
         tl.store(d_tokens + t, g_to_w + g_w * square, mask=here)
         tl.store(d_tokens + token_layer + t, g_to_s, mask=here)
@@ -366,22 +374,25 @@ def two_layers_backward(
             at2 = hh[:, None] * D + dd[None, :]
             hidden = hh[:, None] * BC + i[None, :]
             ok = (hh < H)[:, None] & (dd < D)[None, :]
-            a, sigmoid = silu(tl.load(z_all + spot * ALL + hidden))
+            a, sigmoid = silu(tl.load(z_all + spot * KEPT + hidden))
+            e_j = tl.load(e_at)
+            minus_j = tl.load(scratch + 3 * ALL + inner)
+            k_j = load_vectors(keys, t, live, dd, k_t, D, BD)
             w_now = load(w2_all + now + at2, ok, EXACT) + load(init2 + at2, ok, EXACT)
-            d_now = tl.dot(tl.load(scratch + hidden), e, acc=w_now * by_stretch, input_precision=PREC)
-            d_now = tl.dot(a, minus, acc=d_now, input_precision=PREC)
+            d_now = tl.dot(tl.load(scratch + hidden), e_j, acc=w_now * by_stretch, input_precision=PREC)
+            d_now = tl.dot(a, minus_j, acc=d_now, input_precision=PREC)
             dw = load(d_w2 + at2, ok, EXACT)
             di = load(d_i2 + at2, ok, EXACT)
             tl.debug_barrier()
             store(d_w2 + at2, decay * dw + d_now, ok, EXACT)
             store(d_i2 + at2, di + d_now, ok, EXACT)
             d_a = tl.load(scratch + 2 * ALL + hidden) + a * (2.0 * per_token)[None, :]
-            d_a = tl.dot(w_now, tl.trans(minus), acc=d_a, input_precision=PREC)
+            d_a = tl.dot(w_now, tl.trans(minus_j), acc=d_a, input_precision=PREC)
             # a = SiLU(z), z = W1 k
             d_z = tl.load(scratch + ALL + hidden) + d_a * (sigmoid + a * (1.0 - sigmoid))
             w_now = load(w1_all + now + at1, ok, EXACT) + load(init1 + at1, ok, EXACT)
             dk = tl.dot(tl.trans(d_z), w_now, acc=dk, input_precision=PREC)
-            d_now = tl.dot(d_z, k, input_precision=PREC)
+            d_now = tl.dot(d_z, k_j, input_precision=PREC)
             dw = load(d_w1 + at1, ok, EXACT)
             di = load(d_i1 + at1, ok, EXACT)
             tl.debug_barrier()

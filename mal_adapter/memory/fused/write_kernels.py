@@ -1,13 +1,13 @@
 """A whole write, all chunks of all rows, in one launch: one program per row and head goes through the row's chunks.
 
-The equations are in `mal_adapter.memory.titans`. The hidden dimension comes first here (W1 transposed and W2 are (h, d);
-z, a and back are (h, tokens)), so that the long side is the M of the tensor cores' products.
+The equations are in `mal_adapter.memory.titans`. Here the hidden dimension comes first (W1 transposed, W2: (h, d); z, a
+and back: (h, tokens)), so that the long side is the M of the tensor cores' products.
 
-- `one_layer`: depth 1. The columns of the matrix do not meet, because the bound depends on keys and gates alone. So they
+- `one_layer`: depth 1. The columns of the matrix do not meet, because the bound depends on keys and gates alone. They
   are divided among programs.
 - `two_layers`: depth 2, up to 8192 numbers per layer. The weights stay in registers, the momentum is in L2.
-- `two_layers_by_blocks`: larger ones. The same program goes over blocks of hidden units, twice per chunk, with the state
-  in L2. No program waits for another one, so none can hang, whatever else runs on the device.
+- `two_layers_by_blocks`: larger ones. The same program goes over blocks of hidden units, twice per chunk, with the
+  state in L2. No program waits for another one, so none can hang, whatever else runs on the device.
 
 With `SAVE`, they keep what the derivative needs: W and S at the start of each chunk, and the chunk's z, back, errors
 and five numbers.
@@ -24,7 +24,6 @@ from mal_adapter.memory.fused.parts import (
     OPTIONS,
     aligned,
     bound_of,
-    count_slots,
     is_live,
     load,
     load_vectors,
@@ -35,7 +34,17 @@ from mal_adapter.memory.fused.parts import (
     store,
 )
 
-__all__ = ["Saved", "chunk_numbers", "column_block", "one_layer", "token_scalars", "two_layers", "two_layers_by_blocks", "write_chunks"]
+__all__ = [
+    "ONE_BLOCK",
+    "Saved",
+    "chunk_numbers",
+    "column_block",
+    "one_layer",
+    "token_scalars",
+    "two_layers",
+    "two_layers_by_blocks",
+    "write_chunks",
+]
 
 _PLAIN = ["k_t", "k_h", "x_t", "x_h", "v_t", "masked", "N", "SLOTS", "HEADS", "C"]
 _POINTERS = ["keys", "values", "valid", "offsets", "tokens", "whole"]
@@ -83,13 +92,13 @@ class Saved(NamedTuple):
         def room(*shape: int) -> torch.Tensor:
             return weights[0].new_empty(shape, dtype=torch.float32)
 
-        states = [[room(slots, *w.shape[1:]) for w in weights] for _ in range(2)]
+        states = ([room(slots, *w.shape[1:]) for w in weights], [room(slots, *w.shape[1:]) for w in weights])
         all_hidden = -(-h // block) * block
         return cls(
             *states,
-            errors=room(slots, heads, padded(chunk_size), padded(d)),
-            hidden=room(2, slots, heads, all_hidden, padded(chunk_size)) if two else room(0),
-            stats=room(slots, heads, 5) if two else room(0),
+            room(slots, heads, padded(chunk_size), padded(d)),
+            room(2, slots, heads, all_hidden, padded(chunk_size)) if two else room(0),
+            room(slots, heads, 5) if two else room(0),
         )
 
 
@@ -147,9 +156,7 @@ def write_chunks(
     if len(weights) == 1:
         kept = (*saved.weights, *saved.momentum, saved.errors) if saved else (unused,) * 3
         block = min(bd, 32)
-        one_layer[(rows * heads * (bd // block),)](
-            *state, *kept, *inputs, *numbers, **common, BO=block, num_warps=4
-        )
+        one_layer[(rows * heads * (bd // block),)](*state, *kept, *inputs, *numbers, **common, BO=block, num_warps=4)
         return new_weights, new_momentum, saved
     block = column_block(d, h, chunk_size)
     kept = (*saved.weights, *saved.momentum, saved.errors, *saved.hidden, saved.stats) if saved else (unused,) * 8
@@ -160,10 +167,14 @@ def write_chunks(
         )  # fmt: skip
         return new_weights, new_momentum, saved
     blocks = triton.cdiv(h, block)
-    z = unused if save else torch.empty(rows * heads * blocks * block * bc, device=keys.device, dtype=torch.float32)
+    scratch = (
+        unused
+        if save
+        else torch.empty(rows * heads, (blocks * block + bd) * bc, device=keys.device, dtype=torch.float32)
+    )
     two_layers_by_blocks[(rows * heads,)](
-        *state, *kept, z, *inputs, *numbers, **common, H=h, BH=block, NB=blocks,
-        num_warps=4 if max(bc, bd) <= 64 else 8,
+        *state, *kept, scratch, *inputs, *numbers, **common, H=h, BH=block, NB=blocks,
+        num_warps=4 if bc * bd <= ONE_BLOCK else 8,
     )  # fmt: skip
     return new_weights, new_momentum, saved
 
@@ -335,8 +346,8 @@ def two_layers_by_blocks(
     D: tl.constexpr, H: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, BH: tl.constexpr, NB: tl.constexpr,
     SAVE: tl.constexpr, PREC: tl.constexpr,
 ):  # fmt: skip
-    """One program per row and head, with `NB` blocks of hidden units; the state is in L2. z goes there between the two
-    passes over the blocks: the first one computes the answers, the second one the step."""
+    """One program per row and head, with `NB` blocks of hidden units; the state is in L2. z and the errors
+    go there between the two passes over the blocks: the first computes the answers, the second the step."""
     EXACT: tl.constexpr = (BD == D) and (BH * NB == H)
     ALL: tl.constexpr = NB * BH * BC
     n = tl.program_id(0).to(tl.int64)
@@ -346,6 +357,7 @@ def two_layers_by_blocks(
     i = tl.arange(0, BC)
     dd = tl.arange(0, BD)
     h0 = tl.arange(0, BH)
+    inner = i[:, None] * BD + dd[None, :]
     init1 += head * (D * H)
     init2 += head * (D * H)
     keys += head * k_h
@@ -370,10 +382,8 @@ def two_layers_by_blocks(
         to_w, to_s, reach = token_scalars(tokens, t, here, head, N, HEADS)
         decay, carry, persist = chunk_numbers(whole, slot + chunk, head, SLOTS, HEADS)
         spot = (slot + chunk) * HEADS + head
-        if SAVE:
-            z_at = z_all + spot * ALL
-        else:
-            z_at = scratch + n * ALL
+        z_at = z_all + spot * ALL if SAVE else scratch + n * (ALL + BC * BD)
+        e_at = e_all + spot * (BC * BD) if SAVE else scratch + n * (ALL + BC * BD) + ALL
         answer = tl.zeros((BC, BD), tl.float32)
         total_w = 0.0
         total_s = 0.0
@@ -401,8 +411,8 @@ def two_layers_by_blocks(
         total_s += stretch * keys_s
         x = load_vectors(values, t, live, dd, x_t, D, BD)
         e = (x - answer) * (1.0 / bound_of(total_w, total_s))
+        tl.store(e_at + inner, e)
         if SAVE:
-            tl.store(e_all + spot * (BC * BD) + i[:, None] * BD + dd[None, :], e)
             _store_stats(stats + spot * 5, total_w, total_s, stretch, keys_w, keys_s)
         tl.debug_barrier()
 
@@ -412,8 +422,11 @@ def two_layers_by_blocks(
             at2 = hh[:, None] * D + dd[None, :]
             ok = (hh < H)[:, None] & (dd < D)[None, :]
             hidden = hh[:, None] * BC + i[None, :]
+            # Loaded per block: the compiler would keep each product's copy of e and k in shared memory for all blocks.
+            e_j = tl.load(e_at + inner)
+            k_j = load_vectors(keys, t, live, dd, k_t, D, BD)
             w2 = load(w2_out + state + at2, ok, EXACT)
-            back = tl.dot(w2 + load(init2 + at2, ok, EXACT), tl.trans(e), input_precision=PREC)
+            back = tl.dot(w2 + load(init2 + at2, ok, EXACT), tl.trans(e_j), input_precision=PREC)
             if SAVE:
                 tl.store(back_all + spot * ALL + hidden, back)
             a, sigmoid = silu(tl.load(z_at + hidden))
@@ -422,15 +435,15 @@ def two_layers_by_blocks(
             if SAVE:
                 store(w2_all + spot * (D * H) + at2, w2, ok, EXACT)
                 store(s2_all + spot * (D * H) + at2, s2, ok, EXACT)
-            w2 = tl.dot(a, e * to_w[:, None], acc=decay * w2 + carry * s2, input_precision=PREC)
-            s2 = tl.dot(a, e * to_s[:, None], acc=persist * s2, input_precision=PREC)
+            w2 = tl.dot(a, e_j * to_w[:, None], acc=decay * w2 + carry * s2, input_precision=PREC)
+            s2 = tl.dot(a, e_j * to_s[:, None], acc=persist * s2, input_precision=PREC)
             w1 = load(w1_out + state + at1, ok, EXACT)
             s1 = load(s1_out + state + at1, ok, EXACT)
             if SAVE:
                 store(w1_all + spot * (D * H) + at1, w1, ok, EXACT)
                 store(s1_all + spot * (D * H) + at1, s1, ok, EXACT)
-            w1 = tl.dot(back, k * to_w[:, None], acc=decay * w1 + carry * s1, input_precision=PREC)
-            s1 = tl.dot(back, k * to_s[:, None], acc=persist * s1, input_precision=PREC)
+            w1 = tl.dot(back, k_j * to_w[:, None], acc=decay * w1 + carry * s1, input_precision=PREC)
+            s1 = tl.dot(back, k_j * to_s[:, None], acc=persist * s1, input_precision=PREC)
             tl.debug_barrier()  # all threads have read before any writes
             store(w2_out + state + at2, w2, ok, EXACT)
             store(s2_out + state + at2, s2, ok, EXACT)

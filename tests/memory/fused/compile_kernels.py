@@ -1,4 +1,4 @@
-"""Compile the kernels for a GPU that isn't here: every launch of the host code compiles what it would launch, and stops.
+"""Compile the kernels for a GPU that isn't here: each launch of the host code compiles, and stops.
 
     python -m tests.memory.fused.compile_kernels 90 --width 64 --chunk-size 64 --depth 2
 
@@ -43,7 +43,9 @@ def resources(kernel: Any) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        out = subprocess.run([cuobjdump, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+        out = subprocess.run(
+            [cuobjdump, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        )
     found = dict(re.findall(r"(REG|STACK):(\d+)", out.stdout))
     return {"registers": int(found["REG"]), "stack": int(found["STACK"]), "shared": kernel.metadata.shared}
 
@@ -58,7 +60,9 @@ def compile_instead_of_launching(capability: int) -> list[dict[str, Any]]:
         start = time.perf_counter()
         kernel = compile_and_launch(self, *args, grid=grid, warmup=True, **kwargs)
         seconds = round(time.perf_counter() - start, 1)
-        lines.append({"kernel": self.__name__, "warps": kernel.metadata.num_warps, **resources(kernel), "seconds": seconds})
+        lines.append(
+            {"kernel": self.__name__, "warps": kernel.metadata.num_warps, **resources(kernel), "seconds": seconds}
+        )
 
     JITFunction.run = run
     return lines
