@@ -37,7 +37,7 @@ class Spans:
         return len(self.lengths)
 
     @cached_property
-    def offsets(self) -> Int[Tensor, " rows+1"]:
+    def offsets(self) -> Int[Tensor, " bounds"]:
         """Where each row begins, and where the last one ends; int32, on the device."""
         return torch.tensor([0, *itertools.accumulate(self.lengths)], dtype=torch.int32).to(
             self.device, non_blocking=True
