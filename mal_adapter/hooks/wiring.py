@@ -7,26 +7,26 @@ prepared; `end` on the model, which commits the write. Outside a session each re
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mal_adapter.errors import (
     AudioMaskError,
     AudioOutsideSessionWarning,
     HostError,
-    SessionError,
     SkippedWriteWarning,
 )
-from mal_adapter.hooks.batch import audio_rows, copies_per_prompt, users_mask
 from mal_adapter.hooks.blocks import BLOCKS, current_block, entered
 from mal_adapter.hooks.checkpointing import unwrap, wrap
-from mal_adapter.hooks.forward import Forward
+from mal_adapter.hooks.inside import Inside
+from mal_adapter.hooks.outside import check_left, check_outside
 from mal_adapter.hooks.session import Session
-from mal_adapter.hosts.audio_mask import bind_call, find_audio_mask, find_features, is_cached
+from mal_adapter.hooks.torch_internals import drop_hooks_of, hook_owners, inside_checkpoint, runs_backward
+from mal_adapter.hosts.audio_mask import bind_call, find_features
 from mal_adapter.hosts.host import Host
 from mal_adapter.hosts.spec import HostSpec
 from mal_adapter.memory.adapter import MemoryAdapter
@@ -37,8 +37,6 @@ _CHECKPOINTED = (
     "the hooked layer is inside a checkpointed region that runs it again in backward, when its memory is another one. "
     "Checkpoint the decoder layers one by one, with gradient_checkpointing_enable() or checkpoint_wrapper"
 )
-
-_HOOK_OPTIONS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -65,6 +63,7 @@ class MemoryHooks:
         self.host = host
         self.key = object()  # of this memory's blocks
         self.copied = False
+        self._inside = Inside(adapter, host)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._unrecorded = False
         self._open: set[Session] = set()  # in any thread or task
@@ -98,6 +97,7 @@ class MemoryHooks:
         finally:
             self._open.discard(session)
             session.close()
+        self._warn_of_skipped(session, wait=True)  # the host may have gone on long before its device
 
     def register(self, host: Host, layer_idx: int) -> None:
         """Register all hooks on the host's model and on its decoder layer `layer_idx`."""
@@ -147,6 +147,7 @@ class MemoryHooks:
     @_untraced
     def _begin(self, module: nn.Module) -> None:
         if (session := self.session) is not None:
+            self._warn_of_skipped(session)
             session.begin(module)
             self._stay_outermost()
 
@@ -169,39 +170,10 @@ class MemoryHooks:
             return
         arguments = bind_call(module, args, kwargs)
         if session.forward is None:
-            if block.left and self._carries_audio(module, arguments, [session]):
-                raise SessionError(
-                    f"the block of session {list(session.ids)} was left before this forward began; wait for it inside "
-                    "the block, open a block around it, or run it under memory.disabled()"
-                )
+            if block.left:
+                check_left(self.host, module, arguments, session)
             return
-        ids, features = arguments.get("input_ids"), find_features(self.host, arguments)
-        if session.audio_mask is None:
-            mask = find_audio_mask(self.host, module, arguments)
-            # Some hosts hand the features to decode steps too, and a generated token may be any id but the placeholder.
-            if mask is None or not mask.any():
-                return
-            session.forward.see_audio(mask)
-        else:
-            detects = self.host.audio_token_id is not None or self.host.find_mask is not None
-            session.forward.see_text_only(features is None and ids is not None and detects)
-        tokens = arguments.get("inputs_embeds") if ids is None else ids
-        cached = self.host.audio_positions == "every" and is_cached(arguments)
-        cache = arguments.get("past_key_values")
-        session.see_prompt(tokens, features, audio_positions=self.host.audio_positions, cache=cache, cached=cached)
-
-    def _carries_audio(self, module: nn.Module, arguments: dict[str, Any], sessions: Iterable[Session]) -> bool:
-        """Whether a forward outside the blocks of these sessions has audio that may belong to one of them."""
-        if _runs_backward():  # a checkpointed region, run again
-            return False
-        if find_features(self.host, arguments) is not None:
-            mask = find_audio_mask(self.host, module, arguments)
-            return mask is not None and bool(mask.any())
-        if self.host.audio_token_id is not None or self.host.find_mask is not None:
-            return False
-        # Only a session's own mask says where audio is: any prompt may have some, a decode step has none.
-        tokens = arguments.get("inputs_embeds") if arguments.get("input_ids") is None else arguments["input_ids"]
-        return tokens is not None and tokens.shape[1] > 1 and any(s.audio_mask is not None for s in sessions)
+        self._inside.see_call(session, session.forward, module, arguments)
 
     def run_outside(self, layer: nn.Module, run: Callable[[], Any]) -> Any:
         """Return what `run` returns; read and write the memory of `layer` after `run` instead of inside."""
@@ -226,7 +198,7 @@ class MemoryHooks:
         block = current_block(self.key)
         session = None if block is None else block.session
         forward = None if session is None else session.forward
-        if _runs_backward():
+        if runs_backward():
             if self._unrecorded:
                 raise HostError(_CHECKPOINTED)
             return None
@@ -240,59 +212,18 @@ class MemoryHooks:
             )
         first = output[0] if isinstance(output, tuple) else output
         hidden = first if self.host.stream_idx is None else first[self.host.stream_idx]
-        mask = self._users_mask(session, forward, hidden)
-        if mask is None:
+        plan = self._inside.plan_of(session, forward, hidden)
+        if plan is None:
             return None
         if forward.records_grad:
             # Autograd that is off inside is a reentrant checkpoint, or a host that never trains. Backward shows which.
             self._unrecorded = not torch.is_grad_enabled()
-            if _inside_checkpoint() or (self._unrecorded and self.adapter.training):
+            if inside_checkpoint() or (self._unrecorded and self.adapter.training):
                 raise HostError(_CHECKPOINTED)
-        mask = mask.to(hidden.device)
-        if hidden.dim() != 3 or mask.shape != hidden.shape[:2]:
-            raise AudioMaskError(
-                f"the audio mask is {tuple(mask.shape)}, the hidden states {tuple(hidden.shape)}: the host changed the "
-                "sequence. Let the processor expand each clip to its placeholder tokens, or pass "
-                "session(audio_mask=...)"
-            )
-        if self.adapter.norm.weight.device != hidden.device:
-            self.adapter.to(hidden.device)
-        session.claim(forward)
-        with_memory = self._read_and_write(session, forward, *audio_rows(hidden, mask))
-        # Only audio positions are touched; everything else keeps its bits.
-        changed = hidden.masked_scatter(mask[..., None], with_memory)
+        changed = self._inside.read_and_write(session, forward, plan, hidden)
         if self.host.stream_idx is not None:
             changed = first.select_scatter(changed, 0, self.host.stream_idx)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-    def _users_mask(self, session: Session, forward: Forward, hidden: Tensor) -> Tensor | None:
-        if session.audio_mask is None:
-            return forward.mask
-        return users_mask(session.audio_mask, hidden, repeated=forward.repeated, text_only=forward.text_only)
-
-    def _read_and_write(self, session: Session, forward: Forward, rows: Tensor, valid: Tensor) -> Tensor:
-        """The hidden states at audio positions with the memory's residual, (audio tokens of all rows, hidden_size).
-        Prepares the write."""
-        prompts, streaming = len(session.ids), self.host.audio_positions == "every"
-        if streaming and len(rows) != prompts:
-            raise SessionError(
-                f"the batch has {len(rows)} rows for {prompts} session ids. This host takes audio while it answers, so "
-                "beams and several return sequences get different utterances; generate one sequence per prompt"
-            )
-        tokens = None if forward.prompt is None or forward.repeated else forward.prompt.tokens
-        copies = copies_per_prompt(rows, valid, prompts, features=forward.features, tokens=tokens)
-        prompt_of_row = torch.arange(prompts, device=rows.device).repeat_interleave(copies)
-        new = rows.shape[1]
-        rows, valid = forward.whole_utterance(rows, valid)
-        if streaming:
-            forward.may_continue(rows if self.adapter.training else rows.detach(), valid)
-        state = forward.state.to(rows.device)
-        read_from = state if copies == 1 else state.rows(prompt_of_row)
-        understood = rows + self.adapter.read(read_from, rows, valid, causal=streaming)
-        if session.write and not forward.repeated:
-            # What is written is the utterance as the memory made it understood, so that the next one builds on it.
-            forward.prepare_write(self.adapter.write(state, understood[::copies], valid[::copies], causal=streaming))
-        return understood[:, -new:][valid[:, -new:]]
 
     @_hook
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -307,8 +238,13 @@ class MemoryHooks:
             return
         session = block.session
         # always_call: after an exception this runs with output None, so that the failed call commits nothing
-        skipped = session.end(module, succeeded=output is not None, keep_graph=self.adapter.training)
-        if skipped and SkippedWriteWarning not in self._warned:
+        session.end(module, succeeded=output is not None, keep_graph=self.adapter.training)
+        self._warn_of_skipped(session)
+
+    def _warn_of_skipped(self, session: Session, *, wait: bool = False) -> None:
+        """Warn, once per memory, if a write of the session was skipped: of what the host knows, or of all if `wait`."""
+        known = SkippedWriteWarning in self._warned
+        if session.skipped.look(wait=wait and not known) and not known:
             self._warned.add(SkippedWriteWarning)
             warnings.warn(
                 "an utterance's write was not finite and did not land; the session's memory is as before, see "
@@ -320,13 +256,7 @@ class MemoryHooks:
     @_untraced
     def _prompt_outside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments, sessions = bind_call(module, args, kwargs), list(self._open)
-        if sessions and self._carries_audio(module, arguments, sessions):
-            raise SessionError(
-                f"audio passed outside any block while sessions {_listed(sessions)} are open in other threads or "
-                "contexts, so it is unclear whose it is. Open the block where the forward runs; or hand the context "
-                "on: asyncio.to_thread(...), pool.submit(contextvars.copy_context().run, ...), an `async def` "
-                "dependency of FastAPI; or say by memory.disabled() that this forward has no memory"
-            )
+        check_outside(self.host, module, arguments, sessions)
         if AudioOutsideSessionWarning not in self._warned and find_features(self.host, arguments) is not None:
             self._warned.add(AudioOutsideSessionWarning)
             warnings.warn(
@@ -337,43 +267,16 @@ class MemoryHooks:
             )
 
 
-def _listed(sessions: Sequence[Session]) -> str:
-    """Some of the ids of open sessions; a server may have thousands."""
-    ids = [i for session in sessions[:3] for i in session.ids[:3]]
-    return f"{ids}" if sum(len(s.ids) for s in sessions) <= len(ids) else f"{ids} and others"
-
-
-def _runs_backward() -> bool:
-    """Whether a backward runs this forward again, for a checkpoint."""
-    return torch._C._current_graph_task_id() != -1
-
-
-def _inside_checkpoint() -> bool:
-    """Whether a torch.utils.checkpoint that is not reentrant records the current forward, known by the hook it packs
-    saved tensors with."""
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)  # not in torch before 2.8
-    hooks = None if top is None else top(True)
-    return hooks is not None and "checkpoint" in getattr(hooks[0], "__qualname__", "")
-
-
 def has_memory(layer: nn.Module) -> bool:
     """Whether a memory is attached to `layer`, or to what is wrapped in it."""
-    hooks = (hook for module in layer.modules() for hook in module._forward_hooks.values())
-    return any(isinstance(getattr(hook, "__self__", None), MemoryHooks) for hook in hooks)
+    return any(isinstance(owner, MemoryHooks) for module in layer.modules() for owner in hook_owners(module))
 
 
 def drop_copied_hooks(root: nn.Module) -> None:
     """Remove the hooks that came along when a host with a memory was copied or unpickled; no memory owns them."""
-    copied = set()
-    for module in root.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key, hook in tuple(hooks.items()):
-                owner = getattr(hook, "__self__", None)
-                if isinstance(owner, MemoryHooks) and owner.copied:
-                    copied.add(owner)
-                    # Options are kept by the hook's number, which the next hook of another process has again.
-                    for numbered in (hooks, *(getattr(module, name) for name in _HOOK_OPTIONS)):
-                        numbered.pop(key, None)
-    for module in root.modules() if copied else ():
-        for owner in copied:
-            unwrap(module, owner)
+    owners = {owner for module in root.modules() for owner in hook_owners(module) if isinstance(owner, MemoryHooks)}
+    for owner in owners:
+        if owner.copied:
+            for module in root.modules():
+                drop_hooks_of(module, owner)
+                unwrap(module, owner)
