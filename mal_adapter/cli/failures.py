@@ -22,7 +22,7 @@ from mal_adapter.errors import (
     StateFormatError,
 )
 
-__all__ = ["BROKEN_PIPE", "FAILED", "INTERRUPTED", "WRONG_INPUT", "guarded", "plain_warnings"]
+__all__ = ["WRONG_INPUT", "guarded", "plain_warnings"]
 
 FAILED = 1
 #: Wrong usage, as in typer; also an input file that can't be read, even if others were answered.

@@ -16,7 +16,7 @@ from mal_adapter.errors import CopyError, SessionError
 from mal_adapter.hooks.forward import Forward, LastPrompt
 from mal_adapter.hooks.skipped import SkippedWrites
 from mal_adapter.memory.state import MemoryState
-from mal_adapter.stores.base import id_bytes
+from mal_adapter.stores.base import encode_session_id
 from mal_adapter.stores.states import SessionStates
 
 __all__ = ["Session", "check_session_ids"]
@@ -317,7 +317,7 @@ def check_session_ids(session_id: str | Sequence[str]) -> list[str]:
     if not ids or None in ids:
         raise SessionError(f"session ids {session_id!r}: expected one id, a sequence of one id per prompt, or None")
     for i in ids:
-        id_bytes(i)  # raises for another type
+        encode_session_id(i)  # raises for another type
     if len(set(ids)) < len(ids):
         raise SessionError(f"session ids {ids} are not distinct; each row needs a dialogue of its own")
     return ids  # type: ignore[return-value]

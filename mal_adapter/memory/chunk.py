@@ -19,7 +19,6 @@ from mal_adapter.memory.precision import full_precision
 
 __all__ = [
     "MAX_SILU_SLOPE",
-    "Chunk",
     "Initial",
     "Memory",
     "Vector",

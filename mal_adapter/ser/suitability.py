@@ -16,7 +16,7 @@ from mal_adapter.errors import (
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.paths import paths_alike
-from mal_adapter.stores.base import id_bytes
+from mal_adapter.stores.base import encode_session_id
 
 __all__ = ["id_problems", "label_problems", "missing_sounds", "sound_problems", "warn_of_no_past"]
 
@@ -53,7 +53,7 @@ def id_problems(
     if reads_memory:
         for name in counts:
             try:
-                id_bytes(name)
+                encode_session_id(name)
             except SessionError as error:
                 problems.append(error)
                 break

@@ -39,7 +39,6 @@ __all__ = [
     "check_ours",
     "copy_into",
     "encode",
-    "parse_config",
     "read_config",
     "read_weights",
     "write_folder",

@@ -14,7 +14,7 @@ from torch import Tensor
 from mal_adapter.serialization.strict_json import parse_json
 from mal_adapter.serialization.text import shown
 
-__all__ = ["TensorHeader", "load_tensors", "read_header", "save_tensors"]
+__all__ = ["load_tensors", "read_header", "save_tensors"]
 
 HEADER_LIMIT = 2**20  # bytes; an adapter's header has fewer than twenty entries
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 from mal_adapter.errors import ConfigError, SessionError
 from mal_adapter.memory.state import MemoryState
 
-__all__ = ["SessionStore", "Stored", "check_count", "check_ttl", "id_bytes"]
+__all__ = ["SessionStore", "Stored", "check_count", "check_ttl", "encode_session_id"]
 
 
 class Stored(NamedTuple):
@@ -83,7 +83,7 @@ def check_ttl(ttl_s: float | None) -> None:
         raise ConfigError(f"ttl_s={ttl_s!r} is neither a positive number of seconds nor None, which means never")
 
 
-def id_bytes(session_id: object) -> bytes:
+def encode_session_id(session_id: object) -> bytes:
     """Encode a session id as UTF-8.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from mal_adapter.errors import SessionError, StoreError
-from mal_adapter.stores.base import id_bytes
+from mal_adapter.stores.base import encode_session_id
 
 __all__ = ["SUFFIX", "explained", "file_lock", "file_name", "session_id_of"]
 
@@ -33,7 +33,7 @@ def file_name(session_id: str) -> str:
         >>> file_name("..")
         '%2E..safetensors'
     """
-    name = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in id_bytes(session_id))
+    name = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in encode_session_id(session_id))
     if name.startswith("."):  # hidden files are temporaries and the lock
         name = "%2E" + name[1:]
     name += SUFFIX

@@ -9,7 +9,7 @@ from typing import NamedTuple, NoReturn
 
 from mal_adapter.errors import CopyError, SessionConflictError
 from mal_adapter.memory.state import MemoryState
-from mal_adapter.stores.base import Stored, check_count, check_ttl, id_bytes
+from mal_adapter.stores.base import Stored, check_count, check_ttl, encode_session_id
 from mal_adapter.stores.forking import renew_after_fork
 
 __all__ = ["InMemoryStore"]
@@ -75,7 +75,7 @@ class InMemoryStore:
         Raises:
             SessionError: `session_id` is not a non-empty string.
         """
-        id_bytes(session_id)
+        encode_session_id(session_id)
         with self._lock:
             now = self._purge()
             entry = self._entries.get(session_id)
@@ -94,7 +94,7 @@ class InMemoryStore:
             SessionConflictError: Another writer has saved another state since; its state stays.
             SessionError: `session_id` is not a non-empty string.
         """
-        id_bytes(session_id)
+        encode_session_id(session_id)
         with self._lock:
             now = self._purge()
             kept = self._entries.get(session_id)
@@ -115,7 +115,7 @@ class InMemoryStore:
         Raises:
             SessionError: `session_id` is not a non-empty string.
         """
-        id_bytes(session_id)
+        encode_session_id(session_id)
         with self._lock:
             self._purge()
             return self._remove(session_id)

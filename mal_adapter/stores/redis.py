@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from mal_adapter.errors import ConfigError, CopyError, SessionConflictError, StateFormatError
 from mal_adapter.memory.state import MemoryState
-from mal_adapter.stores.base import Stored, check_ttl, id_bytes
+from mal_adapter.stores.base import Stored, check_ttl, encode_session_id
 from mal_adapter.stores.redis_client import check_client, connect
 from mal_adapter.stores.redis_errors import explained, where
 
@@ -164,7 +164,7 @@ class RedisStore:
             raise
 
     def _key(self, session_id: str) -> bytes:
-        return self.prefix.encode() + id_bytes(session_id)
+        return self.prefix.encode() + encode_session_id(session_id)
 
 
 class _Sending(str):

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from redis import Redis
     from redis.cluster import RedisCluster
 
-__all__ = ["TIMEOUT_S", "check_client", "connect"]
+__all__ = ["check_client", "connect"]
 
 TIMEOUT_S = 5.0  # of connecting and of each answer, unless the URL has another one
 

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from mal_adapter.errors import CopyError, SessionConflictError, SessionError, StoreError, UnsavedSessionWarning
 from mal_adapter.memory.state import MemoryState
-from mal_adapter.stores.base import SessionStore, id_bytes
+from mal_adapter.stores.base import SessionStore, encode_session_id
 from mal_adapter.stores.forking import renew_after_fork
 from mal_adapter.stores.unsaved import GIVE_UP_AFTER, Backlog, Outage
 
@@ -74,7 +74,7 @@ class SessionStates(MutableMapping[str, MemoryState]):
         return state
 
     def __setitem__(self, session_id: str, state: MemoryState) -> None:
-        id_bytes(session_id)  # raises if it is not valid
+        encode_session_id(session_id)  # raises if it is not valid
         given: object = state
         if not isinstance(given, MemoryState):
             kind = type(given).__name__

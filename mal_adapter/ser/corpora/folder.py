@@ -23,7 +23,6 @@ __all__ = [
     "existing_folder",
     "files_in",
     "find_below",
-    "only_one",
     "problem_of_clip",
     "read_json",
     "read_lines",

@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, read_at
 
-__all__ = ["SampleBytes", "find_sample_bytes"]
+__all__ = ["find_sample_bytes"]
 
 #: Sizes of at least this much are placeholders of streams, if the file is smaller: ffmpeg writes 0xFFFFFFFF, sox and
 #: espeak-ng about 0x7FFFF000, others 2**31 - 1 or 2**32 - 1 less the header.

@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, read_at
 
-__all__ = ["FlacLength", "measure_flac"]
+__all__ = ["measure_flac"]
 
 _BLOCK_SIZES = {1: 192} | {code: 576 << code - 2 for code in range(2, 6)}
 _BLOCK_SIZES |= {code: 256 << code - 8 for code in range(8, 16)}

@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, read_at
 from mal_adapter.ser.recognizer.sound.tags import end_without_tags, tag_size
 
-__all__ = ["INDEXED", "MpegLength", "is_mpeg", "measure_mpeg", "start_patches"]
+__all__ = ["INDEXED", "is_mpeg", "measure_mpeg", "start_patches"]
 
 INDEXED = 32
 _DECODER_DELAY = 529
