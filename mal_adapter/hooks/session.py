@@ -216,6 +216,13 @@ class Session:
                 if self._writer is forward:
                     self._writer = None
 
+    def abandon(self) -> None:
+        """This thread's forward has failed, and nobody will say that it ended."""
+        forward = self._forwards.pop(threading.get_ident(), None)
+        with self._lock:
+            if forward is not None and self._writer is forward:
+                self._writer = None
+
     def _commit(self, forward: Forward, keep_graph: bool) -> None:
         if self.closed and forward.pending is not None:
             raise SessionError(_LEFT.format(list(self.ids)))

@@ -3,16 +3,20 @@
 `Module._forward_hooks`, `_forward_pre_hooks` and the dictionaries of their options (all since 2.0) are the only way to
 see whose hooks a module has, and to remove those that were copied. `torch._C._current_graph_task_id` (since 1.12) tells
 a backward from a forward. `torch._C._autograd._top_saved_tensors_default_hooks` (since 2.8) tells a checkpoint that is
-not reentrant; without it such a checkpoint is not noticed.
+not reentrant; without it such a checkpoint is not noticed. `torch._dynamo.eval_frame.skip_code` (since 2.0) keeps
+torch.compile from making a graph of a function that is called outside of all graphs.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch._dynamo.eval_frame import skip_code
 
-__all__ = ["drop_hooks_of", "hook_owners", "inside_checkpoint", "runs_backward"]
+__all__ = ["drop_hooks_of", "hook_owners", "inside_checkpoint", "no_graph_of_its_own", "runs_backward"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _OPTIONS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
@@ -29,6 +33,13 @@ def inside_checkpoint() -> bool:
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     hooks = None if top is None else top(True)
     return hooks is not None and "checkpoint" in getattr(hooks[0], "__qualname__", "")
+
+
+def no_graph_of_its_own(function: _Function) -> _Function:
+    """Let torch.compile trace `function` where it is called in what is traced, and run it as it is elsewhere: the hooks
+    of the compiled module itself are called outside of its graph."""
+    skip_code(function.__code__)
+    return function
 
 
 def hook_owners(module: nn.Module) -> Iterator[object]:

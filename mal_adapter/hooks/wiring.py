@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 
 from mal_adapter.errors import (
     AudioMaskError,
@@ -22,10 +23,17 @@ from mal_adapter.errors import (
 )
 from mal_adapter.hooks.blocks import BLOCKS, current_block, entered
 from mal_adapter.hooks.checkpointing import unwrap, wrap
+from mal_adapter.hooks.compiled import TracedHooks
 from mal_adapter.hooks.inside import Inside
 from mal_adapter.hooks.outside import check_left, check_outside
 from mal_adapter.hooks.session import Session
-from mal_adapter.hooks.torch_internals import drop_hooks_of, hook_owners, inside_checkpoint, runs_backward
+from mal_adapter.hooks.torch_internals import (
+    drop_hooks_of,
+    hook_owners,
+    inside_checkpoint,
+    no_graph_of_its_own,
+    runs_backward,
+)
 from mal_adapter.hosts.audio_mask import bind_call, find_features
 from mal_adapter.hosts.host import Host
 from mal_adapter.hosts.spec import HostSpec
@@ -41,17 +49,10 @@ _CHECKPOINTED = (
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _untraced(function: _Function, *, recursive: bool = True) -> _Function:
-    """Exclude `function`, and its callees if `recursive`, from torch.compile. It would be compiled again for each
-    session, mode and number of audio tokens."""
-    untraced: _Function = torch.compiler.disable(function, recursive=recursive)  # type: ignore[no-untyped-call]
+def _untraced(function: _Function) -> _Function:
+    """Exclude `function` and its callees from torch.compile."""
+    untraced: _Function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
     return untraced
-
-
-def _hook(function: _Function) -> _Function:
-    """A hook first checks whether a block is open. What it does then is `_untraced` with all callees, which costs half
-    a microsecond; the check alone costs nothing this way."""
-    return _untraced(function, recursive=False)
 
 
 class MemoryHooks:
@@ -105,12 +106,14 @@ class MemoryHooks:
         self._parent = root.get_submodule(host.layers_path.rpartition(".")[0])
         self.layers = host.layers
         self._layer_idx = layer_idx
-        self._prompt_module = root.get_submodule(self.host.mask_module or "")
+        self.prompt_module = root.get_submodule(self.host.mask_module or "")
         # Someone may call the inner model alone, so its call begins and ends too; the outermost one counts.
-        for module in dict.fromkeys((root, self._prompt_module, self._parent)):
+        self.modules = tuple(dict.fromkeys((root, self.prompt_module, self._parent)))
+        self._traced = TracedHooks(self, self.host)
+        for module in self.modules:
             self._handles.append(module.register_forward_pre_hook(self.begin))
             self._handles.append(module.register_forward_hook(self.end, always_call=True))
-        self._handles.append(self._prompt_module.register_forward_pre_hook(self.prompt, with_kwargs=True))
+        self._handles.append(self.prompt_module.register_forward_pre_hook(self.prompt, with_kwargs=True))
         self._hook_layer()
 
     def remove(self) -> None:
@@ -118,6 +121,7 @@ class MemoryHooks:
         for handle in reversed(self._handles):
             handle.remove()
         self._handles = []
+        self._traced.close()
         for module in (self._layer, self._parent):
             unwrap(module, self)
 
@@ -138,29 +142,39 @@ class MemoryHooks:
         for module in (self._layer, self._parent):
             wrap(module, self._layer, self)
 
-    @_hook
+    @no_graph_of_its_own
     def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A forward of a hooked module starts."""
-        if self.key in BLOCKS.get():
-            self._begin(module)
+        if is_compiling():
+            if self._traced.active():
+                self._traced.begin(module)
+            else:
+                self.run_begin(module)
+        elif self.key in BLOCKS.get():
+            self.run_begin(module)
 
     @_untraced
-    def _begin(self, module: nn.Module) -> None:
+    def run_begin(self, module: nn.Module) -> None:
+        """What `begin` does, in a graph too."""
         if (session := self.session) is not None:
             self._warn_of_skipped(session)
             session.begin(module)
             self._stay_outermost()
 
-    @_hook
+    @no_graph_of_its_own
     def prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The module that receives ids and audio features is called with these arguments."""
-        if self.key in BLOCKS.get():
-            self._prompt(module, args, kwargs)
+        if is_compiling():
+            if not (self._traced.active() and self._traced.prompt(args, kwargs)):
+                self.run_prompt(module, args, kwargs)
+        elif self.key in BLOCKS.get():
+            self.run_prompt(module, args, kwargs)
         elif self._open or AudioOutsideSessionWarning not in self._warned:
             self._prompt_outside(module, args, kwargs)
 
     @_untraced
-    def _prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def run_prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What `prompt` does, in a graph too."""
         block = current_block(self.key)
         if block is None:  # this context still has a block that was left in another one
             self._prompt_outside(module, args, kwargs)
@@ -186,15 +200,20 @@ class MemoryHooks:
         changed = self.layer(layer, (), output)
         return output if changed is None else changed
 
-    @_hook
+    @no_graph_of_its_own
     def layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """The hooked layer returned `output`. Returns it with the memory's residual, or None to leave it as it is."""
+        if is_compiling():
+            if self._traced.active():
+                return self._traced.layer(output)
+            return self.run_layer(output)
         if self.key in BLOCKS.get() or self._unrecorded:
-            return self._layer_output(output)
+            return self.run_layer(output)
         return None
 
     @_untraced
-    def _layer_output(self, output: Any) -> Any:
+    def run_layer(self, output: Any) -> Any:
+        """What `layer` does, in a graph too."""
         block = current_block(self.key)
         session = None if block is None else block.session
         forward = None if session is None else session.forward
@@ -204,9 +223,9 @@ class MemoryHooks:
             return None
         if session is None or (forward is None and session.closed) or (forward is not None and forward.in_checkpoint):
             return None
-        if forward is None or (session.audio_mask is None and self._prompt_module not in forward.entered):
+        if forward is None or (session.audio_mask is None and self.prompt_module not in forward.entered):
             raise AudioMaskError(
-                f"the hooked layer runs, but {type(self._prompt_module).__name__}, whose arguments say where audio "
+                f"the hooked layer runs, but {type(self.prompt_module).__name__}, whose arguments say where audio "
                 "is, was not called: call model(...) and not model.forward(...), with PEFT 0.21 or newer around it; or "
                 "pass session(audio_mask=...), or work under memory.disabled()"
             )
@@ -225,21 +244,33 @@ class MemoryHooks:
             changed = first.select_scatter(changed, 0, self.host.stream_idx)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    @_hook
+    @no_graph_of_its_own
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """A forward of a hooked module ended; `output` is None if it raised."""
-        if self.key in BLOCKS.get():
-            self._end(module, output)
+        if is_compiling():
+            if self._traced.active():
+                self._traced.end(module)
+            else:
+                self.run_end(module, output is not None)
+        elif self.key in BLOCKS.get():
+            self.run_end(module, output is not None)
 
     @_untraced
-    def _end(self, module: nn.Module, output: Any) -> None:
+    def run_end(self, module: nn.Module, succeeded: bool) -> None:
+        """What `end` does, in a graph too."""
         block = current_block(self.key)
         if block is None or block.session is None:
             return
         session = block.session
-        # always_call: after an exception this runs with output None, so that the failed call commits nothing
-        session.end(module, succeeded=output is not None, keep_graph=self.adapter.training)
+        # always_call: this also runs after an exception, so that the failed call commits nothing
+        session.end(module, succeeded=succeeded, keep_graph=self.adapter.training)
         self._warn_of_skipped(session)
+
+    def abandon(self) -> None:
+        """The running forward fails in a compiled graph, which calls no hooks after that. Nothing is committed."""
+        block = current_block(self.key)
+        if block is not None and block.session is not None:
+            block.session.abandon()
 
     def _warn_of_skipped(self, session: Session, *, wait: bool = False) -> None:
         """Warn, once per memory, if a write of the session was skipped: of what the host knows, or of all if `wait`."""
@@ -253,7 +284,6 @@ class MemoryHooks:
                 stacklevel=2,
             )
 
-    @_untraced
     def _prompt_outside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments, sessions = bind_call(module, args, kwargs), list(self._open)
         check_outside(self.host, module, arguments, sessions)
