@@ -51,6 +51,7 @@ class Hooks(Protocol):
 
 _MEMORIES: WeakValueDictionary[int, Hooks] = WeakValueDictionary()
 _NUMBERS = itertools.count()
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # since torch 2.7
 
 
 class TracedHooks:
@@ -78,7 +79,8 @@ class TracedHooks:
 
     def active(self) -> bool:
         """Whether the hooks are operations in what is traced now, and no graph breaks."""
-        return not torch.is_grad_enabled() and not self._takes_cache
+        # An exported program runs elsewhere, where there is no memory.
+        return not torch.is_grad_enabled() and not self._takes_cache and not _is_exporting()
 
     def begin(self, module: nn.Module) -> None:
         """A forward of `module` starts."""
