@@ -57,20 +57,26 @@ _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # since 
 class TracedHooks:
     """What a graph has of one memory's hooks; `torch.compile` traces its methods.
 
+    Without `register`, as in a copied host, the operations do nothing.
+
     Args:
-        hooks: The hooks. Nothing here keeps them alive.
         host: The host's description.
     """
 
-    def __init__(self, hooks: Hooks, host: HostSpec) -> None:
+    def __init__(self, host: HostSpec) -> None:
         self._memory = next(_NUMBERS)
-        self._modules = hooks.modules
-        self._parameters = tuple(inspect.signature(hooks.prompt_module.forward).parameters)
+        self._modules: tuple[nn.Module, ...] = ()
+        self._parameters: tuple[str, ...] = ()
         self._names = ("input_ids", "inputs_embeds", *(host.feature_arguments or ()))
         self._takes_all = host.find_mask is not None or host.clip_tokens is not None
         self._takes_cache = host.audio_positions == "every"
         with torch.inference_mode(False):  # what was made there could not be changed outside
             self._order = torch.zeros(1)
+
+    def register(self, hooks: Hooks) -> None:
+        """The operations call these hooks from now on, without keeping them alive."""
+        self._modules = hooks.modules
+        self._parameters = tuple(inspect.signature(hooks.prompt_module.forward).parameters)
         _MEMORIES[self._memory] = hooks
 
     def close(self) -> None:
@@ -91,7 +97,7 @@ class TracedHooks:
         names: list[str] = []
         tensors: list[Tensor] = []
         if len(args) > len(self._parameters):
-            return False
+            return not self._modules
         for name, value in (*zip(self._parameters, args, strict=False), *kwargs.items()):
             if not self._takes_all and name not in self._names:
                 continue
@@ -121,7 +127,7 @@ class TracedHooks:
         for number, hooked in enumerate(self._modules):
             if module is hooked:
                 return number
-        raise AssertionError("a module without hooks")
+        return -1
 
 
 @contextmanager

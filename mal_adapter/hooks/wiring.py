@@ -65,6 +65,7 @@ class MemoryHooks:
         self.key = object()  # of this memory's blocks
         self.copied = False
         self._inside = Inside(adapter, host)
+        self._traced = TracedHooks(host)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._unrecorded = False
         self._open: set[Session] = set()  # in any thread or task
@@ -109,7 +110,7 @@ class MemoryHooks:
         self.prompt_module = root.get_submodule(self.host.mask_module or "")
         # Someone may call the inner model alone, so its call begins and ends too; the outermost one counts.
         self.modules = tuple(dict.fromkeys((root, self.prompt_module, self._parent)))
-        self._traced = TracedHooks(self, self.host)
+        self._traced.register(self)
         for module in self.modules:
             self._handles.append(module.register_forward_pre_hook(self.begin))
             self._handles.append(module.register_forward_hook(self.end, always_call=True))

@@ -297,6 +297,19 @@ def test_a_streaming_host_has_graph_breaks_and_the_same_memory():
 
 
 @torch.no_grad()
+def test_a_copied_host_is_compiled_whole_and_bare(model: PreTrainedModel, turns: list[Turn]):
+    bare = model(**turns[0], use_cache=False).logits
+    memory = attach(model)
+    twin = copy.deepcopy(model)
+    with memory.session("call"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same_bits(whole(Wrapped(twin))(**turns[0], use_cache=False).logits, bare)
+        positional = whole(Wrapped(twin))(turns[0]["input_ids"], turns[0]["input_features"])
+    assert positional.logits.shape == bare.shape
+    assert memory.states.get("call") is None
+
+
+@torch.no_grad()
 def test_an_exported_program_has_no_memory():
     model = PlainHost()
     memory = attach(model, host=HostSpec(layers="blocks", hidden_size=WIDTH))
