@@ -72,7 +72,9 @@ def plan_audio(mask: Bool[Tensor, "batch seq_len"], device: torch.device) -> Pla
     if len(index) == 0:
         return None
     batch, seq_len = mask.shape
-    spans = Spans(mask.sum(1).tolist(), index.device)
+    spans = Spans(mask.sum(1).tolist(), mask.device)
+    if device.type == "cuda":
+        index = index.pin_memory()  # or the copy would wait for work that is queued
     plan = Plan((batch, seq_len), index, spans).to(device)
     if device.type != "cpu":
         _ = plan.spans.offsets  # so that this is on the device, too, before the host's work
