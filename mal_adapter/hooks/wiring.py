@@ -6,70 +6,35 @@ prepared; `end` on the model, which commits the write. Outside a session each re
 """
 
 import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.compiler import is_compiling
 
-from mal_adapter.errors import (
-    AudioMaskError,
-    AudioOutsideSessionWarning,
-    HostError,
-    SkippedWriteWarning,
-)
-from mal_adapter.hooks.blocks import BLOCKS, current_block, entered
+from mal_adapter.errors import AudioOutsideSessionWarning
+from mal_adapter.hooks.blocks import BLOCKS
 from mal_adapter.hooks.checkpointing import unwrap, wrap
 from mal_adapter.hooks.compiled import TracedHooks
-from mal_adapter.hooks.inside import Inside
-from mal_adapter.hooks.outside import check_left, check_outside
-from mal_adapter.hooks.session import Session
-from mal_adapter.hooks.torch_internals import (
-    drop_hooks_of,
-    hook_owners,
-    inside_checkpoint,
-    no_graph_of_its_own,
-    runs_backward,
-)
-from mal_adapter.hosts.audio_mask import bind_call, find_features
+from mal_adapter.hooks.running import RunningHooks, untraced
+from mal_adapter.hooks.torch_internals import drop_hooks_of, hook_owners, no_graph_of_its_own
 from mal_adapter.hosts.host import Host
 from mal_adapter.hosts.spec import HostSpec
 from mal_adapter.memory.adapter import MemoryAdapter
 
 __all__ = ["MemoryHooks", "drop_copied_hooks", "has_memory"]
 
-_CHECKPOINTED = (
-    "the hooked layer is inside a checkpointed region that runs it again in backward, when its memory is another one. "
-    "Checkpoint the decoder layers one by one, with gradient_checkpointing_enable() or checkpoint_wrapper"
-)
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def _untraced(function: _Function) -> _Function:
-    """Exclude `function` and its callees from torch.compile."""
-    untraced: _Function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-    return untraced
-
-
-class MemoryHooks:
+class MemoryHooks(RunningHooks):
     """The hooks of one memory. They can be pickled and hold no tensors of a session: the hooks of a copied or unpickled
     host belong to no session."""
 
     def __init__(self, adapter: MemoryAdapter, host: HostSpec) -> None:
-        self.adapter = adapter
-        self.host = host
-        self.key = object()  # of this memory's blocks
+        super().__init__(adapter, host)
         self.copied = False
-        self._inside = Inside(adapter, host)
         self._traced = TracedHooks(host)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._unrecorded = False
-        self._open: set[Session] = set()  # in any thread or task
-        self._warned: set[type[Warning]] = set()
         self._moving = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -78,28 +43,6 @@ class MemoryHooks:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["adapter"], state["host"])  # type: ignore[misc]
         self.copied = True
-
-    @property
-    def session(self) -> Session | None:
-        """The session whose block this thread or task is in."""
-        block = current_block(self.key)
-        return None if block is None or block.left else block.session
-
-    @contextmanager
-    def active(self, session: Session | None) -> Iterator[None]:
-        """Within this block the hooks serve `session`; None disables them."""
-        if session is None:
-            with entered(self.key, None):
-                yield
-            return
-        self._open.add(session)
-        try:
-            with entered(self.key, session):
-                yield
-        finally:
-            self._open.discard(session)
-            session.close()
-        self._warn_of_skipped(session, wait=True)  # the host may have gone on long before its device
 
     def register(self, host: Host, layer_idx: int) -> None:
         """Register all hooks on the host's model and on its decoder layer `layer_idx`."""
@@ -143,6 +86,13 @@ class MemoryHooks:
         for module in (self._layer, self._parent):
             wrap(module, self._layer, self)
 
+    @untraced
+    def run_begin(self, module: nn.Module) -> None:
+        """A forward of a hooked module starts. The hooks stay where they belong."""
+        super().run_begin(module)
+        if self.session is not None:
+            self._stay_outermost()
+
     @no_graph_of_its_own
     def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A forward of a hooked module starts."""
@@ -154,14 +104,6 @@ class MemoryHooks:
         elif self.key in BLOCKS.get():
             self.run_begin(module)
 
-    @_untraced
-    def run_begin(self, module: nn.Module) -> None:
-        """What `begin` does, in a graph too."""
-        if (session := self.session) is not None:
-            self._warn_of_skipped(session)
-            session.begin(module)
-            self._stay_outermost()
-
     @no_graph_of_its_own
     def prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The module that receives ids and audio features is called with these arguments."""
@@ -171,24 +113,7 @@ class MemoryHooks:
         elif self.key in BLOCKS.get():
             self.run_prompt(module, args, kwargs)
         elif self._open or AudioOutsideSessionWarning not in self._warned:
-            self._prompt_outside(module, args, kwargs)
-
-    @_untraced
-    def run_prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """What `prompt` does, in a graph too."""
-        block = current_block(self.key)
-        if block is None:  # this context still has a block that was left in another one
-            self._prompt_outside(module, args, kwargs)
-            return
-        session = block.session
-        if session is None:
-            return
-        arguments = bind_call(module, args, kwargs)
-        if session.forward is None:
-            if block.left:
-                check_left(self.host, module, arguments, session)
-            return
-        self._inside.see_call(session, session.forward, module, arguments)
+            self.see_outside(module, args, kwargs)
 
     def run_outside(self, layer: nn.Module, run: Callable[[], Any]) -> Any:
         """Return what `run` returns; read and write the memory of `layer` after `run` instead of inside."""
@@ -212,39 +137,6 @@ class MemoryHooks:
             return self.run_layer(output)
         return None
 
-    @_untraced
-    def run_layer(self, output: Any) -> Any:
-        """What `layer` does, in a graph too."""
-        block = current_block(self.key)
-        session = None if block is None else block.session
-        forward = None if session is None else session.forward
-        if runs_backward():
-            if self._unrecorded:
-                raise HostError(_CHECKPOINTED)
-            return None
-        if session is None or (forward is None and session.closed) or (forward is not None and forward.in_checkpoint):
-            return None
-        if forward is None or (session.audio_mask is None and self.prompt_module not in forward.entered):
-            raise AudioMaskError(
-                f"the hooked layer runs, but {type(self.prompt_module).__name__}, whose arguments say where audio "
-                "is, was not called: call model(...) and not model.forward(...), with PEFT 0.21 or newer around it; or "
-                "pass session(audio_mask=...), or work under memory.disabled()"
-            )
-        first = output[0] if isinstance(output, tuple) else output
-        hidden = first if self.host.stream_idx is None else first[self.host.stream_idx]
-        plan = self._inside.plan_of(session, forward, hidden)
-        if plan is None:
-            return None
-        if forward.records_grad:
-            # Autograd that is off inside is a reentrant checkpoint, or a host that never trains. Backward shows which.
-            self._unrecorded = not torch.is_grad_enabled()
-            if inside_checkpoint() or (self._unrecorded and self.adapter.training):
-                raise HostError(_CHECKPOINTED)
-        changed = self._inside.read_and_write(session, forward, plan, hidden)
-        if self.host.stream_idx is not None:
-            changed = first.select_scatter(changed, 0, self.host.stream_idx)
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
     @no_graph_of_its_own
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """A forward of a hooked module ended; `output` is None if it raised."""
@@ -255,47 +147,6 @@ class MemoryHooks:
                 self.run_end(module, output is not None)
         elif self.key in BLOCKS.get():
             self.run_end(module, output is not None)
-
-    @_untraced
-    def run_end(self, module: nn.Module, succeeded: bool) -> None:
-        """What `end` does, in a graph too."""
-        block = current_block(self.key)
-        if block is None or block.session is None:
-            return
-        session = block.session
-        # always_call: this also runs after an exception, so that the failed call commits nothing
-        session.end(module, succeeded=succeeded, keep_graph=self.adapter.training)
-        self._warn_of_skipped(session)
-
-    def abandon(self) -> None:
-        """The running forward fails in a compiled graph, which calls no hooks after that. Nothing is committed."""
-        block = current_block(self.key)
-        if block is not None and block.session is not None:
-            block.session.abandon()
-
-    def _warn_of_skipped(self, session: Session, *, wait: bool = False) -> None:
-        """Warn, once per memory, if a write of the session was skipped: of what the host knows, or of all if `wait`."""
-        known = SkippedWriteWarning in self._warned
-        if session.skipped.look(wait=wait and not known) and not known:
-            self._warned.add(SkippedWriteWarning)
-            warnings.warn(
-                "an utterance's write was not finite and did not land; the session's memory is as before, see "
-                "MemoryState.skipped_writes (warned once)",
-                SkippedWriteWarning,
-                stacklevel=2,
-            )
-
-    def _prompt_outside(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        arguments, sessions = bind_call(module, args, kwargs), list(self._open)
-        check_outside(self.host, module, arguments, sessions)
-        if AudioOutsideSessionWarning not in self._warned and find_features(self.host, arguments) is not None:
-            self._warned.add(AudioOutsideSessionWarning)
-            warnings.warn(
-                "audio passed outside a session, so the memory neither reads nor writes; use "
-                "`with memory.session(id):`, or `with memory.disabled():` if this is intended (warned once)",
-                AudioOutsideSessionWarning,
-                stacklevel=2,
-            )
 
 
 def has_memory(layer: nn.Module) -> bool:
