@@ -17,7 +17,7 @@ from tests.hooks.wrappers.dialogue import Heard, Turn, assert_heard_alike, attac
 from tests.hosts.builders import ADDITIVE_HOSTS, AUDIO_TOKEN_ID, HOSTS, VOCAB_SIZE, WIDTH, PlainHost, TinyHost
 from tests.hosts.probes import assert_states_close, same_bits
 
-BACKENDS = pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+BACKENDS = pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 CACHES = pytest.mark.parametrize("cache", [DynamicCache, StaticCache])
 
 
