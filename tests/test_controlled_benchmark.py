@@ -71,7 +71,7 @@ def test_the_shipped_memory_has_the_documented_settings():
 def test_the_command_line_trains_the_memory_that_the_script_trains(run, tmp_path: Path):
     corpus = tmp_path / "corpus"
     printed = run("train_memory.py", tmp_path / "script", "--corpus", corpus, "--epochs", 1, "--seed", 3, *TINY)
-    assert re.findall(r"^(dev|test): bare \d\.\d{3}, right \d\.\d{3}, reset", printed, re.MULTILINE) == ["dev", "test"]
+    assert re.findall(r"^(dev|test): host_only \d\.\d{3}, own \d\.\d{3}, reset", printed, re.MULTILINE) == ["dev", "test"]
     kept = {path: path.stat().st_mtime_ns for path in (corpus / "activations").iterdir()}
     assert len(kept) == 40
     AcceleratorState._reset_state()
@@ -140,7 +140,7 @@ def test_a_host_is_trained_from_nothing_and_its_memory_on_it(run, tmp_path: Path
         p.numel() for p in load_host(str(HOST_FOLDER))[0].parameters()
     )
     more = ("--corpus", tmp_path / "corpus", "--host", host, "--epochs", 1, *TINY)
-    assert run("train_memory.py", tmp_path / "memory", *more).startswith("dev: bare ")
+    assert run("train_memory.py", tmp_path / "memory", *more).startswith("dev: host_only ")
 
 
 def test_any_text_encodes_and_decodes_without_loss(scripts):

@@ -50,7 +50,7 @@ def test_a_call_resumed_by_another_process_is_answered_as_by_one(run, tmp_path: 
 def test_a_memory_is_trained_on_a_folder_in_the_layout_of_meld(run, tmp_path: Path):
     root = make_meld(tmp_path / "MELD.Raw", {"train": (3, 2, 2), "dev": (2, 2), "test": (3, 2)})
     printed = run("train_meld.py", root, tmp_path / "out", *TINY)
-    assert re.search(r"^right +weighted F1 \d\.\d{3}", printed, re.MULTILINE)
+    assert re.search(r"^own +weighted F1 \d\.\d{3}", printed, re.MULTILINE)
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert (tmp_path / "out" / "report" / "report.html").stat().st_size > 20_000
 
