@@ -150,9 +150,12 @@ class Inside:
     def _plan(
         self, session: Session, forward: Forward, mask: Bool[Tensor, "batch seq_len"], embeds: Tensor | None
     ) -> Plan | None:
-        plan = plan_audio(mask, self.adapter.norm.weight.device)
+        weight = self.adapter.norm.weight
+        plan = plan_audio(mask, weight.device)
         if plan is None:
             return None
+        if not weight.is_cpu:
+            plan.spans.prepare(weight.dtype)  # its numbers, too, are on the device before the host's work
         rows, prompts = len(plan.spans), len(session.ids)
         if self._streaming and rows != prompts:
             raise SessionError(

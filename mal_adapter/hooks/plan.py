@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mal_adapter.errors import AudioMaskError, SessionError
 from mal_adapter.memory.spans import Spans
+from mal_adapter.memory.transfer import to_device
 
 __all__ = [
     "Plan",
@@ -46,8 +47,7 @@ class Plan:
         """The plan for hidden states on `device`."""
         if self.index.device == device:
             return self
-        index = self.index.to(device, non_blocking=True)
-        return dataclasses.replace(self, index=index, spans=Spans(self.spans.lengths, device))
+        return dataclasses.replace(self, index=to_device(self.index, device), spans=Spans(self.spans.lengths, device))
 
     def gather(self, hidden: Float[Tensor, "batch seq_len hidden_size"]) -> Float[Tensor, "tokens hidden_size"]:
         """The hidden states at audio positions."""
@@ -73,12 +73,7 @@ def plan_audio(mask: Bool[Tensor, "batch seq_len"], device: torch.device) -> Pla
         return None
     batch, seq_len = mask.shape
     spans = Spans(mask.sum(1).tolist(), mask.device)
-    if device.type == "cuda":
-        index = index.pin_memory()  # or the copy would wait for work that is queued
-    plan = Plan((batch, seq_len), index, spans).to(device)
-    if device.type != "cpu":
-        _ = plan.spans.offsets  # so that this is on the device, too, before the host's work
-    return plan
+    return Plan((batch, seq_len), index, spans).to(device)
 
 
 def fit_users_mask(

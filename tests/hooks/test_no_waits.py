@@ -313,6 +313,7 @@ def test_one_dialogues_skipped_write_does_not_hide_behind_others_that_left(
 # ------------------------------------------------------------------------------------------------------------ on a GPU
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, which tells of every wait")
 @torch.no_grad()
 def test_a_gpu_tells_of_no_wait(host: TinyHost, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch):
