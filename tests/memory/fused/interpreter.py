@@ -25,6 +25,7 @@ def interpret() -> None:
         raise RuntimeError("Triton is imported already, so its interpreter can't be switched on; import it later")
     os.environ[VARIABLE] = "1"
     try:
+        import mal_adapter.memory.fused.commit_kernels
         import mal_adapter.memory.fused.ops  # noqa: F401
     finally:
         del os.environ[VARIABLE]
