@@ -79,7 +79,7 @@ def test_the_trust_region_bounds_long_steps_and_leaves_short_ones(sizes):
         assert (totals.max() > 1) == bounded
 
 
-@DEPTHS
+@pytest.mark.parametrize("sizes", [{"depth": 1}, {"depth": 2}], ids=["depth 1", "depth 2"])
 @pytest.mark.parametrize("where", ["keys", "values", "step", "momentum", "forget", "inf"])
 def test_what_is_not_finite_spoils_its_row_and_head_and_no_other(sizes, where):
     clean = Problem.draw(lengths=(20, 20, 5), **sizes, heads=2, spread=1.0)
