@@ -59,7 +59,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--scale", choices=list(SCALES), help="the GPU's table, with this host; 7b on a GPU")
     parser.add_argument("--seconds", type=float, default=4.0, help="on the CPU, per comparison; at least five rounds")
     parser.add_argument("--budget", type=float, default=205.0, help="on a GPU, seconds in all")
-    parser.add_argument("--json", "--output", dest="output", type=Path, help="a file for all numbers")
+    parser.add_argument("--json", dest="output", type=Path, help="a file for all numbers")
     parser.add_argument("--markdown", type=Path, help="a file for the GPU's table")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and options.scale is None:
