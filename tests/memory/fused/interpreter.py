@@ -6,6 +6,7 @@ process, as it does for a user. (A process of its own for these tests would be o
 hidden in the output of one test, and which workers can't share.)
 """
 
+import importlib.util
 import os
 import sys
 
@@ -14,7 +15,7 @@ import torch
 __all__ = ["INTERPRETED", "VARIABLE", "interpret"]
 
 VARIABLE = "TRITON_INTERPRET"
-INTERPRETED = not torch.cuda.is_available() and sys.platform == "linux"
+INTERPRETED = not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
 
 
 def interpret() -> None:
