@@ -3,6 +3,8 @@
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
@@ -65,7 +67,8 @@ def make_app(
     batcher: Batcher[Turn, Answer] = Batcher(Answerer(recognizer, memory), limits)
     metrics = Metrics(memory.states, batcher.__len__, lambda: turns.pending)
     batcher.taken = metrics.batch_size.observe
-    service = Service(memory, limits, keys, turns, batcher, metrics, drain)
+    folder = TemporaryDirectory(prefix="mal_adapter")  # deleted with the application
+    service = Service(memory, limits, keys, turns, batcher, metrics, drain, Path(folder.name))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -73,6 +76,7 @@ def make_app(
         yield
         await batcher.stop()
         app.state.flushed = await run_in_threadpool(flush, memory.states)
+        folder.cleanup()
 
     # An id may end in a slash, so paths are not redirected to ones with or without it.
     app = FastAPI(title="Emotions of spoken dialogues", lifespan=lifespan, redirect_slashes=False)

@@ -54,6 +54,7 @@ class Batcher(Generic[Item, Answer]):
         self.taken: Callable[[int], None] = lambda size: None
         self._queue: deque[_Job[Item, Answer]] = deque()
         self._tasks: list[asyncio.Task[None]] = []
+        self._running = 0
 
     def __len__(self) -> int:
         """How many items wait."""
@@ -103,14 +104,16 @@ class Batcher(Generic[Item, Answer]):
         loop = asyncio.get_running_loop()
         while True:
             jobs = await self._collect()
-            if not jobs:
-                continue
-            self.taken(len(jobs))
-            answers: Sequence[Answer | Exception]
+            answers: Sequence[Answer | Exception] = []
             try:
-                answers = await loop.run_in_executor(self._threads, self._run, [job.item for job in jobs])
+                if jobs:
+                    self.taken(len(jobs))
+                    answers = await loop.run_in_executor(self._threads, self._run, [job.item for job in jobs])
             except Exception as error:
                 answers = [error] * len(jobs)
+            finally:
+                self._running -= 1
+                self._arrived.set()  # a batch that is not full may begin now
             for job, answer in zip(jobs, answers, strict=True):
                 if job.answer.done():  # its request was cancelled
                     continue
@@ -120,7 +123,7 @@ class Batcher(Generic[Item, Answer]):
                     job.answer.set_result(answer)
 
     async def _collect(self) -> list[_Job[Item, Answer]]:
-        """The next batch: all that wait, as soon as there are enough or the first one has waited long enough."""
+        """The next batch: as soon as it is full, or its first item has waited long enough and no batch is running."""
         loop = asyncio.get_running_loop()
         async with self._collecting:
             while True:
@@ -128,11 +131,15 @@ class Batcher(Generic[Item, Answer]):
                 if not self._queue:
                     await self._arrived.wait()
                     continue
-                left_s = self._queue[0].queued_at_s + self._limits.wait_ms / 1000 - loop.time()
-                if len(self._queue) >= self._limits.batch or left_s <= 0:
+                if len(self._queue) >= self._limits.batch:
                     break
+                left_s = self._queue[0].queued_at_s + self._limits.wait_ms / 1000 - loop.time()
+                if left_s <= 0 and not self._running:
+                    break
+                # While the model is busy, waiting for more costs nothing.
                 with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._arrived.wait(), left_s)
+                    await asyncio.wait_for(self._arrived.wait(), None if self._running else left_s)
+            self._running += 1
             jobs = [self._queue.popleft() for _ in range(min(len(self._queue), self._limits.batch))]
             for job in jobs:
                 job.taken.set_result(None)

@@ -1,6 +1,7 @@
 """`Service`: what the routes of one server share."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from starlette.requests import Request
 
@@ -20,7 +21,7 @@ __all__ = ["Service"]
 
 @dataclass(frozen=True)
 class Service:
-    """One model, its sessions, and who may use them."""
+    """One model, its sessions, and who may use them; `folder` has the sound files that are processed now."""
 
     memory: AttachedMemory
     limits: Limits
@@ -29,6 +30,7 @@ class Service:
     batcher: Batcher[Turn, Answer]
     metrics: Metrics
     drain: Drain
+    folder: Path
 
     def space(self, request: Request) -> Space:
         """The sessions that a request may use.

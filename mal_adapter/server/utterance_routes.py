@@ -1,12 +1,12 @@
 """The route that answers utterances."""
 
 import asyncio
-import tempfile
+import itertools
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
 from mal_adapter.server.answers import Turn
@@ -21,15 +21,15 @@ __all__ = ["utterance_routes"]
 
 def utterance_routes(service: Service) -> APIRouter:
     """`POST /sessions/ID/utterances`."""
-    router, limits = APIRouter(), service.limits
+    router, limits, numbers = APIRouter(), service.limits, itertools.count()
 
     def store_sound(path: Path, body: bytes) -> None:
         path.write_bytes(body)
         check_sound(path, limits.max_audio_s)
 
     # An id may have slashes. An ASGI server decodes %2F before the path is matched.
-    @router.post("/sessions/{session_id:text}/utterances")
-    async def post_utterance(session_id: str, request: Request) -> dict[str, Any]:
+    @router.post("/sessions/{session_id:text}/utterances", response_class=JSONResponse)
+    async def post_utterance(session_id: str, request: Request) -> JSONResponse:
         """The body is a sound file."""
         loop = asyncio.get_running_loop()
         began_s, timeout_s = loop.time(), limits.timeout_s
@@ -46,18 +46,19 @@ def utterance_routes(service: Service) -> APIRouter:
                 if not body:
                     raise no_sound_file(0)
                 upload.deadline = float("inf")  # a thread can't be interrupted, and the batcher has its own limit
-                with tempfile.TemporaryDirectory(prefix="mal_adapter") as folder:
-                    path = Path(folder, "utterance")
+                path = service.folder / str(next(numbers))
+                try:
                     await run_in_threadpool(store_sound, path, body)
-                    try:
-                        left_s = timeout_s - (loop.time() - began_s)
-                        answer = await service.batcher.submit(Turn(stored_id, path), left_s, wanted)
-                    except TimeoutError:
-                        raise timed_out(timeout_s) from None
-                    except UnwantedError:
-                        raise ClientDisconnect from None
+                    left_s = timeout_s - (loop.time() - began_s)
+                    answer = await service.batcher.submit(Turn(stored_id, path), left_s, wanted)
+                except TimeoutError:
+                    raise timed_out(timeout_s) from None
+                except UnwantedError:
+                    raise ClientDisconnect from None
+                finally:
+                    path.unlink(missing_ok=True)
         note(request.scope, batch=answer.batch, audio_s=answer.prediction.audio_s, saved=answer.saved)
-        return {
+        content = {
             "session": session_id,
             "utterance": answer.utterance,
             "emotion": answer.prediction.label,
@@ -66,5 +67,6 @@ def utterance_routes(service: Service) -> APIRouter:
             "elapsed_s": answer.elapsed_s,
             "saved": answer.saved,
         }
+        return JSONResponse(content)
 
     return router
