@@ -44,7 +44,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 def serve(app: FastAPI, listener: socket.socket, drain_s: float, started: Callable[[str], None]) -> bool:
     """Answer requests until SIGTERM or SIGINT. Then new requests are refused, running ones end, and states are saved.
-    A second signal ends the process without waiting for requests.
+    A second signal drops the running requests.
 
     Args:
         app: From `make_app`.
@@ -63,7 +63,9 @@ def serve(app: FastAPI, listener: socket.socket, drain_s: float, started: Callab
     async def run() -> bool:
         ending = asyncio.create_task(_end(server, drain_s, lambda: started(url)))
         await server.serve(sockets=[listener])
-        return await ending
+        ending.cancel()  # it still waits for requests if there was a second signal
+        await asyncio.wait([ending])
+        return not ending.cancelled() and ending.result()
 
     _keep_freed_memory()
     usual_s = sys.getswitchinterval()
@@ -92,8 +94,7 @@ class _Server(uvicorn.Server):
         self.drain = drain
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.drain.began:
-            self.should_exit = self.force_exit = True
+        self.should_exit = self.drain.began
         self.drain.begin()
 
 
