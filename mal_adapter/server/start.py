@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import socket
-import sys
 from collections.abc import Callable
 from types import FrameType
 
@@ -68,13 +67,7 @@ def serve(app: FastAPI, listener: socket.socket, drain_s: float, started: Callab
         return not ending.cancelled() and ending.result()
 
     _keep_freed_memory()
-    usual_s = sys.getswitchinterval()
-    # The model's thread gives the interpreter away at each operation, and waits this long until it has it again.
-    sys.setswitchinterval(0.0005)
-    try:
-        ended = asyncio.run(run())
-    finally:
-        sys.setswitchinterval(usual_s)
+    ended = asyncio.run(run())
     return ended and bool(app.state.flushed)
 
 
