@@ -5,10 +5,13 @@ processors see a request's parameters in the front end. It changes no logits, an
 """
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mal_adapter.extras import explain_missing
 from mal_adapter.vllm.turns import session_turn
+
+if TYPE_CHECKING:
+    SessionAdmission: Any
 
 __all__ = ["Admission", "SessionAdmission"]
 
@@ -46,13 +49,13 @@ class Admission:
 @cache
 def _admission_class() -> type:
     with explain_missing("SessionAdmission", extra="vllm"):
-        from vllm.v1.sample.logits_processor import LogitsProcessor as V1
+        from vllm.v1.sample import logits_processor as v1
     try:  # each model runner asks for its own base class
-        from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2
+        from vllm.v1.worker.gpu.sample.logits_processor import interface as v2
     except ImportError:
-        bases: tuple[type, ...] = (Admission, V1)
+        bases: tuple[type, ...] = (Admission, v1.LogitsProcessor)
     else:
-        bases = (Admission, V1, V2)
+        bases = (Admission, v1.LogitsProcessor, v2.LogitsProcessor)
     return type("SessionAdmission", bases, {"__module__": __name__, "__doc__": Admission.__doc__})
 
 

@@ -60,7 +60,7 @@ def problems_of(config: Any, options: MemoryOptions) -> list[str]:
 def _scheduling(config: Any) -> Iterator[str]:
     scheduler = config.scheduler_config
     if scheduler.enable_chunked_prefill:
-        yield "chunked prefill splits an utterance's audio, which is needed all at once; add --no-enable-chunked-prefill"
+        yield "chunked prefill splits an utterance's audio, needed all at once; add --no-enable-chunked-prefill"
     if scheduler.long_prefill_token_threshold > 0:
         yield (
             f"--long-prefill-token-threshold {scheduler.long_prefill_token_threshold} splits an utterance's audio, "
@@ -143,5 +143,3 @@ def _distribution() -> str:
     raise MissingDependencyError(
         "mal_adapter.vllm needs vLLM, which is not installed: pip install 'mal-adapter[vllm]'", name="vllm"
     )
-
-

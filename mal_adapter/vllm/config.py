@@ -34,10 +34,10 @@ class MemoryOptions:
     Example:
         >>> MemoryOptions.read({"mal_adapter": {"adapter": "user/mal-qwen2-audio"}}).make_store()
         InMemoryStore(0 sessions, 0 bytes, 0 evicted)
-        >>> MemoryOptions.read({"mal_adapter": {"adaptor": "user/mal-qwen2-audio"}})
+        >>> MemoryOptions.read({"mal_adapter": {"adapter": "user/mal-qwen2-audio", "adaptor": "typo"}})
         Traceback (most recent call last):
         ...
-        mal_adapter.errors.ConfigError: --additional-config has mal_adapter.adaptor; known are adapter, store, ttl_s, max_sessions
+        mal_adapter.errors.ConfigError: --additional-config has mal_adapter.adaptor; known are adapter, store, ...
     """
 
     adapter: str

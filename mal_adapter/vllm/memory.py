@@ -1,4 +1,4 @@
-"""The memory of one vLLM worker: what each step reads, in which order, and what is saved once the step has succeeded."""
+"""The memory of one vLLM worker: what each step reads, in which order, and what is saved once it has succeeded."""
 
 import dataclasses
 import logging

@@ -62,12 +62,12 @@ def session_turn(params: Any) -> SessionTurn | None:
             f"session_id={_shown(session_id)} has {len(encoded)} bytes; use up to {LONGEST_ID}, printable, or a hash"
         )
     if turn is not None and (isinstance(turn, bool) or not isinstance(turn, int) or not 0 <= turn < _MOST_TURNS):
-        raise SessionError(f"turn={_shown(turn)} is not a number of utterances: 0 for the first of a dialogue, then 1, 2 …")
+        raise SessionError(
+            f"turn={_shown(turn)} is not a number of utterances: 0 for the first of a dialogue, then 1, 2 …"
+        )
     answers = getattr(params, "n", 1)
     if answers != 1:
-        raise SessionError(
-            f"n={answers} in session {session_id!r}: each answer would write the utterance; send n=1"
-        )
+        raise SessionError(f"n={answers} in session {session_id!r}: each answer would write the utterance; send n=1")
     return SessionTurn(session_id, turn)
 
 

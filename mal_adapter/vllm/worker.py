@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,9 @@ from mal_adapter.vllm.layers import check_host, choose_layer, decoder_layers
 from mal_adapter.vllm.memory import EngineMemory
 from mal_adapter.vllm.op import OPS, add_memory, running
 from mal_adapter.vllm.sessions import StepSessions
+
+if TYPE_CHECKING:
+    MemoryWorker: Any
 
 __all__ = ["MemoryWorker", "WorkerMemory"]
 
@@ -37,7 +40,7 @@ class WorkerMemory:
         check_engine(vllm_config, self.options)
         self.adapter = MemoryAdapter.from_pretrained(self.options.adapter).requires_grad_(False)
         check_host(self.adapter.metadata, self.adapter.config.hidden_size, vllm_config.model_config.hf_config)
-        super().__init__(vllm_config, *args, **kwargs)
+        super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
 
     def load_model(self, **kwargs: Any) -> None:
         """Load the model, and hook the adapter's layer."""
@@ -84,10 +87,10 @@ def batch_order(model_runner: Any) -> Callable[[], Sequence[str]]:
         HostError: This version of vLLM keeps them elsewhere.
     """
     if hasattr(model_runner, "input_batch"):  # model runner V1 (0.32: v1/worker/gpu_model_runner.py)
-        return lambda: model_runner.input_batch.req_ids  # type: ignore[no-any-return]
+        return lambda: list(model_runner.input_batch.req_ids)
     # V2 (0.32: v1/worker/gpu/model_runner.py, read and not run: it needs a GPU): the batch is a local variable of
     # execute_model, which hands it to the model state before each forward.
-    model_state = getattr(model_runner, "model_state", None)
+    model_state: Any = getattr(model_runner, "model_state", None)
     prepare = getattr(model_state, "prepare_inputs", None)
     if prepare is None:
         raise HostError(
