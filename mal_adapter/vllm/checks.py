@@ -22,7 +22,7 @@ def check_version() -> None:
     """
     name = _distribution()
     found = version(name)
-    numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:2] if part.isdigit())
+    numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdigit())
     if not TESTED[0] <= numbers <= TESTED[1]:
         first, last = (".".join(map(str, bound)) for bound in TESTED)
         raise ConfigError(
@@ -108,9 +108,10 @@ def _parallelism(config: Any) -> Iterator[str]:
             yield f"--{name.replace('_', '-')} {size} {reason}; leave it out"
     if getattr(parallel, "enable_dbo", False) or getattr(parallel, "ubatch_size", 0) > 1:
         yield "micro-batches split the batch between threads; leave --enable-dbo and --ubatch-size out"
-    passes = config.compilation_config.pass_config
-    if getattr(passes, "enable_sp", False) or getattr(parallel, "use_sequence_parallel_moe", False):
-        yield "sequence parallelism distributes the hidden states' rows; leave pass_config.enable_sp and it out"
+    if getattr(parallel, "use_sequence_parallel_moe", False):
+        yield "sequence-parallel experts distribute the hidden states' rows; leave --enable-expert-parallel out"
+    if getattr(config.compilation_config.pass_config, "enable_sp", False):  # in 0.32 there is no such pass
+        yield "sequence parallelism distributes the hidden states' rows; leave -cc.pass_config.enable_sp out"
 
 
 def _graphs(config: Any) -> Iterator[str]:

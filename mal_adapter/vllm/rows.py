@@ -15,7 +15,7 @@ from mal_adapter.errors import AudioMaskError
 
 __all__ = ["Positions", "audio_positions", "inside", "positions_of_step", "rows_of_step"]
 
-Positions = Int64[Tensor, " audio_tokens"]
+Positions = Int64[Tensor, " _audio_tokens"]  # of each request another number
 
 
 class Inside(NamedTuple):
