@@ -90,7 +90,7 @@ def test_what_is_preempted_is_read_again_and_not_written_again(
     host_folder: Path, adapter_folder: Path, transformers_host: Any
 ):
     # Room for some 300 tokens in the cache: eight dialogues of 60 tokens that grow by 40 each can't all stay.
-    engine = start(host_folder, adapter_folder, num_gpu_blocks_override=24, block_size=16, max_model_len=256)
+    engine = start(host_folder, adapter_folder, num_gpu_blocks_override=12, block_size=32, max_model_len=256)
     asks = [Ask(f"call-{i % 8}", (i,), turn=i // 8, tokens=60) for i in range(16)]
     answers = engine.answer(asks)
     counters = engine.counters

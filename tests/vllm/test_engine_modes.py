@@ -38,9 +38,14 @@ def test_a_compiled_model(
 
 
 def test_two_tensor_parallel_ranks_with_a_store(
-    host_folder: Path, adapter_folder: Path, transformers_host: Any, tmp_path: Path
+    host_folder: Path,
+    adapter_folder: Path,
+    transformers_host: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """Rank 0 reads and writes the store, and both compute with the same bits."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # by itself it wants a NUMA node for each rank
     parallel = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
     engine = start(host_folder, adapter_folder, store=str(tmp_path / "sessions"), **parallel)
     answers = engine.answer(ASKS)
