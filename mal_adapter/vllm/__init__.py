@@ -14,13 +14,18 @@ from typing import TYPE_CHECKING, Any
 from mal_adapter.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mal_adapter.vllm.config import MemoryOptions, engine_args
+    from mal_adapter.vllm.config import MemoryOptions, engine_args, serve_flags
 
     MemoryWorker: Any
 
-__all__ = ["MemoryOptions", "MemoryWorker", "engine_args"]
+__all__ = ["MemoryOptions", "MemoryWorker", "engine_args", "serve_flags"]
 
-_MODULES = {"MemoryOptions": "vllm.config", "MemoryWorker": "vllm.worker", "engine_args": "vllm.config"}
+_MODULES = {
+    "MemoryOptions": "vllm.config",
+    "MemoryWorker": "vllm.worker",
+    "engine_args": "vllm.config",
+    "serve_flags": "vllm.config",
+}
 
 if not TYPE_CHECKING:
     __getattr__ = lazy_names(__name__, _MODULES, extra="vllm")

@@ -1,6 +1,7 @@
 """How a memory in vLLM is configured: the options, and the arguments of an engine that is safe for it."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -10,7 +11,7 @@ from mal_adapter.errors import ConfigError
 from mal_adapter.stores import InMemoryStore, SessionStore, open_store
 from mal_adapter.stores.base import check_count, check_ttl
 
-__all__ = ["ADMISSION", "SECTION", "WORKER", "MemoryOptions", "admission_is_installed", "engine_args"]
+__all__ = ["ADMISSION", "SECTION", "WORKER", "MemoryOptions", "admission_is_installed", "engine_args", "serve_flags"]
 
 SECTION = "mal_adapter"
 WORKER = "mal_adapter.vllm.MemoryWorker"
@@ -123,6 +124,25 @@ def engine_args(
     if not admission_is_installed():  # a clone on PYTHONPATH has no entry points
         arguments["logits_processors"] = [ADMISSION]
     return arguments
+
+
+def serve_flags(arguments: Mapping[str, Any]) -> list[str]:
+    """The flags of `vllm serve` that say the same as arguments of `vllm.LLM`.
+
+    Example:
+        >>> serve_flags({"enable_prefix_caching": False, "mm_processor_cache_gb": 0})
+        ['--no-enable-prefix-caching', '--mm-processor-cache-gb', '0']
+    """
+    flags: list[str] = []
+    for name, value in arguments.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            flags += [f"--{flag}", *map(str, value)]
+        else:
+            flags += [f"--{flag}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return flags
 
 
 def admission_is_installed() -> bool:

@@ -129,7 +129,7 @@ def test_hostile_parameters_are_refused_and_the_engine_serves_on(engine: Engine,
     bad += [{"turn": 1}]
     refused = 0
     for extra in bad:
-        with pytest.raises(VLLMValidationError, match="session|turn"):
+        with pytest.raises(VLLMValidationError, match=r"session|turn"):
             engine.llm.generate(engine.inputs(Ask("a", (1,))), SamplingParams(extra_args=extra), use_tqdm=False)
         refused += 1
     with pytest.raises(VLLMValidationError, match="n=1"):

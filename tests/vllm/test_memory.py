@@ -51,7 +51,9 @@ def prompt_length(r: Request) -> int:
 
 
 def audio_of(r: Request) -> Tensor:
-    return torch.cat([torch.arange(f.mm_position.offset, f.mm_position.offset + f.mm_position.length) for f in r.features])
+    return torch.cat(
+        [torch.arange(f.mm_position.offset, f.mm_position.offset + f.mm_position.length) for f in r.features]
+    )
 
 
 class Reference:
@@ -288,7 +290,9 @@ def test_a_state_of_another_adapter_costs_only_its_own_session(adapter: MemoryAd
     assert engine.memory.counters.writes == 1
 
 
-def test_an_error_in_the_layer_is_counted_and_the_engine_goes_on(adapter: MemoryAdapter, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_in_the_layer_is_counted_and_the_engine_goes_on(
+    adapter: MemoryAdapter, monkeypatch: pytest.MonkeyPatch
+):
     engine, r = engine_of(adapter), request("r", "a")
     with monkeypatch.context() as patch:
         patch.setattr(engine.memory.adapter, "write_tokens", lambda *a, **k: 1 / 0)
