@@ -17,6 +17,7 @@ from mal_adapter.errors import (
     StoreError,
 )
 from mal_adapter.memory.state import MemoryState
+from mal_adapter.stores import InMemoryStore
 from mal_adapter.stores.states import SessionStates
 from mal_adapter.vllm.memory import EngineMemory
 
@@ -79,10 +80,11 @@ class Control:
                 return
 
     def _stats(self, states: SessionStates) -> Answer:
-        outage = states.outage
+        outage, store = states.outage, states.store
         return 200, {
             **dataclasses.asdict(self._memory.counters),
             "requests": self._memory.requests,
+            "sessions": len(store) if isinstance(store, InMemoryStore) else None,  # others would list all files or keys
             "sessions_unsaved": 0 if outage is None else outage.sessions,
             "states_lost": states.backlog.lost,
             "outage": None if outage is None else outage.error,

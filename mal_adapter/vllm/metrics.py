@@ -20,7 +20,7 @@ EVERY_S = 2.0
 PREFIX = "mal_adapter"
 _GAUGES = {
     "requests": "Unfinished requests with audio in a session.",
-    "sessions": "Sessions in the engine's process; with a store of its own, see there.",
+    "sessions": "Sessions in the engine's process, where there is no other store.",
     "sessions_unsaved": "Sessions whose last state is only in the engine's process.",
 }
 
