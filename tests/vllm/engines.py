@@ -17,7 +17,7 @@ from mal_adapter.vllm.counters import Counters
 from mal_adapter.vllm.memory import EngineMemory
 from tests.vllm.hosts import QUESTION, clip
 
-__all__ = ["TOLERANCE", "Ask", "Engine", "prompt", "start", "through_transformers"]
+__all__ = ["TOLERANCE", "Ask", "Engine", "apart", "prompt", "start", "through_transformers"]
 
 TOLERANCE = 1e-5  # of log-probabilities, over the whole vocabulary
 
@@ -103,6 +103,11 @@ class Engine:
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         gc.collect()
+
+
+def apart(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """The largest difference."""
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
 
 
 def start(host: Path, adapter: Path, *, store: str | None = None, **others: Any) -> Engine:

@@ -1,4 +1,7 @@
-"""The memory in a real vLLM engine answers as it does in transformers."""
+"""The memory in a real vLLM engine answers as it does in transformers.
+
+Tests that start an engine of their own are in test_engine_modes.py: as it stops, it ends what vLLM shares in a process.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,16 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mal_adapter import MemoryState, attach_memory
+from mal_adapter import MemoryState
 from mal_adapter.errors import ConfigError, HostMismatchError
-from tests.vllm.engines import TOLERANCE, Ask, Engine, start, through_transformers
-from tests.vllm.hosts import QWEN2_AUDIO, save_adapter
+from tests.vllm.engines import TOLERANCE, Ask, Engine, apart, start, through_transformers
+from tests.vllm.hosts import save_adapter
 
 pytest.importorskip("vllm")
-
-
-def apart(a: list[Tensor], b: list[Tensor]) -> float:
-    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
 
 
 @pytest.fixture
@@ -86,23 +85,6 @@ def test_prefills_beside_decodes(engine: Engine, transformers_host: Any, adapter
         assert apart([got], [want]) <= TOLERANCE
 
 
-def test_what_is_preempted_is_read_again_and_not_written_again(
-    host_folder: Path, adapter_folder: Path, transformers_host: Any
-):
-    # Room for some 300 tokens in the cache: eight dialogues of 60 tokens that grow by 40 each can't all stay.
-    engine = start(host_folder, adapter_folder, num_gpu_blocks_override=12, block_size=32, max_model_len=256)
-    asks = [Ask(f"call-{i % 8}", (i,), turn=i // 8, tokens=60) for i in range(16)]
-    answers = engine.answer(asks)
-    counters = engine.counters
-    engine.stop()
-    expected, _ = through_transformers(transformers_host, adapter_folder, asks)
-    assert apart(answers, expected) <= TOLERANCE
-    assert counters.recomputed > 0
-    assert counters.writes == 16
-    assert counters.reads == 16 + counters.recomputed
-    print(f"{counters.recomputed} recomputed reads")
-
-
 def test_a_request_that_is_aborted_while_it_decodes_leaves_the_engine_as_it_was(engine: Engine, check: Any):
     core = engine.llm.llm_engine
     ask = Ask("call", (1,), turn=0, tokens=50)
@@ -147,34 +129,6 @@ def test_an_error_in_the_worker_is_an_answer_without_memory(engine: Engine, monk
     assert apart([broken], [bare]) <= TOLERANCE
     assert apart([fine], [bare]) > 0.01
     assert (engine.counters.errors, engine.counters.writes) == (1, 1)
-
-
-def test_a_fresh_adapter_changes_no_bit(host_folder: Path, tmp_path: Path):
-    engine = start(host_folder, save_adapter(tmp_path / "fresh", QWEN2_AUDIO, trained=False))
-    asks = [Ask("call", (i,)) for i in range(3)]
-    with_memory = engine.answer(asks)
-    without = engine.answer([Ask(None, (i,)) for i in range(3)])
-    writes = engine.counters.writes
-    engine.stop()
-    assert writes == 3
-    assert all(map(torch.equal, with_memory, without))
-
-
-def test_dialogues_continue_after_a_restart_with_a_folder(
-    host_folder: Path, adapter_folder: Path, transformers_host: Any, tmp_path: Path
-):
-    asks = [Ask(f"call-{i % 2}", (i,), turn=i // 2) for i in range(8)]
-    answers = []
-    for part in (asks[:4], asks[4:]):
-        engine = start(host_folder, adapter_folder, store=str(tmp_path / "sessions"))
-        answers += engine.answer(part)
-        engine.stop()
-    expected, states = through_transformers(transformers_host, adapter_folder, asks)
-    assert apart(answers, expected) <= TOLERANCE
-    # and transformers continues them too
-    memory = attach_memory(transformers_host[0], adapter=adapter_folder, store=tmp_path / "sessions")
-    assert {session: int(state.utterances) for session, state in memory.states.items()} == dict.fromkeys(states, 4)
-    memory.detach()
 
 
 def test_sessions_are_looked_at_forked_moved_and_dropped(engine: Engine, check: Any):

@@ -150,7 +150,9 @@ def test_300_hostile_requests_do_not_stop_the_server(server: Server):
     for data in ("", "AAAA", "%%%", "UklGRg=="):
         part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
         message = {"role": "user", "content": [part, {"type": "text", "text": QUESTION}]}
-        assert server.client.post("/v1/chat/completions", json={**body, "messages": [message]}).status_code >= 400
+        close = {"Connection": "close"}  # vLLM ends it after an error of its own, such as a missing decoder
+        reply = server.client.post("/v1/chat/completions", json={**body, "messages": [message]}, headers=close)
+        assert reply.status_code >= 400
     for path in ("%00", "..%2f..%2fetc", "a" * 5000, "%ff%fe", "%0a"):
         for reply in (
             server.client.get(f"/v1/sessions/{path}"),
