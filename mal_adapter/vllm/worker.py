@@ -112,8 +112,8 @@ def _mark(config: Any, adapter: MemoryAdapter) -> None:
     split = config.compilation_config.splitting_ops
     if split is not None:
         split += [op for op in OPS if op not in split]
-    # vLLM names its cache of compiled code by a hash of this, among others.
-    config.additional_config[SECTION] = {**config.additional_config[SECTION], "layer_idx": adapter.metadata.layer_idx}
+    # vLLM names its cache of compiled code by a hash of this, among others. A new dict: the user's may be used again.
+    config.additional_config = {**config.additional_config, f"{SECTION}_layer_idx": adapter.metadata.layer_idx}
 
 
 def _tensor_parallel() -> tuple[Callable[[object], object] | None, int]:

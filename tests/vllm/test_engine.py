@@ -150,7 +150,8 @@ def test_sessions_are_looked_at_forked_moved_and_dropped(engine: Engine, check: 
     assert engine.call("drop", "b")[0] == 404
     assert engine.call("look", "b")[0] == 404
     assert engine.call("upload", "d", b"not a state")[0] == 422
-    assert engine.call("upload", "", data)[0] == 400
+    for bad in ("", "a" * 81, "a\0"):
+        assert engine.call("upload", bad, data)[0] == engine.call("fork", "a", bad)[0] == 400
     assert engine.call("upload", "d", with_nan(data))[0] == 422
     assert engine.call("stats")[1]["writes"] == 5
     assert engine.call("__class__")[0] == 400
