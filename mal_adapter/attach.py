@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from mal_adapter.errors import AudioMaskError, ConfigError, CopyError, HostError, SessionError
-from mal_adapter.hooks.batch import check_audio_mask
+from mal_adapter.hooks.plan import check_audio_mask
 from mal_adapter.hooks.session import Session, check_session_ids
 from mal_adapter.hosts.detect import warn_if_compiled
 from mal_adapter.hosts.host import Host

@@ -28,7 +28,8 @@ memory.adapter memory
 hosts.spec hosts.remote_code hosts.registry hosts.audio_mask hosts.detect hosts.host hosts
 stores.base stores.folder_files stores.folder stores.redis_client stores.forking stores.in_memory
 stores.redis_errors stores.redis stores stores.unsaved stores.states
-hooks.forward hooks.session hooks.batch hooks.checkpointing hooks.blocks hooks.wiring hooks
+hooks.torch_internals hooks.plan hooks.forward hooks.skipped hooks.session hooks.inside hooks.outside
+hooks.compiled hooks.checkpointing hooks.blocks hooks.running hooks.wiring hooks
 attach .
 vllm.turns vllm.rows vllm.counters vllm.config vllm.checks vllm.layers vllm.op vllm.sessions vllm.memory vllm.control
 vllm.worker vllm.admission vllm.metrics vllm.routes vllm

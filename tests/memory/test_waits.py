@@ -72,15 +72,13 @@ def test_no_wait_in_a_read_and_a_write(update, lengths, masked, causal, half, mo
 @pytest.mark.parametrize("masked", [False, True])
 @torch.no_grad()
 def test_the_padded_read_and_write_do_not_wait_either(masked):
-    """Except for the copy of their lengths, which waits for nothing from pinned memory."""
+    """Nor do they copy anything from the host: rows are equally long, so their offsets are computed."""
     adapter, hidden = make_adapter(), torch.randn(2, 7, 16)
     mask = torch.rand(2, 7) < 0.7 if masked else None
     state = adapter.initial_state(2)
-    allowed = WAITS & {"lift_fresh"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(f"{__name__}.WAITS", WAITS - allowed)
-        with NoWaits():
-            adapter.write(state, hidden + adapter.read(state, hidden, mask), mask)
+    with NoWaits():
+        adapter.write(state, hidden + adapter.read(state, hidden, mask), mask)
+        Spans([7, 7], CPU).prepare()
 
 
 TRACED = """

@@ -20,7 +20,7 @@ BLOCK = 1024
 def keep_finite(
     new: Weights,
     old: Weights,
-    counters: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    counters: tuple[torch.Tensor, ...],
     offsets: torch.Tensor,
     valid: torch.Tensor | None,
 ) -> tuple[Weights, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

@@ -256,4 +256,4 @@ def _store_logit(at, logits, here, live, by_log, sign):
     """d log σ(x) / dx = σ(−x); zero where the logit was clamped."""
     x = tl.load(logits, mask=here, other=0.0).to(tl.float32)
     d = tl.where(live & ~(tl.abs(x) > _MAX_LOGIT), by_log * _gate(logits, here, live, sign, 0.0), 0.0)
-    tl.store(at, d.to(at.dtype.element_ty), mask=here)
+    tl.store(at, d.to(tl.float32).to(at.dtype.element_ty), mask=here)

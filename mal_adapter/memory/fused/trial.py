@@ -43,7 +43,8 @@ def failure(sizes: Sizes, training: bool) -> str | None:
 
 
 def run_once(sizes: Sizes, training: bool) -> None:
-    """Read or write one token. A read has no chunks, so `sizes.chunk_size` is None for it."""
+    """Read one token and keep the state, or write one. A read has no chunks, so `sizes.chunk_size` is None for it."""
+    from mal_adapter.memory.fused.commit_kernels import keep_finite
     from mal_adapter.memory.fused.ops import titans_read, titans_write
 
     d = sizes.layers[0][0]
@@ -54,6 +55,8 @@ def run_once(sizes: Sizes, training: bool) -> None:
         offsets = torch.tensor([0, 1], dtype=torch.int32, device=sizes.device)
         if sizes.chunk_size is None:
             out = [titans_read(initial, weights, vectors, offsets, 1, normalize) for normalize in (True, False)]
+            counters = torch.zeros(3, 1, dtype=torch.int64, device=sizes.device)
+            keep_finite((*weights, *momentum), (*weights, *momentum), tuple(counters), offsets, None)
         else:
             gates = torch.zeros(3, 1, 1, device=sizes.device, dtype=sizes.vectors)
             rows = (offsets, None, sizes.chunk_size, 1)

@@ -1,5 +1,9 @@
 """What a write keeps, in kernels: the same rows and counters as in PyTorch."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,9 +12,9 @@ from hypothesis import strategies as st
 from mal_adapter.memory.commit import commit
 from mal_adapter.memory.spans import Spans
 from mal_adapter.memory.state import MemoryState
-from tests.memory.fused.interpreter import INTERPRETED
+from tests.memory.fused.interpreter import INTERPRETED, VARIABLE
 
-pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the kernels are compiled here, for the GPU")
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="no Triton, or one with a GPU")
 
 SHAPES = {
     "one layer": [(2, 16, 16)],
@@ -62,3 +66,38 @@ def test_the_same_rows_and_counters_are_kept(lengths, shapes, masked, bad, seed,
 def monkeypatch_module():
     with pytest.MonkeyPatch.context() as patch:
         yield patch
+
+
+COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from mal_adapter.memory.fused.commit_kernels import check_rows, keep_rows
+
+pointers = {**dict.fromkeys(("new0", "new1", "new2", "new3"), "*fp32"), "flags": "*i32"}
+olds = dict.fromkeys(("old0", "old1", "old2", "old3"), "*fp32")
+counters = dict.fromkeys(("utterances", "tokens", "skipped", "counted"), "*i64")
+numbers = dict.fromkeys(("v_t", "masked", "ROWS", "SIZE", "BLOCKS"), "i32")
+sources = {
+    check_rows: {**pointers, "SIZE": "i32", "BLOCKS": "i32"},
+    keep_rows: {**pointers, **olds, **counters, "offsets": "*i32", "valid": "*u8", **numbers},
+}
+for capability in (80, 90):
+    for layers in (2, 4):
+        for kernel, types in sources.items():
+            constants = {"LAYERS": layers, "BLOCK": 1024, "FLAGS": 32}
+            constants = {name: constants[name] for name in kernel.arg_names if name in constants}
+            types = types | dict.fromkeys(constants, "constexpr")
+            source = ASTSource(kernel, {name: types[name] for name in kernel.arg_names}, constexprs=constants)
+            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+            assert compiled.asm["cubin"]
+            if kernel is check_rows:  # unordered or equal to infinity: NaN is found, too
+                assert "fcmp ueq" in compiled.asm["llir"]
+print("compiled")
+"""
+
+
+def test_the_kernels_compile_for_gpus_that_are_not_here():
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, env=environment)
+    assert done.stdout == "compiled\n", done.stderr[-3000:]
