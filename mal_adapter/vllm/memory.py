@@ -55,6 +55,9 @@ class _Utterance:
     before: MemoryState | None = None  # what it read: vLLM may preempt the request, and computes it again later
     failed: bool = False  # answered without memory, and so it is when it is computed again
 
+    def __post_init__(self) -> None:
+        self.first, self.last = int(self.audio[0]), int(self.audio[-1])
+
 
 @dataclasses.dataclass
 class _Step:
@@ -186,7 +189,10 @@ class EngineMemory:
         utterance = self._utterances[request_id]
         if utterance.failed or request_id not in computed:
             return False
-        part = inside(utterance.audio, computed[request_id])
+        chunk = computed[request_id]
+        if chunk.stop <= utterance.first or chunk.start > utterance.last:  # a decode step, as most are
+            return False
+        part = inside(utterance.audio, chunk)
         if part.tokens and not part.whole:
             self.counters.split += 1
             total = len(utterance.audio)

@@ -39,7 +39,9 @@ class WorkerMemory:
         self.options = MemoryOptions.read(vllm_config.additional_config)
         check_engine(vllm_config, self.options)
         self.adapter = MemoryAdapter.from_pretrained(self.options.adapter).requires_grad_(False)
-        check_host(self.adapter.metadata, self.adapter.config.hidden_size, vllm_config.model_config.hf_config)
+        model = vllm_config.model_config
+        width = self.adapter.config.hidden_size
+        check_host(self.adapter.metadata, width, model.hf_config, model.hf_text_config)
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
 
     def load_model(self, **kwargs: Any) -> None:

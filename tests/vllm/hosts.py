@@ -108,7 +108,7 @@ def text_sizes(tokenizer: Any) -> dict[str, Any]:
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
         "max_position_embeddings": 2048,
-        "initializer_range": 0.15,
+        "initializer_range": 0.12,
         "tie_word_embeddings": False,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,

@@ -13,7 +13,7 @@ from torch import Tensor
 from mal_adapter import MemoryState
 from mal_adapter.errors import ConfigError, HostMismatchError
 from mal_adapter.vllm.config import admission_is_installed
-from tests.vllm.engines import TOLERANCE, Ask, Engine, apart, start, through_transformers
+from tests.vllm.engines import Ask, Engine, apart, assert_same, start, through_transformers
 from tests.vllm.hosts import save_adapter
 
 pytest.importorskip("vllm")
@@ -26,12 +26,12 @@ def check(engine: Engine, transformers_host: Any, adapter_folder: Path) -> Any:
     def same(asks: list[Ask]) -> list[Tensor]:
         answers = engine.answer(asks)
         expected, states = through_transformers(transformers_host, adapter_folder, asks)
-        assert apart(answers, expected) <= TOLERANCE
+        assert_same(answers, expected)
         for session, state in states.items():
             held = engine.memory.sessions.states[session]
             assert int(held.utterances) == int(state.utterances)
             assert int(held.tokens) == int(state.tokens)
-            assert apart(list(held.weights), list(state.weights)) <= TOLERANCE
+            assert_same(list(held.weights), list(state.weights))
         return answers
 
     return same
@@ -83,7 +83,7 @@ def test_prefills_beside_decodes(engine: Engine, transformers_host: Any, adapter
     for name, want in zip([*(f"l{i}" for i in range(4)), *(f"s{i}" for i in range(4))], expected, strict=True):
         first = done[name].outputs[0].logprobs[0]
         got = torch.tensor([first[token].logprob for token in range(len(first))])
-        assert apart([got], [want]) <= TOLERANCE
+        assert_same([got], [want])
 
 
 def test_a_request_that_is_aborted_while_it_decodes_leaves_the_engine_as_it_was(engine: Engine, check: Any):
@@ -127,7 +127,7 @@ def test_an_error_in_the_worker_is_an_answer_without_memory(engine: Engine, monk
         patch.setattr(engine.memory.adapter, "read_tokens", lambda *a, **k: 1 / 0)
         (broken,) = engine.answer([Ask("a", (1,))])
     (bare, fine) = engine.answer([Ask(None, (1,)), Ask("a", (1,))])
-    assert apart([broken], [bare]) <= TOLERANCE
+    assert_same([broken], [bare])
     assert apart([fine], [bare]) > 0.01
     assert (engine.counters.errors, engine.counters.writes) == (1, 1)
 

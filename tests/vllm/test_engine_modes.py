@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mal_adapter import MemoryState, attach_memory
-from tests.vllm.engines import TOLERANCE, Ask, apart, start, through_transformers
+from tests.vllm.engines import Ask, assert_same, start, through_transformers
 from tests.vllm.hosts import QWEN2_AUDIO, save_adapter, save_audio_flamingo
 
 pytest.importorskip("vllm")
@@ -31,7 +31,7 @@ def test_a_compiled_model(
     expected, _ = through_transformers(transformers_host, adapter_folder, ASKS)
     assert mode.name != "NONE"
     assert counters.writes == len(ASKS)
-    assert apart(answers, expected) <= TOLERANCE
+    assert_same(answers, expected)
 
 
 def test_two_tensor_parallel_ranks_with_a_store(
@@ -51,9 +51,9 @@ def test_two_tensor_parallel_ranks_with_a_store(
     other = engine.llm.collective_rpc("mal_adapter", args=("stats",))[1]
     engine.stop()
     expected, states = through_transformers(transformers_host, adapter_folder, ASKS)
-    assert apart(answers, expected) <= TOLERANCE
+    assert_same(answers, expected)
     assert (stats["writes"], stats["errors"], other[1]) == (len(ASKS), 0, None)
-    assert apart(list(state.weights), list(states["call-0"].weights)) <= TOLERANCE
+    assert_same(list(state.weights), list(states["call-0"].weights))
 
 
 def test_what_is_preempted_is_read_again_and_not_written_again(
@@ -66,7 +66,7 @@ def test_what_is_preempted_is_read_again_and_not_written_again(
     counters = engine.counters
     engine.stop()
     expected, _ = through_transformers(transformers_host, adapter_folder, asks)
-    assert apart(answers, expected) <= TOLERANCE
+    assert_same(answers, expected)
     assert counters.recomputed > 0
     assert counters.writes == 16
     assert counters.reads == 16 + counters.recomputed
@@ -94,7 +94,7 @@ def test_dialogues_continue_after_a_restart_with_a_folder(
         answers += engine.answer(part)
         engine.stop()
     expected, states = through_transformers(transformers_host, adapter_folder, asks)
-    assert apart(answers, expected) <= TOLERANCE
+    assert_same(answers, expected)
     # and transformers continues them too
     memory = attach_memory(transformers_host[0], adapter=adapter_folder, store=tmp_path / "sessions")
     assert {session: int(state.utterances) for session, state in memory.states.items()} == dict.fromkeys(states, 4)
@@ -111,5 +111,5 @@ def test_audio_flamingo_3(tmp_path: Path):
     counters = engine.counters
     engine.stop()
     expected, _ = through_transformers(load_host(str(host), dtype="float32"), adapter, ASKS)
-    assert apart(answers, expected) <= TOLERANCE
+    assert_same(answers, expected)
     assert counters.writes == len(ASKS)
