@@ -156,9 +156,14 @@ class SessionStates(MutableMapping[str, MemoryState]):
             raise failure
 
     @contextmanager
-    def opened(self, session_ids: Sequence[str]) -> Iterator[dict[str, MemoryState]]:
+    def opened(self, session_ids: Sequence[str], *, save_at_end: bool = True) -> Iterator[dict[str, MemoryState]]:
         """Open `session_ids` for one block at a time: two threads that continue one dialogue would lose an update.
         Yields the states of those that exist.
+
+        Args:
+            session_ids: Distinct ids.
+            save_at_end: Try once more to save what `keep` could not save. An engine that serves others meanwhile leaves
+                that to the backlog's thread.
 
         Raises:
             SessionError: One of them is open already.
@@ -177,7 +182,7 @@ class SessionStates(MutableMapping[str, MemoryState]):
                 if state is not None:
                     found[session_id] = state
             yield found
-            for session_id in session_ids:
+            for session_id in session_ids if save_at_end else ():
                 if (unsaved := self.backlog.get(session_id)) is not None:
                     self._save(session_id, unsaved.state, unsaved.version)
         finally:

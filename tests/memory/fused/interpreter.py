@@ -9,6 +9,7 @@ hidden in the output of one test, and which workers can't share.)
 import importlib.util
 import os
 import sys
+from importlib.util import find_spec
 
 import torch
 
@@ -20,7 +21,7 @@ INTERPRETED = not torch.cuda.is_available() and importlib.util.find_spec("triton
 
 def interpret() -> None:
     """Import Triton and the kernels for the interpreter, unless there is a GPU, which runs them compiled."""
-    if not INTERPRETED:
+    if not INTERPRETED or find_spec("triton") is None:  # vLLM's environment for a CPU has no Triton
         return
     if "triton" in sys.modules:
         raise RuntimeError("Triton is imported already, so its interpreter can't be switched on; import it later")

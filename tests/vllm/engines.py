@@ -1,0 +1,144 @@
+"""A vLLM engine in this process, and the same utterances through transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mal_adapter import attach_memory
+from mal_adapter.vllm import engine_args
+from mal_adapter.vllm.counters import Counters
+from mal_adapter.vllm.memory import EngineMemory
+from tests.vllm.hosts import QUESTION, clip
+
+__all__ = ["TOLERANCE", "Ask", "Engine", "prompt", "start", "through_transformers"]
+
+TOLERANCE = 1e-5  # of log-probabilities, over the whole vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """One request: an utterance of a dialogue, or of none.
+
+    Attributes:
+        session: The dialogue.
+        clips: The seeds of its clips, and so of its audio.
+        turn: As in `vllm_xargs`.
+        seconds: Of each clip.
+        tokens: How many tokens are to be answered.
+    """
+
+    session: str | None
+    clips: tuple[int, ...]
+    turn: int | None = None
+    seconds: float = 0.6
+    tokens: int = 1
+
+    @property
+    def prompt(self) -> str:
+        return prompt(len(self.clips))
+
+    @property
+    def audio(self) -> list[Any]:
+        return [clip(seed, self.seconds).numpy() for seed in self.clips]
+
+
+def prompt(clips: int) -> str:
+    """The chat prompt of some clips and a question."""
+    audio = "<|audio_bos|><|AUDIO|><|audio_eos|>\n" * clips
+    return f"<|im_start|>user\n{audio}{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+
+
+class Engine:
+    """`vllm.LLM` with a memory."""
+
+    def __init__(self, llm: Any) -> None:
+        self.llm = llm
+
+    @property
+    def memory(self) -> EngineMemory:
+        worker = self.llm.llm_engine.model_executor.driver_worker.worker
+        return worker.memory  # type: ignore[no-any-return]
+
+    @property
+    def counters(self) -> Counters:
+        return self.memory.counters
+
+    def call(self, name: str, *args: Any) -> tuple[int, Any]:
+        """What a session route asks the worker."""
+        return self.llm.collective_rpc("mal_adapter", args=(name, *args))[0]  # type: ignore[no-any-return]
+
+    def reset(self) -> None:
+        """Drop all sessions, and set the counters to zero."""
+        for session in self.call("list")[1]["sessions"]:
+            self.call("drop", session)
+        self.memory.counters = Counters()
+
+    def params(self, ask: Ask, **others: Any) -> Any:
+        from vllm import SamplingParams
+
+        extra = {"session_id": ask.session, "turn": ask.turn}
+        extra = {name: value for name, value in extra.items() if value is not None}
+        given = {"max_tokens": ask.tokens, "temperature": 0, "logprobs": -1, "ignore_eos": True, **others}
+        return SamplingParams(extra_args=extra or None, **given)
+
+    def inputs(self, ask: Ask) -> dict[str, Any]:
+        audio = [(samples, 16_000) for samples in ask.audio]
+        return {"prompt": ask.prompt, "multi_modal_data": {"audio": audio} if audio else {}}
+
+    def answer(self, asks: Sequence[Ask]) -> list[Tensor]:
+        """The log-probabilities of the answers' first tokens, (vocabulary,) each; all requests are queued at once."""
+        outputs = self.llm.generate(
+            [self.inputs(ask) for ask in asks], [self.params(ask) for ask in asks], use_tqdm=False
+        )
+        return [_dense(output.outputs[0].logprobs[0]) for output in outputs]
+
+    def stop(self) -> None:
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        gc.collect()
+
+
+def start(host: Path, adapter: Path, *, store: str | None = None, **others: Any) -> Engine:
+    """An engine for tests; `others` are arguments of `vllm.LLM`."""
+    from vllm import LLM
+
+    arguments: dict[str, Any] = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 1024,
+        "max_num_seqs": 32,
+        "max_num_batched_tokens": 4096,
+        "kv_cache_memory_bytes": 2**26,
+        "max_logprobs": 1000,
+        "limit_mm_per_prompt": {"audio": 3},
+        **engine_args(adapter, store=store),
+        **others,
+    }
+    return Engine(LLM(str(host), **arguments))
+
+
+def through_transformers(
+    host: tuple[Any, Any], adapter: Path, asks: Sequence[Ask]
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """The same log-probabilities with `memory.session`, one request after the other, and the states at the end."""
+    model, processor = host
+    with attach_memory(model, adapter=adapter) as memory:
+        answers = []
+        for ask in asks:
+            audio = ask.audio or None
+            inputs = processor(text=ask.prompt, audio=audio, sampling_rate=16_000, return_tensors="pt")
+            inside = memory.disabled() if ask.session is None else memory.session(ask.session)
+            with torch.no_grad(), inside:
+                answers.append(model(**inputs).logits[0, -1].log_softmax(-1))
+        return answers, {session: memory.states[session] for session in memory.states}
+
+
+def _dense(logprobs: dict[int, Any]) -> Tensor:
+    return torch.tensor([logprobs[token].logprob for token in range(len(logprobs))])
