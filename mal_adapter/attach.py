@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from mal_adapter.errors import AudioMaskError, ConfigError, CopyError, HostError, SessionError
+from mal_adapter.errors import AudioMaskError, ConfigError, CopyError, HostError, SessionError, StateMismatchError
 from mal_adapter.hooks.plan import check_audio_mask
 from mal_adapter.hooks.session import Session, check_session_ids
 from mal_adapter.hosts.detect import warn_if_compiled
@@ -169,32 +169,62 @@ class AttachedMemory:
             StoreError: The store can't be reached when the block begins, or still not when it ends: forwards answer
                 meanwhile, and the states stay in this process, see `states.flush()`.
         """
-        if self._root is None:
-            raise SessionError("this memory is detached; attach_memory(model, adapter=memory.adapter) puts it back")
-        if self._hooks.session is not None:
-            raise SessionError("a session of this memory is open already; close it first, or pass all its ids at once")
+        self._check_usable(audio_mask)
         named = [] if session_id is None else check_session_ids(session_id)
         ids = named or (None,)
         if audio_mask is not None:
             check_audio_mask(audio_mask, len(ids))
+        with self.states.opened(named) as found:
+            rows = self._stack([None if i is None else found.get(i) for i in ids])
+            session = Session(tuple(ids), rows, self.states, write, audio_mask)
+            with self._hooks.active(session):
+                yield session
+
+    @contextmanager
+    def session_from(self, states: Sequence[MemoryState | None], *, write: bool = True) -> Iterator[Session]:
+        """Within this block, row i of a batch continues from `states[i]`, and nothing is saved: for callers who load
+        and save states themselves, so that one dialogue's failure to save is not an error of the whole batch.
+
+        Args:
+            states: One per prompt of the batch, each of batch size 1; None starts a dialogue.
+            write: False only reads.
+
+        Yields:
+            The session, anonymous. `session.state.split()` has the new states in the block and after it.
+
+        Raises:
+            SessionError: There are no states; a session of this memory is open here already; or it is detached.
+            StateMismatchError: A state belongs to another adapter, or is of several dialogues.
+            AudioMaskError: Nothing says where this host's audio positions are.
+        """
+        self._check_usable(None)
+        if not states:
+            raise SessionError("there are no states; give one per prompt of the batch, None for a new dialogue")
+        session = Session((None,) * len(states), self._stack(states), self.states, write, None)
+        with self._hooks.active(session):
+            yield session
+
+    def _check_usable(self, audio_mask: Bool[Tensor, "prompts seq_len"] | None) -> None:
+        if self._root is None:
+            raise SessionError("this memory is detached; attach_memory(model, adapter=memory.adapter) puts it back")
+        if self._hooks.session is not None:
+            raise SessionError("a session of this memory is open already; close it first, or pass all its ids at once")
         sources = (self.host.audio_token_id, self.host.find_mask, self.host.audio_positions)
         if audio_mask is None and all(value is None for value in sources):
             raise AudioMaskError(
                 "nothing says where this host's audio positions are; pass session(..., audio_mask=...), or "
                 "attach_memory with host=HostSpec(audio_token_id=...) or HostSpec(find_mask=...)"
             )
-        with self.states.opened(named) as found:
-            session = Session(tuple(ids), self._load(ids, found), self.states, write, audio_mask)
-            with self._hooks.active(session):
-                yield session
 
-    def _load(self, ids: Sequence[str | None], found: Mapping[str, MemoryState]) -> MemoryState:
+    def _stack(self, states: Sequence[MemoryState | None]) -> MemoryState:
         # A session that is opened under no_grad or inference_mode may be trained in all the same.
         with torch.inference_mode(False), torch.set_grad_enabled(self.adapter.training):
             fresh = self.adapter.initial_state()
-            rows = [fresh if i is None else found.get(i, fresh) for i in ids]
+            rows = [fresh if state is None else state for state in states]
             for row in rows:
                 self.adapter.check_state(row)  # the adapter may have been trained since it wrote the state
+                if row.batch_size != 1:
+                    raise StateMismatchError(f"a state of {row.batch_size} dialogues is no row of a batch; split() it")
             return MemoryState.stack([row.to(fresh.device) for row in rows])
 
     @contextmanager

@@ -58,8 +58,11 @@ ser.training.arguments ser.training.train ser.training
 ser.evaluation.audit ser.evaluation.evaluation ser.evaluation.report ser.evaluation
 ser
 demo.shipped demo.voices demo.dialogues demo.run demo
+server.limits server.refusals server.spaces server.keys server.tenant_store server.bodies server.batcher server.answers
+server.metrics server.logs server.drain server.requests server.turns server.service server.utterance_routes
+server.session_routes server.probe_routes server.flush server.app server.start server
 cli.output cli.data cli.failures cli.usage cli.options cli.adapters cli.demo cli.hosts cli.evaluate cli.predict
-cli.states cli.train cli cli.__main__
+cli.serve cli.states cli.train cli cli.__main__
 """
 ORDER = PLACES.split()
 

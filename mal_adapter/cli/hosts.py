@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mal_adapter.ser.dialogue import Dialogue
     from mal_adapter.ser.labels import LabelSet
     from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
+    from mal_adapter.stores.base import SessionStore
 
 __all__ = ["device_of", "load_model", "load_recognizer", "start_process"]
 
@@ -75,6 +76,7 @@ def load_recognizer(
     memory: bool = True,
     usual_labels: "LabelSet | None" = None,
     dialogues: "Sequence[Dialogue] | None" = None,
+    store: "SessionStore | None" = None,
 ) -> "EmotionRecognizer":
     """Load a recogniser with the adapter's memory, labels and question, and with the LoRA that was trained with it.
 
@@ -87,6 +89,7 @@ def load_recognizer(
         memory: False omits the adapter's memory, but not its labels and question.
         usual_labels: The labels of the corpus.
         dialogues: Some of their utterances must have one of the labels; checked before the model is loaded.
+        store: Of the memory's sessions; in this process unless given.
 
     Raises:
         HostError: The model is unknown or can't be loaded.
@@ -115,7 +118,9 @@ def load_recognizer(
     model, processor = load_model(model_name, device, dtype, spread=spread)
     if adapter_name is None or not memory:
         return EmotionRecognizer(model, processor, None, label_set, question)
-    return EmotionRecognizer.from_pretrained(adapter_name, (model, processor), labels=label_set, prompt=question)
+    return EmotionRecognizer.from_pretrained(
+        adapter_name, (model, processor), labels=label_set, prompt=question, store=store
+    )
 
 
 def start_process(device_name: str | None) -> "tuple[Any, torch.device | None]":

@@ -16,12 +16,13 @@ from torch import Tensor
 from mal_adapter.errors import ConfigError, CopyError, HostError, SessionError, StoreError, raise_problems
 from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.memory.config import check_integer
+from mal_adapter.memory.state import MemoryState
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.recognizer.inputs import HostInputs, Prepared, argument_names
 from mal_adapter.ser.recognizer.pretrained import find_host, load_named_host, with_lora
 from mal_adapter.ser.recognizer.prompt import AudioPrompt, choose_task
-from mal_adapter.ser.recognizer.results import Failure, Prediction
+from mal_adapter.ser.recognizer.results import Continuation, Failure, Prediction
 from mal_adapter.ser.recognizer.scoring import LabelScorer
 from mal_adapter.ser.suitability import id_problems
 
@@ -310,20 +311,78 @@ class EmotionRecognizer:
             raise ConfigError(f"a batch must not hold two utterances of one dialogue, got the dialogue ids {ids}")
         started = time.perf_counter()
         prepared = self.prepare(utterances)
-        results: dict[int, Prediction | Failure] = dict(prepared.failures)
+        probabilities = None
         if prepared.audio_s:
             sessions = self._session([ids[index] for index in prepared.audio_s], write=write)
             probabilities = self._score(prepared.inputs, sessions).softmax(-1)
-            elapsed_s = time.perf_counter() - started
-            for (index, audio_s), row in zip(prepared.audio_s.items(), probabilities.tolist(), strict=True):
-                if math.isnan(row[0]):
-                    raise HostError(
-                        f"{utterances[index].audio}: the model's answer is NaN in {self.model.dtype}, usually because "
-                        "it overflows there; load it in bfloat16 or float32"
-                    )
-                by_label = dict(zip(self.labels, row, strict=True))
-                label = max(by_label, key=by_label.__getitem__)
-                results[index] = Prediction(utterances[index], label, by_label, audio_s, elapsed_s)
+        results = self._results(utterances, prepared, probabilities, started)
+        if (nan := next((result for result in results if isinstance(result, HostError)), None)) is not None:
+            raise nan
+        return [result for result in results if not isinstance(result, HostError)]
+
+    def answer_from(
+        self,
+        utterances: Sequence[Utterance],
+        states: Sequence[MemoryState | None],
+        prepared: Prepared | None = None,
+    ) -> list[Continuation]:
+        """Process the next utterance of each of several dialogues in one forward, from states that the caller has
+        loaded and will save. An error of one utterance is not an error of the others.
+
+        What is mutated: nothing. The memory's sessions are neither read nor written.
+
+        Args:
+            utterances: Of any dialogues.
+            states: Of each utterance's dialogue, of batch size 1; None starts a dialogue.
+            prepared: What `prepare(utterances)` returned, if another thread has called it already.
+
+        Returns:
+            Per utterance, in their order: its result, and its dialogue's state after it.
+
+        Raises:
+            ConfigError: There is no memory, or not one state per utterance.
+            SessionError: The memory is detached, or a session is open in this thread.
+            StateMismatchError: A state belongs to another adapter.
+        """
+        if self.memory is None or not self._reads_memory:
+            raise ConfigError("answer_from continues states, and this recogniser reads no memory; call answer")
+        if len(states) != len(utterances):
+            raise ConfigError(f"expected a state per utterance, got {len(states)} for {len(utterances)} utterances")
+        started = time.perf_counter()
+        prepared = self.prepare(utterances) if prepared is None else prepared
+        probabilities, reached = None, {}
+        if prepared.audio_s:
+            with torch.no_grad(), self.memory.session_from([states[index] for index in prepared.audio_s]) as session:
+                scores = self._label_log_probs(prepared.inputs, self._run(prepared.inputs))
+            probabilities = scores.softmax(-1)
+            reached = dict(zip(prepared.audio_s, session.state.split(), strict=True))
+        results = self._results(utterances, prepared, probabilities, started)
+        return [
+            Continuation(result, reached[index] if isinstance(result, Prediction) else None)
+            for index, result in enumerate(results)
+        ]
+
+    def _results(
+        self,
+        utterances: Sequence[Utterance],
+        prepared: Prepared,
+        probabilities: Float[Tensor, "batch labels"] | None,
+        started: float,
+    ) -> list[Prediction | Failure | HostError]:
+        """One result per utterance; a `HostError` where the host's answer is NaN."""
+        results: dict[int, Prediction | Failure | HostError] = dict(prepared.failures)
+        elapsed_s = time.perf_counter() - started
+        rows = [] if probabilities is None else probabilities.tolist()
+        for (index, audio_s), row in zip(prepared.audio_s.items(), rows, strict=True):
+            if math.isnan(row[0]):
+                results[index] = HostError(
+                    f"{utterances[index].audio}: the model's answer is NaN in {self.model.dtype}, usually because "
+                    "it overflows there; load it in bfloat16 or float32"
+                )
+                continue
+            by_label = dict(zip(self.labels, row, strict=True))
+            label = max(by_label, key=by_label.__getitem__)
+            results[index] = Prediction(utterances[index], label, by_label, audio_s, elapsed_s)
         return [results[index] for index in range(len(utterances))]
 
     def prepare(self, utterances: Sequence[Utterance]) -> Prepared:

@@ -1,11 +1,13 @@
 """What a recogniser returns for an utterance."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from mal_adapter.errors import AudioError
+from mal_adapter.errors import AudioError, HostError
+from mal_adapter.memory.state import MemoryState
 from mal_adapter.ser.dialogue import Utterance
 
-__all__ = ["Failure", "Prediction"]
+__all__ = ["Continuation", "Failure", "Prediction"]
 
 
 @dataclass(frozen=True)
@@ -38,3 +40,15 @@ class Failure:
 
     utterance: Utterance
     error: AudioError
+
+
+class Continuation(NamedTuple):
+    """What `EmotionRecognizer.answer_from` returns for an utterance.
+
+    Attributes:
+        result: The answer; a `Failure` if the audio is unusable, a `HostError` if the host's answer is NaN.
+        state: The dialogue's state after the utterance; None unless it is answered.
+    """
+
+    result: Prediction | Failure | HostError
+    state: MemoryState | None

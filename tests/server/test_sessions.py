@@ -1,15 +1,12 @@
-"""examples/serve.py: all kinds of session ids, and outages of its store."""
+"""The embedded server: all kinds of session ids, and outages of its store."""
 
 import contextlib
 import http.client
 import json
 import logging
-import runpy
 import threading
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -23,13 +20,13 @@ from mal_adapter.demo.dialogues import make_dialogue, write_wavs
 from mal_adapter.errors import StoreError
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
+from mal_adapter.server import Limits, make_app
 from mal_adapter.stores import FolderStore, InMemoryStore, SessionStore, unsaved
 from tests.stores.servers import free_port, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::mal_adapter.errors.UnsavedSessionWarning")]
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "serve.py"
-LIMITS = Namespace(max_bytes=2**20, max_audio_s=30.0, max_pending=64, timeout_s=60.0)
+LIMITS = Limits(max_bytes=2**20, timeout_s=60.0)
 
 
 class Faulty(InMemoryStore):
@@ -56,7 +53,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def application(host: tuple[Any, Any], store: SessionStore) -> Iterator[tuple[Any, AttachedMemory]]:
     with attach_memory(host[0], adapter=ADAPTER_FOLDER, store=store) as memory:
         recognizer = EmotionRecognizer(*host, memory, EMOTIONS, PROMPT)
-        yield runpy.run_path(str(SCRIPT))["make_app"](recognizer, memory, LIMITS), memory
+        yield make_app(recognizer, memory, LIMITS), memory
 
 
 # --------------------------------------------------------------------------------------------------------------- ids
@@ -159,7 +156,7 @@ def test_an_id_too_long_for_the_store_is_answered_400(send: Send, sound: bytes, 
 
 def test_other_paths_are_404_and_other_methods_405(send: Send, sound: bytes):
     assert send("GET", "/session/call-1")[0] == 404
-    assert send("POST", "/sessions", sound)[0] == 404
+    assert send("POST", "/sessions", sound)[0] == 405
     assert send("POST", "/sessions/call-1", sound)[0] == 405
     assert send("PUT", "/sessions/call-1/utterances", sound)[0] == 405
 

@@ -1,16 +1,14 @@
-"""examples/serve.py as its users meet it: HTTP over sockets, and two replicas over one real Redis."""
+"""`mal-adapter serve` as its users meet it: HTTP over sockets, and two replicas over one real Redis."""
 
 import asyncio
 import contextlib
 import io
-import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from argparse import Namespace
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -27,11 +25,10 @@ from mal_adapter.demo.dialogues import make_dialogues, write_wavs
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
+from mal_adapter.server import Limits, make_app
 from tests.stores.servers import PASSWORD, RedisServer, free_port
 
 pytestmark = pytest.mark.slow
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "serve.py"
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +52,12 @@ def read_only(database: RedisServer) -> Iterator[None]:
 
 
 class Replica:
-    """The script as a process of its own."""
+    """The command as a process of its own."""
 
     def __init__(self, store: str, log: Path) -> None:
         self.log, self.url = log, f"http://127.0.0.1:{(port := free_port())}"
-        command = [sys.executable, SCRIPT, "--port", str(port), "--store", store, "--ttl-s", "3600"]
+        command = [sys.executable, "-m", "mal_adapter.cli", "serve", "--port", str(port), "--ttl-s", "3600"]
+        command += ["--store", store]
         with log.open("wb") as file:
             self.process = subprocess.Popen(command, stdout=file, stderr=file)
 
@@ -84,17 +82,17 @@ def replica(database: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def limits() -> Namespace:
-    return Namespace(max_bytes=2**20, max_audio_s=30.0, max_pending=64, timeout_s=60.0)
+def limits() -> Limits:
+    return Limits(max_bytes=2**20, timeout_s=60.0)
 
 
 @pytest.fixture(scope="module")
-def url(database: RedisServer, replica: Replica, limits: Namespace) -> Iterator[str]:
+def url(database: RedisServer, replica: Replica, limits: Limits) -> Iterator[str]:
     """The address of a server in this process, which has imported torch already; the replica starts meanwhile."""
     model, processor = load_host(str(HOST_FOLDER))
     with attach_memory(model, adapter=ADAPTER_FOLDER, store=database.url) as memory:
         recognizer = EmotionRecognizer(model, processor, memory, EMOTIONS, PROMPT)
-        app = runpy.run_path(str(SCRIPT))["make_app"](recognizer, memory, limits)
+        app = make_app(recognizer, memory, limits)
         server = uvicorn.Server(uvicorn.Config(app, port=(port := free_port()), log_level="warning"))
         thread = threading.Thread(target=server.run)
         thread.start()
@@ -354,7 +352,7 @@ def test_sigterm_answers_running_requests_and_saves_states_so_that_another_repli
             return await asyncio.gather(*tasks)
 
     answers = asyncio.run(stop())
-    assert replica.process.wait(timeout=60) in (0, -signal.SIGTERM)
+    assert replica.process.wait(timeout=60) == 0
     assert "Traceback" not in replica.log.read_text()
     assert [answer.status_code for answer in answers] == [200] * 5
     for session, number in [("unsaved", 0), *((f"last-{number}", number) for number in range(5))]:

@@ -1,0 +1,45 @@
+"""`Service`: what the routes of one server share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.requests import Request
+
+from mal_adapter.attach import AttachedMemory
+from mal_adapter.server.answers import Answer, Turn
+from mal_adapter.server.batcher import Batcher
+from mal_adapter.server.drain import Drain
+from mal_adapter.server.keys import ApiKeys
+from mal_adapter.server.limits import Limits
+from mal_adapter.server.metrics import Metrics
+from mal_adapter.server.requests import note
+from mal_adapter.server.spaces import Space
+from mal_adapter.server.turns import Turns
+
+__all__ = ["Service"]
+
+
+@dataclass(frozen=True)
+class Service:
+    """One model, its sessions, and who may use them; `folder` has the sound files that are processed now."""
+
+    memory: AttachedMemory
+    limits: Limits
+    keys: ApiKeys | None
+    turns: Turns
+    batcher: Batcher[Turn, Answer]
+    metrics: Metrics
+    drain: Drain
+    folder: Path
+
+    def space(self, request: Request) -> Space:
+        """The sessions that a request may use.
+
+        Raises:
+            Refusal: 401 or 403.
+        """
+        if self.keys is None:
+            return Space(None)
+        space = self.keys.space(request.headers.get("authorization"))
+        note(request.scope, tenant=space.tenant)
+        return space
