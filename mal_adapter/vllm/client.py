@@ -86,7 +86,9 @@ class ServedRecognizer:
             import httpx
         metadata = adapter
         if not isinstance(metadata, AdapterMetadata):
-            metadata = (metadata if isinstance(metadata, MemoryAdapter) else MemoryAdapter.from_pretrained(metadata)).metadata
+            metadata = (
+                metadata if isinstance(metadata, MemoryAdapter) else MemoryAdapter.from_pretrained(metadata)
+            ).metadata
         self.labels, self.prompt = choose_task(metadata, labels, prompt)
         self.url = url.rstrip("/").removesuffix("/v1")
         key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
@@ -111,7 +113,9 @@ class ServedRecognizer:
         self.close()
 
     def recognize(
-        self, dialogue: Dialogue | str | os.PathLike[str] | Sequence[str | os.PathLike[str]], session_id: str | None = None
+        self,
+        dialogue: Dialogue | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        session_id: str | None = None,
     ) -> Iterator[Prediction | Failure]:
         """Send a dialogue from its start, and yield one result per utterance as soon as it is known.
 
@@ -157,7 +161,9 @@ class ServedRecognizer:
             StoreError: The server could not read the session, so the utterance was not written. The message says why.
         """
         if (session_id is None) != (turn is None):
-            raise SessionError(f"session_id={session_id!r} and turn={turn!r}: give both, or neither; turns count from 0")
+            raise SessionError(
+                f"session_id={session_id!r} and turn={turn!r}: give both, or neither; turns count from 0"
+            )
         started = time.perf_counter()
         waveform = load_waveform(utterance, _SAMPLING_RATE)
         extra = {} if session_id is None else {"vllm_xargs": {"session_id": session_id, "turn": turn}}
@@ -177,7 +183,9 @@ class ServedRecognizer:
             self._check_outcome(session_id, turn, str(first["id"]))
         probabilities = _softmax(scores)
         label = max(probabilities, key=probabilities.__getitem__)
-        return Prediction(utterance, label, probabilities, len(waveform) / _SAMPLING_RATE, time.perf_counter() - started)
+        return Prediction(
+            utterance, label, probabilities, len(waveform) / _SAMPLING_RATE, time.perf_counter() - started
+        )
 
     def session(self, session_id: str) -> dict[str, Any] | None:
         """What the server knows of a session; None if it does not exist or has expired.
@@ -189,9 +197,10 @@ class ServedRecognizer:
             HostError: The server does not answer.
             StoreError: The store does not answer.
         """
-        return self._send("GET", f"/v1/sessions/{quote(session_id, safe='')}", missing=True)
+        found: dict[str, Any] | None = self._send("GET", f"/v1/sessions/{quote(session_id, safe='')}", missing=True)
+        return found
 
-    # the labels' tokens ------------------------------------------------------------------------------------------------
+    # the labels' tokens ----------------------------------------------------------------------------------------------
 
     def _look_at_tokens(self, end_ids: list[int]) -> None:
         message = self._message(np.random.default_rng(0).normal(0, 0.1, _SAMPLING_RATE).astype(np.float32))
@@ -203,15 +212,17 @@ class ServedRecognizer:
         # A tokenizer may merge the end of the prompt with the start of a label, but no more than one token.
         if len(prompt) - common > 1 or any(len(ids) <= common for ids in answers.values()):
             raise HostError(
-                f"{self.url}: the chat template of {self.model} begins an answer in another way after the question than "
-                "in an assistant's message, so labels can't be scored; serve it with --chat-template"
+                f"{self.url}: the chat template of {self.model} begins an answer in another way than an assistant's "
+                "message, so labels can't be scored; serve it with --chat-template"
             )
         self._tokens = {label: ids[common:] for label, ids in answers.items()}
         seen: dict[tuple[int, ...], str] = {}
         for label, ids in self._tokens.items():
             if (same := seen.setdefault(tuple(ids), label)) != label:
                 raise LabelError(f"{label!r} and {same!r} are the same tokens {ids} to this host")
-        pairs = [(a, b) for a, x in self._tokens.items() for b, y in self._tokens.items() if a != b and y[: len(x)] == x]
+        pairs = [
+            (a, b) for a, x in self._tokens.items() for b, y in self._tokens.items() if a != b and y[: len(x)] == x
+        ]
         if pairs and not end_ids:
             raise LabelError(
                 f"{pairs[0][1]!r} begins with {pairs[0][0]!r}, so that only the end of the answer distinguishes them; "
@@ -223,7 +234,7 @@ class ServedRecognizer:
         self._first_ids = first if common == len(prompt) and len(first) <= _MOST_IDS else []
         self._longer = [label for label, ids in self._tokens.items() if len(ids) > 1]
 
-    # requests ----------------------------------------------------------------------------------------------------------
+    # requests --------------------------------------------------------------------------------------------------------
 
     def _message(self, waveform: Waveform) -> dict[str, Any]:
         file = io.BytesIO()
@@ -233,13 +244,12 @@ class ServedRecognizer:
         return {"role": "user", "content": parts}
 
     def _ask(self, messages: list[dict[str, Any]], label: str | None = None, **others: Any) -> dict[str, Any]:
-        """A chat completion of one token, after the prompt or after this answer, with log-probabilities of the latter."""
+        """One token after the prompt, or after this answer, and the log-probabilities of all before it."""
         body: dict[str, Any] = {"model": self.model, "messages": messages, "max_completion_tokens": 1, "temperature": 0}
         if label is not None:
             body["messages"] = [*messages, {"role": "assistant", "content": label}]
             body |= {"add_generation_prompt": False, "continue_final_message": True}
-        answer = self._send("POST", "/v1/chat/completions", {"prompt_logprobs": 0, **body, **others})
-        assert answer is not None
+        answer: dict[str, Any] = self._send("POST", "/v1/chat/completions", {"prompt_logprobs": 0, **body, **others})
         return answer
 
     def _next_token(
