@@ -32,7 +32,7 @@ hooks.torch_internals hooks.plan hooks.forward hooks.skipped hooks.session hooks
 hooks.compiled hooks.checkpointing hooks.blocks hooks.running hooks.wiring hooks
 attach .
 vllm.turns vllm.rows vllm.counters vllm.config vllm.checks vllm.layers vllm.op vllm.sessions vllm.memory vllm.control
-vllm.worker vllm.admission vllm.metrics vllm.routes vllm
+vllm.worker vllm.admission vllm.metrics vllm.routes
 ser.loading ser.progress
 ser.recognizer.scoring
 ser.training.trainable ser.training.checkpoint
@@ -57,12 +57,13 @@ ser.training.validation
 ser.training.arguments ser.training.train ser.training
 ser.evaluation.audit ser.evaluation.evaluation ser.evaluation.report ser.evaluation
 ser
+vllm.client vllm
 demo.shipped demo.voices demo.dialogues demo.run demo
 server.limits server.refusals server.spaces server.keys server.tenant_store server.bodies server.batcher server.answers
 server.metrics server.logs server.drain server.requests server.turns server.service server.utterance_routes
 server.session_routes server.probe_routes server.flush server.app server.start server
 cli.output cli.data cli.failures cli.usage cli.options cli.adapters cli.demo cli.hosts cli.evaluate cli.predict
-cli.serve cli.states cli.train cli cli.__main__
+cli.serve_vllm cli.serve cli.states cli.train cli cli.__main__
 """
 ORDER = PLACES.split()
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +13,19 @@ from mal_adapter import demo
 from mal_adapter.cli.hosts import device_of, load_recognizer
 from mal_adapter.cli.options import Device, Dtype, DtypeOption, Labels, Prompt, json_option, model_option
 from mal_adapter.cli.output import load_libraries, print_json, print_line
+from mal_adapter.cli.serve_vllm import become_vllm, check_options
 from mal_adapter.cli.usage import shown
 from mal_adapter.extras import require
 
 __all__ = ["serve"]
+
+
+class Engine(str, Enum):
+    """What answers."""
+
+    embedded = "embedded"
+    vllm = "vllm"
+
 
 _SESSIONS, _ADDRESS, _LIMITS = "Sessions", "Address", "Limits"
 
@@ -29,11 +39,27 @@ _SESSIONS, _ADDRESS, _LIMITS = "Sessions", "Address", "Limits"
         "--store redis://host/0 --ttl-s 86400",
     ),
     (
+        "A trained memory in vLLM, with a flag of vLLM",
+        "mal-adapter serve --engine vllm --adapter my-memory \\\n--store redis://host/0 -- --max-num-seqs 64",
+    ),
+    (
         "An utterance of the session call-42",
         "curl --data-binary @turn1.wav \\\nlocalhost:8000/sessions/call-42/utterances",
     ),
 )
 def serve(
+    context: typer.Context,
+    vllm_flags: Annotated[
+        list[str] | None, typer.Argument(metavar="-- VLLM_FLAG", help="Flags of `vllm serve`.")
+    ] = None,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            metavar="NAME",
+            help="embedded: transformers in this process, for one machine; vllm: `vllm serve`, for many calls.",
+            rich_help_panel="Model",
+        ),
+    ] = Engine.embedded,
     model: Annotated[str | None, model_option("the adapter's; the tiny one in the package without --adapter")] = None,
     adapter: Annotated[
         str | None,
@@ -108,7 +134,15 @@ def serve(
 
     Logs are JSON lines on stderr. SIGTERM and Ctrl-C end the server: new requests are refused, running ones are
     answered, and sessions are saved. The exit code is 1 if this was not possible in time.
+
+    With --engine vllm, the command checks that the adapter and the model can be served, and becomes `vllm serve` with
+    every flag that a memory needs. The API is then vLLM's own.
     """
+    check_options(context, vllm_flags or [], vllm=engine is Engine.vllm)
+    if engine is Engine.vllm:
+        if adapter is None:
+            raise typer.BadParameter("is needed with --engine vllm", param_hint="--adapter")
+        become_vllm(model, adapter, store, ttl_s, dtype.value, host, port, vllm_flags or [])
     require("mal-adapter serve", "fastapi", "uvicorn", "prometheus_client", extra="serve")
     load_libraries()
     from mal_adapter.server.app import make_app

@@ -68,7 +68,8 @@ class Metrics:
 
     def text(self) -> bytes:
         """All metrics. May read the store."""
-        return generate_latest(self._registry)
+        text: bytes = generate_latest(self._registry)
+        return text
 
 
 class _Sessions:

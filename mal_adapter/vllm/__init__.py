@@ -6,7 +6,8 @@
     llm = LLM(model, **engine_args("user/mal-qwen2-audio"))
     llm.generate(prompt, SamplingParams(max_tokens=3, extra_args={"session_id": "call-42", "turn": 0}))
 
-Nothing here imports vLLM before `MemoryWorker` or `SessionAdmission` is used.
+`ServedRecognizer` is for clients of a server. Nothing here imports vLLM before `MemoryWorker` or `SessionAdmission` is
+used.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -14,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 from mal_adapter.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from mal_adapter.vllm.client import ServedRecognizer
     from mal_adapter.vllm.config import MemoryOptions, engine_args, serve_flags
 
     MemoryWorker: Any
 
-__all__ = ["MemoryOptions", "MemoryWorker", "engine_args", "serve_flags"]
+__all__ = ["MemoryOptions", "MemoryWorker", "ServedRecognizer", "engine_args", "serve_flags"]
 
 _MODULES = {
     "MemoryOptions": "vllm.config",
     "MemoryWorker": "vllm.worker",
+    "ServedRecognizer": "vllm.client",
     "engine_args": "vllm.config",
     "serve_flags": "vllm.config",
 }

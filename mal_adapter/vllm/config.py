@@ -11,9 +11,21 @@ from mal_adapter.errors import ConfigError
 from mal_adapter.stores import InMemoryStore, SessionStore, open_store
 from mal_adapter.stores.base import check_count, check_ttl
 
-__all__ = ["ADMISSION", "SECTION", "WORKER", "MemoryOptions", "admission_is_installed", "engine_args", "serve_flags"]
+__all__ = [
+    "ADMISSION",
+    "SECTION",
+    "STORE_VARIABLE",
+    "WORKER",
+    "MemoryOptions",
+    "admission_is_installed",
+    "engine_args",
+    "serve_flags",
+]
 
 SECTION = "mal_adapter"
+STORE_VARIABLE = "MAL_ADAPTER_STORE"
+"""The environment variable with the store of an engine whose configuration names none."""
+
 WORKER = "mal_adapter.vllm.MemoryWorker"
 ADMISSION = "mal_adapter.vllm.admission:SessionAdmission"
 
@@ -73,7 +85,9 @@ class MemoryOptions:
                 f"--additional-config has {', '.join(f'{SECTION}.{name}' for name in unknown)}; known are "
                 f"{', '.join(known)}"
             )
-        return cls(**section)
+        # A URL may have a password, which other users of the machine see in the arguments of a process.
+        hidden = os.environ.get(STORE_VARIABLE)
+        return cls(**({"store": hidden, **section} if hidden else section))
 
     def make_store(self) -> SessionStore:
         """Open the store.
