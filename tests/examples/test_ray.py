@@ -5,7 +5,7 @@ import runpy
 import secrets
 import signal
 import tempfile
-import time
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +18,7 @@ from mal_adapter.demo import ADAPTER_FOLDER
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
 from mal_adapter.ser import EmotionRecognizer, Prediction
 from mal_adapter.ser.dialogue import Dialogue
-from tests.stores.servers import RedisServer, free_port
+from tests.stores.servers import RedisServer, free_port, wait_until
 
 ray = pytest.importorskip("ray", reason="Ray is in no extra: pip install 'ray[serve]==2.60.*'")
 from ray import serve  # noqa: E402
@@ -59,6 +59,10 @@ def url() -> Iterator[str]:
             database.kill()
 
 
+def session_of(dialogue: Dialogue) -> str:
+    return f"calls/{dialogue.dialogue_id}"
+
+
 def processes() -> dict[str, int]:
     """The process ids of the replicas that are ready; what `serve status` prints has no ids."""
     details = _get_global_client().get_serve_details()
@@ -80,25 +84,27 @@ def expected(dialogues: list[Dialogue]) -> dict[str, list[dict[str, float]]]:
     return found
 
 
+def post(url: str, session: str, body: bytes | Iterator[bytes]) -> httpx.Response:
+    path = f"{url}/sessions/{quote(session, safe='')}/utterances"
+    return httpx.post(path, content=body, headers={"x-session-id": session}, timeout=120)
+
+
 def test_sessions_stick_to_a_replica_and_continue_at_another_when_it_dies(
     url: str, dialogues: list[Dialogue], expected: dict[str, list[dict[str, float]]]
 ):
     def send(number: int) -> list[str]:
         """Sends an utterance of each session, all at once; checks the answers, and returns their replicas."""
 
-        def post(dialogue: Dialogue) -> str:
-            session = dialogue.dialogue_id
-            body = Path(dialogue.utterances[number].path).read_bytes()
-            path = f"{url}/sessions/{quote(session, safe='')}/utterances"
-            answer = httpx.post(path, content=body, headers={"x-session-id": session}, timeout=120)
+        def send_to(dialogue: Dialogue) -> str:
+            answer = post(url, session_of(dialogue), dialogue.utterances[number].audio.read_bytes())
             assert answer.status_code == 200, answer.text
             said = answer.json()
-            assert (said["session"], said["utterance"], said["saved"]) == (session, number + 1, True)
-            assert said["probabilities"] == pytest.approx(expected[session][number], abs=1e-5)
+            assert (said["session"], said["utterance"], said["saved"]) == (session_of(dialogue), number + 1, True)
+            assert said["probabilities"] == pytest.approx(expected[dialogue.dialogue_id][number], abs=1e-5)
             return str(answer.headers["x-replica"])
 
         with ThreadPoolExecutor(SESSIONS) as pool:
-            return list(pool.map(post, dialogues))
+            return list(pool.map(send_to, dialogues))
 
     first = send(0)
     for number in range(1, 5):
@@ -106,18 +112,31 @@ def test_sessions_stick_to_a_replica_and_continue_at_another_when_it_dies(
     before = processes()
     assert len(before) == 2
     assert set(first) <= before.keys()
-    dead = first[0]
-    os.kill(before[dead], signal.SIGKILL)
+    # Without the header, requests go anywhere.
+    assert {httpx.get(f"{url}/health").headers["x-replica"] for _ in range(40)} == before.keys()
 
-    moved = send(5)
+    dead, resume = first[0], threading.Event()
+
+    def stalled() -> Iterator[bytes]:
+        yield body[:1000]
+        resume.wait()
+        yield body[1000:]
+
+    body = dialogues[0].utterances[5].audio.read_bytes()
+    with ThreadPoolExecutor(1) as pool:
+        cut = pool.submit(post, url, session_of(dialogues[0]), stalled())
+        health = {"x-session-id": session_of(dialogues[0])}
+        wait_until(lambda: httpx.get(f"{url}/health", headers=health).json()["pending"] == 1)
+        os.kill(before[dead], signal.SIGKILL)
+        moved = send(5)
+        print("PENDING", cut.done())
+        resume.set()
+        print("CUT", cut.result(), cut.result().headers, cut.result().text)
     print(first, moved)
     assert dead not in moved
     assert all(now == then for now, then in zip(moved, first, strict=True) if then != dead)
 
-    deadline = time.monotonic() + 120
-    while not (len(now := processes()) == 2 and dead not in now):
-        assert time.monotonic() < deadline, now
-        time.sleep(0.2)
+    wait_until(lambda: len(processes()) == 2 and dead not in processes(), seconds=120)
     last = send(6)
-    print(now, last)
-    assert set(last) <= now.keys()
+    print(last)
+    assert set(last) <= processes().keys()
