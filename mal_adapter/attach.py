@@ -12,11 +12,12 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from mal_adapter.errors import AudioMaskError, ConfigError, CopyError, HostError, SessionError, StateMismatchError
-from mal_adapter.hooks.batch import check_audio_mask
+from mal_adapter.hooks.plan import check_audio_mask
 from mal_adapter.hooks.session import Session, check_session_ids
 from mal_adapter.hosts.detect import warn_if_compiled
 from mal_adapter.hosts.host import Host
 from mal_adapter.hosts.spec import HostSpec
+from mal_adapter.memory import fused
 from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.memory.state import MemoryState
@@ -39,7 +40,8 @@ def attach_memory(
     """Give `model` a memory: register hooks on it and on its decoder layer `layer_idx`.
 
     Nothing else of the model changes, neither weights nor modules nor `state_dict`. A fresh adapter leaves every output
-    bit-identical until it is trained.
+    bit-identical until it is trained. On an NVIDIA GPU, the memory's kernels are compiled here, for tens of seconds the
+    first time; the logger "mal_adapter" says how long.
 
     Args:
         model: An audio language model, in PEFT, compile or DDP wrappers if need be; or any module, with `host`.
@@ -99,6 +101,7 @@ def attach_memory(
     adapter.metadata = resolved.describe(adapter.metadata, layer_idx)
     if (parameter := next(layer.parameters(), None)) is not None and parameter.device.type != "meta":
         adapter.to(parameter.device)
+    fused.warm_up(adapter.config, adapter.initial[0].device, adapter.state_dtype, adapter.training)
     return AttachedMemory(resolved, adapter, layer_idx, store)
 
 
@@ -253,12 +256,14 @@ class AttachedMemory:
         return self._root is not None
 
     def status(self) -> dict[str, Any]:
-        """Where the memory is attached, and what it holds."""
+        """Where the memory is attached, what computes it, and what it holds."""
+        device, dtype, training = self.adapter.initial[0].device, self.adapter.state_dtype, self.adapter.training
         return {
             "attached": self.attached,
             "layer": f"{self.host.layers}.{self.layer_idx}",
             "audio_token_id": self.host.audio_token_id,
-            "training": self.adapter.training,
+            "training": training,
+            "kernels": fused.path(self.adapter.config, device, dtype, training),
             "parameters": sum(p.numel() for p in self.adapter.parameters()),
             "states": repr(self.states),
         }

@@ -185,7 +185,10 @@ class MalAdapterWarning(UserWarning):
 
 
 class SkippedWriteWarning(MalAdapterWarning):
-    """A write was skipped since its result was not finite; the state is as before."""
+    """A write was skipped since its result was not finite; the state is as before.
+
+    On a GPU it may come one utterance later, and at the latest when the session's block is left.
+    """
 
 
 class AudioOutsideSessionWarning(MalAdapterWarning):

@@ -17,7 +17,10 @@ torch.set_num_threads(1)
 check_shapes()
 
 # Only now: what a fixture imports of the package is checked, too.
+from tests.memory.fused.interpreter import interpret  # noqa: E402
 from tests.stores.fixtures import make_store, server, short_path  # noqa: E402, F401
+
+interpret()
 
 # CI draws the same examples each time, so that a result depends on the change alone; elsewhere examples are new.
 hypothesis.settings.register_profile("ci", derandomize=True)

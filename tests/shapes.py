@@ -17,7 +17,9 @@ CHECK_THEMSELVES = {
     "AttachedMemory.session",
     "MemoryAdapter.read",
     "MemoryAdapter.write",
-    "MemoryAdapter._checked_mask",
+    "MemoryAdapter.read_tokens",
+    "MemoryAdapter.write_tokens",
+    "MemoryAdapter._flat",
     "_spans",
 }
 

@@ -71,7 +71,8 @@ def test_the_shipped_memory_has_the_documented_settings():
 def test_the_command_line_trains_the_memory_that_the_script_trains(run, tmp_path: Path):
     corpus = tmp_path / "corpus"
     printed = run("train_memory.py", tmp_path / "script", "--corpus", corpus, "--epochs", 1, "--seed", 3, *TINY)
-    assert re.findall(r"^(dev|test): host_only \d\.\d{3}, own \d\.\d{3}, reset", printed, re.MULTILINE) == ["dev", "test"]
+    arms = re.compile(r"^(dev|test): host_only \d\.\d{3}, own \d\.\d{3}, reset", re.MULTILINE)
+    assert arms.findall(printed) == ["dev", "test"]
     kept = {path: path.stat().st_mtime_ns for path in (corpus / "activations").iterdir()}
     assert len(kept) == 40
     AcceleratorState._reset_state()

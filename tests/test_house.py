@@ -17,12 +17,17 @@ PLACES = """
 errors extras lazy
 serialization.versions serialization.text serialization.atomic serialization.strict_json serialization.tensors
 serialization.metadata serialization.model_card serialization.adapter_folder serialization.hub serialization
-memory.config memory.state memory.spans memory.gates32 memory.precision memory.gates memory.rule memory.chunk
-memory.titans memory.recurrent memory.reference memory.hub_mixin memory.adapter memory
+memory.config memory.state memory.transfer memory.spans memory.gates32 memory.precision memory.gates memory.rule
+memory.chunk
+memory.fused.support memory.fused.parts memory.fused.scalars memory.fused.write_kernels memory.fused.write_backward
+memory.fused.read_kernels memory.fused.commit_kernels memory.fused.ops memory.fused.trial memory.fused
+memory.titans memory.recurrent memory.reference memory.commit memory.projections memory.half memory.hub_mixin
+memory.adapter memory
 hosts.spec hosts.remote_code hosts.registry hosts.audio_mask hosts.detect hosts.host hosts
 stores.base stores.folder_files stores.folder stores.redis_client stores.forking stores.in_memory
 stores.redis_errors stores.redis stores stores.unsaved stores.states
-hooks.forward hooks.session hooks.batch hooks.checkpointing hooks.blocks hooks.wiring hooks
+hooks.torch_internals hooks.plan hooks.forward hooks.skipped hooks.session hooks.inside hooks.outside
+hooks.compiled hooks.checkpointing hooks.blocks hooks.running hooks.wiring hooks
 attach .
 ser.loading ser.progress
 ser.recognizer.scoring
@@ -42,7 +47,8 @@ ser.recognizer.audio ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.
 ser.recognizer
 ser.corpora.folder ser.corpora.corpus ser.corpora.manifests ser.corpora.emorynlp ser.corpora.iemocap
 ser.corpora.m3ed ser.corpora.meld ser.corpora
-ser.training.batch_scorer ser.training.cached_host ser.training.batches ser.training.loss ser.training.step
+ser.training.batch_scorer ser.training.device_rows ser.training.cached_host ser.training.batches ser.training.loss
+ser.training.step
 ser.training.validation
 ser.training.arguments ser.training.train ser.training
 ser.evaluation.audit ser.evaluation.evaluation ser.evaluation.report ser.evaluation

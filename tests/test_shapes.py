@@ -11,7 +11,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from mal_adapter import MemoryState
-from mal_adapter.hooks.batch import audio_rows
+from mal_adapter.hooks.plan import plan_audio
 from mal_adapter.memory.chunk import advance, split_chunks
 from mal_adapter.memory.gates import ChunkScalars, Gates
 from mal_adapter.memory.titans import write
@@ -21,17 +21,26 @@ HIDDEN = torch.zeros(2, 5, 8)
 
 
 def test_what_fits_goes_through():
-    rows, valid = audio_rows(HIDDEN, torch.tensor([[True, False, True, False, False]] * 2))
-    assert rows.shape == (2, 2, 8)
-    assert valid.all()
+    plan = plan_audio(torch.tensor([[True, False, True, False, False]] * 2), HIDDEN.device)
+    assert plan is not None
+    assert plan.gather(HIDDEN).shape == (4, 8)
+    assert plan.scatter(HIDDEN, torch.ones(4, 8)).sum(-1).tolist() == [[8, 0, 8, 0, 0]] * 2
 
 
 @pytest.mark.parametrize(
-    "mask", [torch.ones(2, 4).bool(), torch.ones(2, 5), torch.ones(10).bool()], ids=["length", "dtype", "dimensions"]
+    "mask", [torch.ones(2, 5), torch.ones(10).bool(), torch.ones(2, 5, 1).bool()], ids=["dtype", "one", "three"]
 )
-def test_a_mask_of_another_shape_than_the_hidden_states_is_an_error(mask: torch.Tensor):
+def test_a_mask_of_another_dtype_or_other_dimensions_is_an_error(mask: torch.Tensor):
     with pytest.raises(TypeCheckError, match="mask"):
-        audio_rows(HIDDEN, mask)
+        plan_audio(mask, HIDDEN.device)
+
+
+@pytest.mark.parametrize("tokens", [torch.zeros(3, 7), torch.zeros(3, 8).int(), torch.zeros(2, 3, 8)])
+def test_so_are_tokens_that_are_not_those_of_the_hidden_states(tokens: torch.Tensor):
+    plan = plan_audio(torch.tensor([[True, False, True, False, False], [True] + [False] * 4]), HIDDEN.device)
+    assert plan is not None
+    with pytest.raises(TypeCheckError, match="tokens"):
+        plan.scatter(HIDDEN, tokens)
 
 
 def test_so_are_a_state_and_a_dataclass_whose_tensors_do_not_belong_together():
@@ -63,7 +72,7 @@ def test_rows_and_heads_in_one_dimension_are_one_name():
 
 def test_a_users_process_checks_nothing():
     code = (
-        "import sys, torch; from mal_adapter.hooks.batch import audio_rows; "
-        "audio_rows(torch.zeros(2, 5, 8), torch.ones(2, 5).int()); sys.exit('beartype' in sys.modules)"
+        "import sys, torch; from mal_adapter.hooks.plan import plan_audio; "
+        "plan_audio(torch.ones(2, 5).int(), torch.device('cpu')); sys.exit('beartype' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

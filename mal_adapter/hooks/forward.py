@@ -1,6 +1,7 @@
 """`Forward`: one forward of the host while it runs, and the prompt that it was given."""
 
 import dataclasses
+import itertools
 import threading
 import weakref
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from mal_adapter.hooks.plan import Plan
+from mal_adapter.memory.spans import Spans
 from mal_adapter.memory.state import MemoryState
 
 __all__ = ["Forward", "LastPrompt"]
@@ -27,9 +30,9 @@ class LastPrompt:
         before: The state before this utterance.
         length: How many tokens were given last: the prompt's, and those that were generated since.
         cache: A weak reference to the KV cache that was filled, where it is known.
-        rows: (batch, audio tokens, hidden_size) output of the hooked layer at the audio positions; None unless the
-            utterance can continue.
-        valid: (batch, audio tokens) bool, False at padding; None where `rows` is.
+        audio: (audio tokens of all rows, hidden_size) output of the hooked layer at the audio positions; None unless
+            the utterance can continue.
+        spans: Where each row's tokens are in `audio`; None where that is.
     """
 
     tokens: Shaped[Tensor, "batch seq_len ..."]
@@ -37,8 +40,8 @@ class LastPrompt:
     before: MemoryState
     length: int
     cache: "weakref.ref[Any] | None" = None
-    rows: Float[Tensor, "batch tokens hidden_size"] | None = None
-    valid: Bool[Tensor, "batch tokens"] | None = None
+    audio: Float[Tensor, "tokens hidden_size"] | None = None
+    spans: Spans | None = None
 
 
 class Forward:
@@ -54,6 +57,8 @@ class Forward:
         entered: The hooked modules that it has entered.
         records_grad: Whether autograd recorded when it began.
         mask: (batch, seq_len) bool audio positions; None for a forward without audio.
+        plan: Where the audio is in the hidden states; None for a forward without audio, and where only the hidden
+            states have the shape of the session's own mask.
         text_only: Whether the host's own arguments say that there is no audio.
         features: The audio features, if there are any.
         prompt: What it was given, to be remembered if it succeeds.
@@ -70,6 +75,7 @@ class Forward:
         self.entered: list[object] = []
         self.records_grad = torch.is_grad_enabled()
         self.mask: Bool[Tensor, "batch seq_len"] | None = None
+        self.plan: Plan | None = None
         self.text_only = False
         self.features: Shaped[Tensor, ...] | None = None
         self.prompt: LastPrompt | None = None
@@ -86,6 +92,10 @@ class Forward:
     def see_audio(self, mask: Bool[Tensor, "batch seq_len"]) -> None:
         """The host's arguments have audio at these positions."""
         self.mask = mask
+
+    def see_plan(self, plan: Plan | None) -> None:
+        """Its audio is there in the hidden states."""
+        self.plan = plan
 
     def see_text_only(self, text_only: bool) -> None:
         """Whether the host's arguments say that there is no audio, for a session with a mask of its own."""
@@ -111,20 +121,21 @@ class Forward:
             self.prompt.before = state
 
     def whole_utterance(
-        self, rows: Float[Tensor, "batch tokens hidden_size"], valid: Bool[Tensor, "batch tokens"]
-    ) -> tuple[Float[Tensor, "batch all_tokens hidden_size"], Bool[Tensor, "batch all_tokens"]]:
-        """`rows` and `valid` behind the part of the utterance that is on the KV cache."""
+        self, tokens: Float[Tensor, "tokens hidden_size"], spans: Spans
+    ) -> tuple[Float[Tensor, "all_tokens hidden_size"], Spans]:
+        """`tokens` and `spans`, each row behind its part of the utterance that is on the KV cache."""
         so_far = self._so_far
-        if so_far is None or so_far.rows is None or so_far.valid is None:
-            return rows, valid
-        return torch.cat((so_far.rows, rows), 1), torch.cat((so_far.valid, valid), 1)
+        if so_far is None or so_far.audio is None or so_far.spans is None:
+            return tokens, spans
+        earlier, new = so_far.spans.lengths, spans.lengths
+        pieces = zip(torch.split(so_far.audio, list(earlier)), torch.split(tokens, list(new)), strict=True)
+        lengths = [sum(pair) for pair in zip(earlier, new, strict=True)]
+        return torch.cat(list(itertools.chain(*pieces))), Spans(lengths, tokens.device)
 
-    def may_continue(
-        self, rows: Float[Tensor, "batch tokens hidden_size"], valid: Bool[Tensor, "batch tokens"]
-    ) -> None:
-        """Its utterance is `rows` so far; a later forward may continue it."""
+    def may_continue(self, tokens: Float[Tensor, "tokens hidden_size"], spans: Spans) -> None:
+        """Its utterance is `tokens` so far; a later forward may continue it."""
         if self.prompt is not None:
-            self.prompt.rows, self.prompt.valid = rows, valid
+            self.prompt.audio, self.prompt.spans = tokens, spans
 
     def prepare_write(self, state: MemoryState) -> None:
         """`state` is to be committed if the forward succeeds."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mal_adapter.errors import CopyError, SessionError
 from mal_adapter.hooks.forward import Forward, LastPrompt
+from mal_adapter.hooks.skipped import SkippedWrites
 from mal_adapter.memory.state import MemoryState
 from mal_adapter.stores.base import encode_session_id
 from mal_adapter.stores.states import SessionStates
@@ -34,7 +35,8 @@ class Session:
         state: What has been written so far, one row per id. While the adapter is in training mode it carries the
             autograd graph through the block.
         write: Whether utterances are written, or only read.
-        audio_mask: The user's mask, which wins over detection.
+        audio_mask: The user's mask, which wins over detection; may be set between forwards.
+        skipped: What is known of writes that were skipped.
         used: Whether a forward has begun in the block.
         closed: Whether the block has been left.
     """
@@ -51,9 +53,11 @@ class Session:
         self.state = state
         self.write = write
         self.audio_mask = audio_mask
+        self.skipped = SkippedWrites()
         self.used = False
         self.closed = False
         self._states = states
+        self._mask_on_host: tuple[Tensor, Tensor] | None = None  # the user's, and its copy
         self._forwards: dict[int, Forward] = {}  # by the thread that runs them
         self._writer: Forward | None = None
         self._prompts: list[LastPrompt] = []  # the last one at the end
@@ -66,6 +70,12 @@ class Session:
     def forward(self) -> Forward | None:
         """The forward that this thread is running."""
         return self._forwards.get(threading.get_ident())
+
+    def mask_on_host(self, mask: Bool[Tensor, "prompts seq_len"]) -> Bool[Tensor, "prompts seq_len"]:
+        """`audio_mask` on the CPU, copied from its device once."""
+        if self._mask_on_host is None or self._mask_on_host[0] is not mask:
+            self._mask_on_host = mask, mask.cpu()
+        return self._mask_on_host[1]
 
     def __getstate__(self) -> NoReturn:
         raise CopyError(
@@ -185,8 +195,9 @@ class Session:
                 self._writer = forward
             forward.read_from(self.state if earlier is None else earlier.before)
 
-    def end(self, owner: object, *, succeeded: bool, keep_graph: bool) -> bool:
-        """A forward of `owner` ended; commits what it wrote if it succeeded. Returns whether a write was skipped.
+    def end(self, owner: object, *, succeeded: bool, keep_graph: bool) -> None:
+        """A forward of `owner` ended; commits what it wrote if it succeeded. Does not wait for the device, unless the
+        store does, since it takes bytes.
 
         Raises:
             SessionError: The block has been left since the forward began.
@@ -195,31 +206,36 @@ class Session:
         """
         forward = self.forward
         if forward is None or forward.owner is not owner:
-            return False
+            return
         del self._forwards[threading.get_ident()]
         with self._lock:
             try:
-                return succeeded and self._commit(forward, keep_graph)
+                if succeeded:
+                    self._commit(forward, keep_graph)
             finally:
                 if self._writer is forward:
                     self._writer = None
 
-    def _commit(self, forward: Forward, keep_graph: bool) -> bool:
+    def abandon(self) -> None:
+        """This thread's forward has failed, and nobody will say that it ended."""
+        forward = self._forwards.pop(threading.get_ident(), None)
+        with self._lock:
+            if forward is not None and self._writer is forward:
+                self._writer = None
+
+    def _commit(self, forward: Forward, keep_graph: bool) -> None:
         if self.closed and forward.pending is not None:
             raise SessionError(_LEFT.format(list(self.ids)))
         if forward.prompt is not None:
             self._remember(forward, forward.prompt)
         if forward.pending is None:
-            return False
-        # The layer of an offloaded host may run on another device than the one that the state was loaded on.
-        before = self.state.skipped_writes.to(forward.pending.skipped_writes.device)
-        skipped = bool((forward.pending.skipped_writes > before).any())
+            return
         reached = forward.pending.map(_not_inference)
         detached = reached.detach()
-        self.state = reached if keep_graph else detached
+        before, self.state = self.state, reached if keep_graph else detached
+        self.skipped.note(before.skipped_writes, self.state.skipped_writes)
         rows = [detached] if len(self.ids) == 1 else detached.split()
         self._states.keep({i: row for i, row in zip(self.ids, rows, strict=True) if i is not None})
-        return skipped
 
     def _remember(self, forward: Forward, prompt: LastPrompt) -> None:
         if forward.repeated and forward.continues is not None:

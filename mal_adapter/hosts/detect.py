@@ -85,8 +85,8 @@ def count_shared_layers(model: nn.Module) -> int:
 
 
 def warn_if_compiled(model: nn.Module, layer: nn.Module) -> None:
-    """Warn if `model` or something in it is compiled around `layer`: hooks inside of what has been traced are ignored.
-    What is compiled inside the layer, or as the layer, runs inside its hooks."""
+    """Warn if `model` or something in it is compiled around `layer`: what was traced before has no hooks, and is not
+    traced again for them. What is compiled inside the layer, or as the layer, runs inside its hooks."""
     compiled = [module for module in model.modules() if module is not layer and _is_compiled(module)]
     around = [type(module).__name__ for module in compiled if any(inner is layer for inner in module.modules())]
     if around:

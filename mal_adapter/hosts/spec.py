@@ -22,7 +22,7 @@ class HostSpec:
         feature_arguments: Names of that call's audio features. Only a call that has one of them carries audio.
         find_mask: Replaces the comparison with `audio_token_id`: called with the call's arguments by name, it
             returns a (batch, seq_len) bool mask, or None for a call without audio. A module-level function, so that
-            the model can be pickled.
+            the model can be pickled. From a compiled graph it gets the tensors of the call alone.
         clip_tokens: For a host whose clips all take the same number of placeholders, however short they are: called
             with a call's arguments by name, it returns how many of each clip's have audio behind them, (clips,) int,
             or None for all.

@@ -10,11 +10,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mal_adapter.errors import AudioMaskError, ConfigError, StateMismatchError
+from mal_adapter.memory.commit import commit, total
 from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.memory.gates import Gates
+from mal_adapter.memory.half import HalfCache, versions
 from mal_adapter.memory.hub_mixin import Pretrained
+from mal_adapter.memory.projections import FullProjections, Layers, Projections
 from mal_adapter.memory.recurrent import GRU, RunningMean
-from mal_adapter.memory.rule import ByHead, Rule, Weights
+from mal_adapter.memory.rule import Rule, TokensByHead, Weights
 from mal_adapter.memory.spans import Spans
 from mal_adapter.memory.state import MemoryState
 from mal_adapter.memory.titans import Titans
@@ -73,6 +76,7 @@ class MemoryAdapter(Pretrained):
         self.dropout = nn.Dropout(config.dropout)
         self.readout_out = nn.Linear(readout, config.hidden_size, bias=False)
         self._fingerprint: tuple[object, str] | None = None
+        self._half = HalfCache()
         self._reset(heads, d)
 
     @torch.no_grad()
@@ -137,17 +141,9 @@ class MemoryAdapter(Pretrained):
             AudioMaskError: `mask` or `hidden_states` have the wrong shape.
             StateMismatchError: `state` has another batch size or other layers.
         """
-        mask = self._checked_mask(state, hidden_states, mask)
-        width = self.config.memory_dim
-        query, token = self._project(hidden_states, mask, causal, slice(0, 2 * width)).chunk(2, dim=-1)
-        query = F.normalize(self._by_head(query), dim=-1).to(self.state_dtype)
-        answer = self.rule.read(tuple(self.initial), state, query).transpose(1, 2).flatten(2)
-        evidence = self.readout_norm(torch.cat((answer.to(token.dtype), token), dim=-1))
-        value, gate = self.readout_in(evidence).chunk(2, dim=-1)
-        # Zero where the narrow side is: readout_out has no bias.
-        inner = torch.where(mask[..., None], value * F.silu(gate), 0)
-        residual: Tensor = self.readout_out(self.dropout(inner))
-        return residual.to(hidden_states.dtype)
+        spans, valid = self._flat(hidden_states, mask)
+        residual = self.read_tokens(state, hidden_states.flatten(0, 1), spans, valid, causal=causal)
+        return spans.pad(residual)
 
     def write(
         self, state: MemoryState, hidden_states: HiddenStates, mask: Mask | None = None, *, causal: bool = False
@@ -169,33 +165,8 @@ class MemoryAdapter(Pretrained):
             AudioMaskError: `mask` or `hidden_states` have the wrong shape.
             StateMismatchError: `state` has another batch size or other layers.
         """
-        mask = self._checked_mask(state, hidden_states, mask)
-        finite = (_total(hidden_states, -1).isfinite() | ~mask).all(-1)
-        written = mask & finite[:, None]
-        width, heads = self.config.memory_dim, self.config.num_heads
-        projected = self._project(hidden_states, written, causal, slice(2 * width, None))
-        key, value, *logits = torch.split(projected, [width] * 2 + [heads] * 3, dim=-1)
-        key = F.normalize(self._by_head(key), dim=-1).to(self.state_dtype)
-        value = self._by_head(value).to(self.state_dtype)
-        gates = Gates(*(logit.mT for logit in logits))
-        weights, momentum = self.rule.write(tuple(self.initial), state, key, value, gates, written)
-        totals = torch.stack([_total(layer, (1, 2, 3)) for layer in (*weights, *momentum)])
-        finite = finite & totals.isfinite().all(0)
-        failed = ~finite[:, None, None, None]
-
-        def finite_or_old(new: Weights, old: Weights) -> Weights:
-            # The old tensor is the first argument, because torch.where takes over its memory layout.
-            return tuple(torch.where(failed, o, n) for n, o in zip(new, old, strict=True))
-
-        attempted = mask.any(-1)
-        return MemoryState(
-            finite_or_old(weights, state.weights),
-            finite_or_old(momentum, state.momentum),
-            utterances=state.utterances + (attempted & finite),
-            tokens=state.tokens + mask.sum(-1) * finite,
-            skipped_writes=state.skipped_writes + (attempted & ~finite),
-            fingerprint=state.fingerprint,
-        )
+        spans, valid = self._flat(hidden_states, mask)
+        return self.write_tokens(state, hidden_states.flatten(0, 1), spans, valid, causal=causal)
 
     def read_tokens(
         self,
@@ -206,9 +177,37 @@ class MemoryAdapter(Pretrained):
         *,
         causal: bool = False,
     ) -> Float[Tensor, "tokens hidden_size"]:
-        """As `read`, for rows of any length in one flat list; `spans` says where each row is."""
-        mask = spans.inside if valid is None else spans.pad(valid)
-        return spans.flatten(self.read(state, spans.pad(tokens), mask, causal=causal))
+        """As `read`, for rows of any length in one flat list.
+
+        Once the tensors of `spans` exist, nothing here depends on numbers of the device or copies from the host.
+
+        Args:
+            state: One row per row of `spans`.
+            tokens: (tokens, hidden_size), any float dtype, one row after the other.
+            spans: Where each row is.
+            valid: (tokens,) bool, True at audio tokens; all tokens are audio if None.
+            causal: As in `read`.
+
+        Returns:
+            The residual, (tokens, hidden_size) in the dtype of `tokens`, exactly zero where `valid` is False.
+
+        Raises:
+            AudioMaskError: `tokens`, `spans` and `valid` don't have the same number of tokens, or `tokens` another
+                width.
+            StateMismatchError: `state` has another number of rows or other layers.
+
+        Example:
+            >>> adapter = MemoryAdapter(MemoryConfig(hidden_size=8, memory_dim=4, num_heads=1)).eval()
+            >>> tokens, spans = torch.randn(5, 8), Spans([3, 2], torch.device("cpu"))
+            >>> tuple(adapter.read_tokens(adapter.initial_state(batch_size=2), tokens, spans).shape)
+            (5, 8)
+        """
+        self._check(state, tokens, spans, valid)
+        use, rows = self._projections(tokens), slice(0, 2 * self.config.memory_dim)
+        query, token = use.project(tokens, spans, valid, causal, rows).chunk(2, dim=-1)
+        query = self._by_head(query).to(self.state_dtype)
+        answer = self.rule.read(tuple(self.initial), state, query, spans)
+        return use.read_out(answer.flatten(1), token, valid).to(tokens.dtype)
 
     def write_tokens(
         self,
@@ -219,48 +218,91 @@ class MemoryAdapter(Pretrained):
         *,
         causal: bool = False,
     ) -> MemoryState:
-        """As `write`, for rows of any length in one flat list; `spans` says where each row is."""
-        mask = spans.inside if valid is None else spans.pad(valid)
-        return self.write(state, spans.pad(tokens), mask, causal=causal)
+        """As `write`, for rows of any length in one flat list.
 
-    def _project(
-        self, hidden_states: HiddenStates, mask: Mask, causal: bool, rows: slice
-    ) -> Float[Tensor, "batch seq_len rows"]:
-        """The projections of each token and of the utterance's mean, these rows only."""
-        # Values at other positions, even NaN, must affect neither the result nor a gradient.
-        hidden_states = torch.where(mask[..., None], hidden_states, 0)
-        x = self.norm(hidden_states.to(self.norm.weight.dtype))
-        projected = F.linear(x, self.in_proj.weight[rows], self.in_proj.bias[rows])
-        if self.pool_proj is None:
-            return projected
-        if causal:
-            mean = torch.where(mask[..., None], x, 0).cumsum(-2) / mask[..., None].cumsum(-2).clamp_min(1)
-        else:
-            share = mask.to(x.dtype) / mask.sum(-1, keepdim=True).clamp_min(1)
-            mean = share[:, None] @ x
-        return projected + F.linear(mean.to(x.dtype), self.pool_proj.weight[rows])
+        Args:
+            state: One row per row of `spans`; not changed.
+            tokens: As in `read_tokens`.
+            spans: Where each row is.
+            valid: As in `read_tokens`.
+            causal: As in `read`.
 
-    def _by_head(self, projected: Float[Tensor, "batch seq_len memory_dim"]) -> ByHead:
-        return torch.unflatten(projected, -1, (self.config.num_heads, -1)).transpose(1, 2)
+        Returns:
+            A new state.
 
-    def _checked_mask(self, state: MemoryState, hidden_states: HiddenStates, mask: Mask | None) -> Mask:
+        Raises:
+            AudioMaskError: `tokens`, `spans` and `valid` don't have the same number of tokens, or `tokens` another
+                width.
+            StateMismatchError: `state` has another number of rows or other layers.
+        """
+        self._check(state, tokens, spans, valid)
+        written, finite = valid, None
+        if torch.is_grad_enabled():
+            # A row that will be skipped must not make a gradient NaN either.
+            known = total(tokens, -1).isfinite()
+            known = known if valid is None else known | ~valid
+            finite = spans.all_by_row(known)
+            written = spans.spread(finite) if valid is None else spans.spread(finite) & valid
+        width, heads = self.config.memory_dim, self.config.num_heads
+        projected = self._projections(tokens).project(tokens, spans, written, causal, slice(2 * width, None))
+        key, value, *logits = torch.split(projected, [width] * 2 + [heads] * 3, dim=-1)
+        key, value = (self._by_head(t).to(self.state_dtype) for t in (key, value))
+        new = self.rule.write(tuple(self.initial), state, key, value, Gates(*logits), spans, written)
+        return commit(state, *new, spans, valid, finite)
+
+    def _layers(self) -> Layers:
+        return Layers(
+            self.norm,
+            self.in_proj,
+            self.pool_proj,
+            self.readout_norm,
+            self.readout_in,
+            self.dropout,
+            self.readout_out,
+        )
+
+    def _projections(self, tokens: Tensor) -> Projections:
+        """What projects these tokens and reads out."""
+        if self._half.takes(tokens) and not self.training:
+            return self._half.get(self, self._layers(), tokens.dtype)
+        return FullProjections(self._layers())
+
+    def train(self, mode: bool = True) -> "MemoryAdapter":
+        """Switch between training and inference."""
+        if mode:
+            self._half.drop()
+        return super().train(mode)
+
+    def _by_head(self, projected: Float[Tensor, "tokens memory_dim"]) -> TokensByHead:
+        return torch.unflatten(projected, -1, (self.config.num_heads, -1))
+
+    def _flat(self, hidden_states: HiddenStates, mask: Mask | None) -> tuple[Spans, Bool[Tensor, " tokens"] | None]:
+        """The rows of a batch as spans, and the flat mask."""
         if hidden_states.dim() != 3 or hidden_states.shape[-1] != self.config.hidden_size:
             raise AudioMaskError(
                 f"hidden_states are {tuple(hidden_states.shape)}, expected (batch, seq_len, {self.config.hidden_size})"
             )
-        if mask is None:
-            mask = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
-        if mask.shape != hidden_states.shape[:2] or mask.dtype != torch.bool:
+        if mask is not None and (mask.shape != hidden_states.shape[:2] or mask.dtype != torch.bool):
             raise AudioMaskError(
                 f"mask is {mask.dtype} {tuple(mask.shape)}, expected bool {tuple(hidden_states.shape[:2])}, "
                 "one entry per position of hidden_states"
             )
-        self.check_state(state)
-        if state.batch_size != len(hidden_states):
-            raise StateMismatchError(
-                f"the state holds {state.batch_size} dialogues, but hidden_states have {len(hidden_states)} rows"
+        batch, seq_len, _ = hidden_states.shape
+        return Spans([seq_len] * batch, hidden_states.device), None if mask is None else mask.flatten()
+
+    def _check(self, state: MemoryState, tokens: Tensor, spans: Spans, valid: Tensor | None) -> None:
+        if tokens.shape != (spans.total, self.config.hidden_size):
+            raise AudioMaskError(
+                f"tokens are {tuple(tokens.shape)}, expected ({spans.total}, {self.config.hidden_size}): the lengths "
+                "of the spans add up to the first, and the second is the adapter's hidden_size"
             )
-        return mask
+        if valid is not None and (valid.shape != tokens.shape[:1] or valid.dtype != torch.bool):
+            raise AudioMaskError(f"valid is {valid.dtype} {tuple(valid.shape)}, expected bool ({spans.total},)")
+        self.check_state(state)
+        if state.batch_size != len(spans):
+            raise StateMismatchError(
+                f"the state holds {state.batch_size} dialogues, but hidden_states have {len(spans)} rows"
+            )
 
     def check_state(self, state: MemoryState) -> None:
         """Raise `StateMismatchError` unless `state` has this adapter's shapes and its fingerprint, if it has any.
@@ -277,7 +319,9 @@ class MemoryAdapter(Pretrained):
                 )
         if (dtype := state.weights[0].dtype) != self.state_dtype:
             raise StateMismatchError(f"the state is {dtype}, this adapter's states are {self.state_dtype}")
-        if not self.training and state.fingerprint is not None and state.fingerprint != self.fingerprint():
+        if self.training or state.fingerprint is None or torch.compiler.is_compiling():
+            return  # a traced function can't hash the weights
+        if state.fingerprint != self.fingerprint():
             raise StateMismatchError(
                 f"the state was written by adapter {state.fingerprint}, this one is {self.fingerprint()}; "
                 "load the adapter it belongs to, or start a new session"
@@ -285,8 +329,7 @@ class MemoryAdapter(Pretrained):
 
     def fingerprint(self) -> str:
         """16 hex digits that identify configuration and weights; cached until a parameter changes."""
-        parameters = list(self.parameters())
-        version = [(p.data_ptr(), None if p.is_inference() else p._version, p.dtype) for p in parameters]
+        version = versions(self)
         if self._fingerprint is None or self._fingerprint[0] != version:
             fields = self.config.to_dict()
             if fields["update"] == "titans":  # states from before this field must remain readable
@@ -296,8 +339,3 @@ class MemoryAdapter(Pretrained):
                 digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
             self._fingerprint = version, digest.hexdigest()[:16]
         return self._fingerprint[1]
-
-
-def _total(values: Tensor, dims: int | tuple[int, ...]) -> Tensor:
-    """A sum over `dims`. It is finite unless a number is not or the sum overflows: one pass, no copy."""
-    return values.detach().sum(dims, dtype=torch.promote_types(values.dtype, torch.float32))

@@ -19,13 +19,13 @@ _LOG_ZERO = -1e9  # exp gives 0 beside any sum of clamped logarithms, but all te
 
 
 class Gates(NamedTuple):
-    """Logits of the three gates."""
+    """Logits of the three gates: (batch, heads, seq_len), or (tokens, heads) for the tokens of `Spans`."""
 
-    step: Float[Tensor, "batch heads seq_len"]
+    step: Float[Tensor, "*tokens_and_heads"]
     """of θ, the step size"""
-    momentum: Float[Tensor, "batch heads seq_len"]
+    momentum: Float[Tensor, "*tokens_and_heads"]
     """of η, the share of the momentum that is carried to the next token"""
-    forget: Float[Tensor, "batch heads seq_len"]
+    forget: Float[Tensor, "*tokens_and_heads"]
     """of α, the share of the memory that is forgotten"""
 
 
@@ -50,7 +50,7 @@ def chunk_scalars(
     On a device without float64, `mal_adapter.memory.gates32` computes them in float32 with the same accuracy.
 
     Args:
-        gates: Logits.
+        gates: Logits, (batch, heads, seq_len) each.
         mask: At a False token θ = 0, η = 1, α = 0.
         chunk_size: Tokens per chunk; the last chunk is padded with such tokens.
         dtype: The dtype of the result.

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.memory.gates import Gates
-from mal_adapter.memory.rule import ByHead, InitialWeights, Weights
+from mal_adapter.memory.rule import InitialWeights, TokensByHead, Weights
+from mal_adapter.memory.spans import Spans
 from mal_adapter.memory.state import MemoryState
 
 __all__ = ["GRU", "RunningMean"]
@@ -25,25 +26,27 @@ Vectors = Float[Tensor, "batch heads 1 head_dim"]
 class _OneVector(nn.Module):
     """A rule whose memory is one vector per head; `forward` computes the next one."""
 
-    def read(self, initial: InitialWeights, state: MemoryState, queries: ByHead) -> ByHead:
+    def read(self, initial: InitialWeights, state: MemoryState, queries: TokensByHead, spans: Spans) -> TokensByHead:
         """The vector itself, for every query."""
-        return (initial[0] + state.weights[0]).expand_as(queries)
+        return spans.spread((initial[0] + state.weights[0]).squeeze(2))
 
     def write(
         self,
         initial: InitialWeights,
         state: MemoryState,
-        keys: ByHead,
-        values: ByHead,
+        keys: TokensByHead,
+        values: TokensByHead,
         gates: Gates,
-        mask: Bool[Tensor, "batch seq_len"],
+        spans: Spans,
+        valid: Bool[Tensor, " tokens"] | None,
     ) -> tuple[Weights, Weights]:
-        """Update the vector by the mean of `values` over `mask`. Keys and gates are not used; the momentum stays."""
+        """Update the vector by the mean of the valid `values`. Keys and gates are not used; the momentum stays."""
         (start,), (deviation,) = initial, state.weights
-        valid = mask[:, None, :, None]
-        utterance = (values * valid).sum(-2, keepdim=True) / valid.sum(-2, keepdim=True).clamp_min(1)
+        mask = (spans.inside if valid is None else spans.pad(valid))[:, None, :, None]
+        utterance = (spans.pad(values).transpose(1, 2) * mask).sum(-2, keepdim=True)
+        utterance = utterance / mask.sum(-2, keepdim=True).clamp_min(1)
         memory = self(start + deviation, utterance, state.utterances)
-        return (torch.where(valid.any(-2, keepdim=True), memory - start, deviation),), state.momentum
+        return (torch.where(mask.any(-2, keepdim=True), memory - start, deviation),), state.momentum
 
 
 class RunningMean(_OneVector):

@@ -27,11 +27,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from mal_adapter.memory import fused
 from mal_adapter.memory.chunk import Initial, Memory, Vector, WriteChunk, advance, split_chunks
 from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.memory.gates import ChunkScalars, Gates, chunk_scalars
 from mal_adapter.memory.precision import full_precision
-from mal_adapter.memory.rule import ByHead, InitialWeights, Weights
+from mal_adapter.memory.rule import ByHead, InitialWeights, TokensByHead, Weights
+from mal_adapter.memory.spans import Spans
 from mal_adapter.memory.state import MemoryState
 
 __all__ = ["Titans", "read", "write"]
@@ -49,7 +51,8 @@ class Titans(nn.Module):
     Example:
         >>> from mal_adapter import MemoryAdapter
         >>> adapter = MemoryAdapter(MemoryConfig(hidden_size=8, memory_dim=4, num_heads=1)).eval()
-        >>> adapter.rule.read(tuple(adapter.initial), adapter.initial_state(), torch.randn(1, 1, 5, 4)).any().item()
+        >>> queries, spans = torch.randn(5, 1, 4), Spans([5], torch.device("cpu"))
+        >>> adapter.rule.read(tuple(adapter.initial), adapter.initial_state(), queries, spans).any().item()
         False
     """
 
@@ -57,21 +60,37 @@ class Titans(nn.Module):
         super().__init__()
         self.chunk_size = config.chunk_size
 
-    def read(self, initial: InitialWeights, state: MemoryState, queries: ByHead) -> ByHead:
+    def read(self, initial: InitialWeights, state: MemoryState, queries: TokensByHead, spans: Spans) -> TokensByHead:
         """M(q), see `read`."""
-        return read([w0 + w for w0, w in zip(initial, state.weights, strict=True)], queries)
+        if fused.takes_read(initial, queries):
+            return fused.read(initial, state.weights, queries, spans, normalize=True)
+        weights = [w0 + w for w0, w in zip(initial, state.weights, strict=True)]
+        queries = _heads_first(F.normalize(queries, dim=-1), spans)
+        return spans.flatten(read(weights, queries).transpose(1, 2))
 
     def write(
         self,
         initial: InitialWeights,
         state: MemoryState,
-        keys: ByHead,
-        values: ByHead,
+        keys: TokensByHead,
+        values: TokensByHead,
         gates: Gates,
-        mask: Bool[Tensor, "batch seq_len"],
+        spans: Spans,
+        valid: Bool[Tensor, " tokens"] | None,
     ) -> tuple[Weights, Weights]:
         """The weights and the momentum after one more utterance, see `write`."""
+        keys = F.normalize(keys, dim=-1)
+        if fused.takes_write(initial, keys, self.chunk_size):
+            state_and_tokens = (state.weights, state.momentum, keys, values, gates, spans, valid)
+            return fused.write(initial, *state_and_tokens, self.chunk_size)
+        keys, values = (_heads_first(t, spans) for t in (keys, values))
+        gates = Gates(*(spans.pad(logits).mT for logits in gates))
+        mask = spans.inside if valid is None else spans.pad(valid)
         return write(initial, state.weights, state.momentum, keys, values, gates, mask, self.chunk_size)
+
+
+def _heads_first(tokens: TokensByHead, spans: Spans) -> ByHead:
+    return spans.pad(tokens).transpose(1, 2)
 
 
 def read(weights: Sequence[Float[Tensor, "batch heads _d_in _d_out"]], queries: ByHead) -> ByHead:

@@ -39,11 +39,13 @@ class Ours(nn.Module):
         return answer.squeeze(1), [*weights, *momentum]
 
 
-def titans_pytorch(d: int, chunk_size: int) -> nn.Module:
+def titans_pytorch(d: int, chunk_size: int, heads: int = 1) -> nn.Module:
     """lucidrains/titans-pytorch: with chunks, gates are pooled per chunk and all gradients are at the first weights."""
     from titans_pytorch import NeuralMemory
 
-    memory = NeuralMemory(dim=d, chunk_size=chunk_size, default_model_kwargs={"depth": 2, "expansion_factor": 2.0})
+    several = {"heads": heads, "dim_head": d} if heads > 1 else {}
+    model = {"depth": 2, "expansion_factor": 2.0}
+    memory = NeuralMemory(dim=heads * d, chunk_size=chunk_size, default_model_kwargs=model, **several)
 
     class Peer(nn.Module):
         def __init__(self) -> None:

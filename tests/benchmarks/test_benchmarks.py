@@ -7,7 +7,7 @@ import sys
 
 def test_the_benchmark_prints_a_table_and_writes_it(tmp_path):
     output = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "tests.benchmarks", "--seconds", "0.01", "--output", str(output)]
+    command = [sys.executable, "-m", "tests.benchmarks", "--seconds", "0.01", "--json", str(output)]
     done = subprocess.run(
         [*command, "--only", "operations", "inactive_hooks"], check=True, capture_output=True, text=True
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from mal_adapter.errors import HostError, LabelError
 from mal_adapter.hosts.detect import unwrap
 from mal_adapter.hosts.registry import REGISTRY
+from mal_adapter.memory.transfer import to_device
 
 __all__ = ["LabelScorer", "continuation"]
 
@@ -60,6 +61,7 @@ class LabelScorer:
             )
         # The tokens to feed after the prompt: all but the last, or all of them if the end is scored too.
         self._fed = [ids if self.end_ids else ids[:-1] for ids in self.token_ids]
+        self._first = torch.tensor([ids[0] for ids in self.token_ids])
         self._branches: list[list[int]] = []
         """Those of them that are not the start of a longer one."""
         for fed in sorted(self._fed, key=len, reverse=True):
@@ -128,7 +130,7 @@ class LabelScorer:
         Raises:
             HostError: A label has several tokens, there is no cache, and `run_again` is None.
         """
-        scores = prompt_logits.float().log_softmax(-1)[:, [ids[0] for ids in self.token_ids]]
+        scores = prompt_logits.float().log_softmax(-1)[:, self._first_tokens(prompt_logits.device)]
         if not self._branches:
             return scores
         way = continuation(past_key_values, attention_mask.shape[1])
@@ -152,6 +154,13 @@ class LabelScorer:
                 following = self.token_ids[index][position + 1 : position + 2] or self.end_ids
                 scores[:, index] += log_probs[branch][:, position, following].logsumexp(-1).to(scores.device)
         return scores
+
+    def _first_tokens(self, device: torch.device) -> Int[Tensor, " labels"]:
+        first = self._first
+        if first.device != device:  # once, since the copy might wait for the device
+            with torch.inference_mode(False):  # autograd will save it
+                first = self._first = to_device(first, device)
+        return first
 
     def _on_cache(
         self,

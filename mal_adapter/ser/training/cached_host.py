@@ -6,6 +6,7 @@ without audio, and its layers up to the hooked one return the kept hidden states
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -20,11 +21,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mal_adapter.errors import AudioError, HostError
+from mal_adapter.memory.transfer import to_device
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.paths import existing_sound
 from mal_adapter.ser.recognizer.inputs import Prepared
 from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
 from mal_adapter.ser.recognizer.results import Failure
+from mal_adapter.ser.training.device_rows import DeviceRows, free_bytes
 from mal_adapter.serialization.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -64,6 +67,8 @@ class CachedHost:
         if any("forward" in vars(layer) for layer in self._layers):
             raise HostError(_REFUSED.format("its layers are offloaded or wrapped"))
         self._extras: dict[nn.Module, int | None] = {}  # number of Nones after the hidden states; None if no tuple
+        self._rows: DeviceRows | None = None
+        self._audio_masks: dict[tuple[object, ...], Tensor] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def keep(self, utterances: Sequence[Utterance]) -> list[Failure]:
@@ -125,18 +130,28 @@ class CachedHost:
         """Load the inputs of utterances that `keep` has saved, padded on the left."""
         if not self._extras:  # this process had no usable utterance in its own share
             self.keep(utterances[:1])
-        kept = [load_file(self._path(utterance)) for utterance in utterances]
-        longest = max(len(tensors["input_ids"]) for tensors in kept)
+        if self._rows is None:  # only now: until the first batch, the host is still being moved and run
+            device = self._recognizer.model.device
+            self._rows = DeviceRows(device, free_bytes(device))
+        kept = [self._rows.get(_key(utterance), functools.partial(self._load, utterance)) for utterance in utterances]
+        lengths = [len(tensors["input_ids"]) for tensors in kept]
+        longest = max(lengths)
 
-        def batch(tensors: list[Tensor]) -> Tensor:
-            rows = [F.pad(t, (*[0, 0] * (t.dim() - 1), longest - len(t), 0)) for t in tensors]
-            return torch.stack(rows).to(self._recognizer.model.device)
+        def batch(rows: list[Tensor]) -> Tensor:
+            return torch.stack([F.pad(t, (*[0, 0] * (t.dim() - 1), longest - len(t), 0)) for t in rows])
 
         inputs: dict[str, Any] = {name: batch([t[name] for t in kept]) for name in ("hidden", "input_ids")}
-        inputs["attention_mask"] = batch([torch.ones_like(t["input_ids"]) for t in kept])
-        audio_mask = batch([t["audio_mask"] for t in kept]).bool()
+        ids = inputs["input_ids"]
+        inputs["attention_mask"] = to_device(batch([torch.ones(n, dtype=ids.dtype) for n in lengths]), ids.device)
+        # On the host, where the session looks for the audio before the forward.
+        audio_mask = batch([self._audio_masks[_key(utterance)] for utterance in utterances])
         audio_s = dict.fromkeys(range(len(kept)), float("nan"))
         return Prepared(self._recognizer.with_positions(inputs), audio_s, {}, audio_mask)
+
+    def _load(self, utterance: Utterance) -> dict[str, Tensor]:
+        tensors = load_file(self._path(utterance))
+        self._audio_masks[_key(utterance)] = tensors.pop("audio_mask").bool()
+        return tensors
 
     def log_probs(self, inputs: dict[str, Any]) -> Float[Tensor, "batch labels"]:
         """As `EmotionRecognizer.log_probs`. The inputs have no audio, so the session needs the `audio_mask`."""
@@ -183,3 +198,7 @@ class CachedHost:
             str(self._recognizer.model.dtype),
         ]  # fmt: skip
         return self._folder / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()}.safetensors"
+
+
+def _key(utterance: Utterance) -> tuple[object, ...]:
+    return utterance.audio, utterance.start_s, utterance.end_s

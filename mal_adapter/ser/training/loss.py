@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
 from mal_adapter.errors import ConfigError, TrainingError
+from mal_adapter.memory.transfer import to_device
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.training.batch_scorer import BatchScorer
@@ -78,6 +79,7 @@ class DialogueLoss:
         self.memory = memory
         self.weights = weights
         self.window = window
+        self._device_weights = weights
         self._backward = backward
         self._autocast = autocast
 
@@ -98,7 +100,7 @@ class DialogueLoss:
         self.memory.states.forget(ids)
         try:
             while (first := next(turns, None)) is not None:
-                losses: list[Tensor] = []
+                losses: list[_TurnLoss] = []
                 # In training mode gradients flow within one session block; the next block starts from detached states.
                 with self.memory.session(first.ids) as session:
                     rest = None if self.window is None else self.window - 1
@@ -108,36 +110,55 @@ class DialogueLoss:
                         session.audio_mask = turn.audio_mask
                         with self._autocast():
                             scores = self.scorer.log_probs(turn.inputs)
-                        total += self._add_losses(scores, turn.utterances, losses)
+                        total += Tally(utterances=len(turn.utterances))
+                        if (loss := self._loss(scores, turn.utterances)) is not None:
+                            losses.append(loss)
                     if losses:
-                        self._backward(torch.stack(losses).sum())
+                        self._backward(torch.stack([loss.by_row.sum() for loss in losses]).sum())
+                        total = sum(_tallies(losses), total)
         finally:
             self.memory.states.forget(ids)
         return total
 
-    def _add_losses(
-        self, scores: Float[Tensor, "batch labels"], utterances: Sequence[Utterance], losses: list[Float[Tensor, ""]]
-    ) -> Tally:
-        """Append the loss of one turn to `losses`, which keeps its graph; return its sums as numbers."""
+    def _loss(self, scores: Float[Tensor, "batch labels"], utterances: Sequence[Utterance]) -> _TurnLoss | None:
+        """The loss of one turn, with its graph; None if no utterance is labelled."""
         targets = [target_of(utterance, self.scorer.labels) for utterance in utterances]
         labelled = [row for row, target in enumerate(targets) if target is not None]
         if not labelled:
-            return Tally(utterances=len(utterances))
-        target = torch.tensor([targets[row] for row in labelled], device=scores.device)
-        weight = self.weights.to(scores.device)
-        by_row = F.cross_entropy(scores[labelled].float(), target, weight, reduction="none")
-        if not by_row.isfinite().all():
-            lost = [
-                utterances[row] for row, value in zip(labelled, by_row.tolist(), strict=True) if not np.isfinite(value)
-            ]
+            return None
+        target = torch.tensor([targets[row] for row in labelled])
+        if len(labelled) < len(targets):
+            scores = scores.index_select(0, to_device(torch.tensor(labelled), scores.device))
+        if self._device_weights.device != scores.device:
+            self._device_weights = to_device(self.weights, scores.device)
+        on_device = to_device(target, scores.device)
+        by_row = F.cross_entropy(scores.float(), on_device, self._device_weights, reduction="none")
+        return _TurnLoss(by_row, self.weights[target].tolist(), [utterances[row] for row in labelled])
+
+
+class _TurnLoss(NamedTuple):
+    by_row: Float[Tensor, " labelled"]
+    weights: list[float]
+    utterances: list[Utterance]
+
+
+def _tallies(losses: Sequence[_TurnLoss]) -> Iterator[Tally]:
+    """The sums of each turn, read from the device at once, while it is at work on their backward.
+
+    Raises:
+        TrainingError: A loss is not finite.
+    """
+    values = iter(torch.cat([loss.by_row.detach() for loss in losses]).tolist())
+    for _, weights, utterances in losses:
+        by_row = list(itertools.islice(values, len(weights)))
+        if lost := [u for u, value in zip(utterances, by_row, strict=True) if not math.isfinite(value)]:
             named = "; ".join(f"dialogue {u.dialogue_id}, utterance {u.utterance_id}" for u in lost)
             raise TrainingError(
                 f"the loss is not finite at {named}. The adapter has its values from before this step; a lower "
                 "learning_rate or max_grad_norm may help, or mixed_precision='no'"
             )
-        losses.append(by_row.sum())
         # Summed in Python, in float64, which some devices lack.
-        return Tally(math.fsum(by_row.tolist()), math.fsum(weight[target].tolist()), len(utterances))
+        yield Tally(math.fsum(by_row), math.fsum(weights))
 
 
 def target_of(utterance: Utterance, labels: LabelSet) -> int | None:
