@@ -64,7 +64,7 @@ def serve(app: FastAPI, listener: socket.socket, drain_s: float, started: Callab
         await server.serve(sockets=[listener])
         ending.cancel()  # it still waits for requests if there was a second signal
         await asyncio.wait([ending])
-        return not ending.cancelled() and ending.result()
+        return not ending.cancelled() and ending.result() and not server.dropped
 
     _keep_freed_memory()
     ended = asyncio.run(run())
@@ -85,9 +85,11 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
         super().__init__(config)
         self.drain = drain
+        self.dropped = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.should_exit = self.drain.began
+        if self.drain.began:
+            self.should_exit, self.dropped = True, self.drain.running > 0
         self.drain.begin()
 
 

@@ -71,11 +71,10 @@ def in_time(timeout_s: float) -> Iterator[anyio.CancelScope]:
     Raises:
         Refusal: 503.
     """
-    try:
-        with anyio.fail_after(timeout_s) as scope:
-            yield scope
-    except TimeoutError:
-        raise timed_out(timeout_s) from None
+    with anyio.move_on_after(timeout_s) as scope:
+        yield scope
+    if scope.cancelled_caught:  # fail_after would compare the time with a deadline that may have been moved since
+        raise timed_out(timeout_s)
 
 
 def timed_out(timeout_s: float) -> Refusal:
