@@ -2,7 +2,7 @@
 replica dies, another one continues them.
 
 pip install 'mal-adapter[serve,redis]' 'ray[serve]==2.60.*'       # Ray is in no extra: it needs 493 MB
-serve run --app-dir examples ray_serve:replicas store=redis://:password@host/0 replicas=2
+serve run --app-dir examples --working-dir examples ray_serve:replicas store=redis://:password@host/0 replicas=2
 curl -H 'x-session-id: call-42' --data-binary @turn1.wav localhost:8000/sessions/call-42/utterances
 
 Each session is processed by one replica while the header `x-session-id` has its id, in all requests of the session.

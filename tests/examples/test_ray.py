@@ -129,14 +129,10 @@ def test_sessions_stick_to_a_replica_and_continue_at_another_when_it_dies(
         wait_until(lambda: httpx.get(f"{url}/health", headers=health).json()["pending"] == 1)
         os.kill(before[dead], signal.SIGKILL)
         moved = send(5)
-        print("PENDING", cut.done())
         resume.set()
-        print("CUT", cut.result(), cut.result().headers, cut.result().text)
-    print(first, moved)
+        assert cut.result().status_code == 500  # Ray's; the utterance was not processed, and `send` has sent it again
     assert dead not in moved
     assert all(now == then for now, then in zip(moved, first, strict=True) if then != dead)
 
     wait_until(lambda: len(processes()) == 2 and dead not in processes(), seconds=120)
-    last = send(6)
-    print(last)
-    assert set(last) <= processes().keys()
+    assert set(send(6)) <= processes().keys()  # the new replica continues some sessions of both
