@@ -31,8 +31,8 @@ stores.redis_errors stores.redis stores stores.unsaved stores.states
 hooks.torch_internals hooks.plan hooks.forward hooks.skipped hooks.session hooks.inside hooks.outside
 hooks.compiled hooks.checkpointing hooks.blocks hooks.running hooks.wiring hooks
 attach .
-vllm.turns vllm.rows vllm.counters vllm.config vllm.checks vllm.layers vllm.op vllm.sessions vllm.memory vllm.control
-vllm.worker vllm.admission vllm.metrics vllm.routes
+vllm.turns vllm.rows vllm.counters vllm.config vllm.checks vllm.layers vllm.op vllm.sessions vllm.utterances vllm.memory
+vllm.control vllm.worker vllm.admission vllm.metrics vllm.routes
 ser.loading ser.progress
 ser.recognizer.scoring
 ser.training.trainable ser.training.checkpoint

@@ -1,73 +1,28 @@
 """The memory of one vLLM worker: what each step reads, in which order, and what is saved once it has succeeded."""
 
-import dataclasses
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mal_adapter.errors import AudioMaskError, MalAdapterError, SessionConflictError, SessionError
+from mal_adapter.errors import AudioMaskError, MalAdapterError, SessionError
 from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.memory.spans import Spans
 from mal_adapter.memory.state import MemoryState
 from mal_adapter.vllm.counters import Counters
-from mal_adapter.vllm.rows import Positions, audio_positions, inside, positions_of_step, rows_of_step
+from mal_adapter.vllm.rows import audio_positions, inside, positions_of_step, rows_of_step
 from mal_adapter.vllm.sessions import StepSessions
 from mal_adapter.vllm.turns import session_turn
+from mal_adapter.vllm.utterances import Outcome, Step, Utterance, waves
 
-__all__ = ["EngineMemory", "Outcome"]
+__all__ = ["EngineMemory"]
 
 log = logging.getLogger("vllm.mal_adapter")
 
 _REMEMBERED = 1024  # dialogues whose last utterance can be repeated exactly, and whose last outcome is known
-
-
-@dataclasses.dataclass
-class Outcome:
-    """What became of a dialogue's last utterance in this engine.
-
-    Attributes:
-        request_id: vLLM's id of the request.
-        turn: As the client sent it.
-        read: Whether the answer used the dialogue's memory.
-        written: Whether the utterance was written.
-        reason: Why not, if one of them is False.
-    """
-
-    request_id: str
-    turn: int | None
-    read: bool = False
-    written: bool = False
-    reason: str | None = None
-
-
-@dataclasses.dataclass
-class _Utterance:
-    """A request with audio in a session, until it has finished."""
-
-    session_id: str
-    audio: Positions
-    arrival: int
-    outcome: Outcome
-    before: MemoryState | None = None  # what it read: vLLM may preempt the request, and computes it again later
-    failed: bool = False  # answered without memory, and so it is when it is computed again
-
-    def __post_init__(self) -> None:
-        self.first, self.last = int(self.audio[0]), int(self.audio[-1])
-
-
-@dataclasses.dataclass
-class _Step:
-    """One step of the engine, from the scheduler's output to the commit."""
-
-    computed: dict[str, range]
-    due: dict[str, _Utterance]  # those whose audio is in this step, in the order of their arrival
-    current: dict[str, MemoryState | None]  # of the sessions that are due; None for a new one
-    skipped: dict[str, int] = dataclasses.field(default_factory=dict)  # writes of each session skipped before the step
-    written: dict[str, list[_Utterance]] = dataclasses.field(default_factory=dict)  # of each session
 
 
 class EngineMemory:
@@ -90,10 +45,10 @@ class EngineMemory:
         self.counters = Counters()
         self.outcomes: OrderedDict[str, Outcome] = OrderedDict()
         self._order = order
-        self._utterances: dict[str, _Utterance] = {}
+        self._utterances: dict[str, Utterance] = {}
         self._previous: OrderedDict[str, tuple[int, MemoryState]] = OrderedDict()  # (turn, state before it)
         self._arrivals = 0
-        self._step: _Step | None = None
+        self._step: Step | None = None
 
     @property
     def requests(self) -> int:
@@ -112,7 +67,7 @@ class EngineMemory:
             computed = positions_of_step(scheduled)
             due = {request_id: u for request_id, u in self._utterances.items() if self._is_due(request_id, computed)}
             due = dict(sorted(due.items(), key=lambda item: item[1].arrival))
-            self._step = _Step(computed, due, {}) if due else None
+            self._step = Step(computed, due, {}) if due else None
             if self._step is not None:
                 self._load(self._step)
         except Exception as error:
@@ -181,7 +136,7 @@ class EngineMemory:
         if turn is None or audio is None:
             return
         outcome = Outcome(new.req_id, turn.turn)
-        self._utterances[new.req_id] = _Utterance(turn.session_id, audio, self._arrivals, outcome)
+        self._utterances[new.req_id] = Utterance(turn.session_id, audio, self._arrivals, outcome)
         self._arrivals += 1
         _remember(self.outcomes, turn.session_id, outcome)
 
@@ -200,7 +155,7 @@ class EngineMemory:
             return False
         return part.whole
 
-    def _load(self, step: _Step) -> None:
+    def _load(self, step: Step) -> None:
         new = [u.session_id for u in step.due.values() if u.before is None]
         for session_id, found in self.sessions.open(list(dict.fromkeys(new))).items():
             if isinstance(found, str):
@@ -215,20 +170,20 @@ class EngineMemory:
 
     # in the hooked layer ---------------------------------------------------------------------------------------------
 
-    def _read_and_write(self, step: _Step, hidden: Tensor, residual: Tensor | None) -> None:
+    def _read_and_write(self, step: Step, hidden: Tensor, residual: Tensor | None) -> None:
         audio = {request_id: utterance.audio for request_id, utterance in step.due.items()}
         rows = rows_of_step(self._order(), step.computed, audio)
         last = max(int(r[-1]) for r in rows.values())
         if last >= len(hidden):
             raise AudioMaskError(f"row {last} of the batch has audio, but the layer's output has {len(hidden)} rows")
-        for wave in _waves(step.due):
+        for wave in waves(step.due):
             try:
                 self._wave(step, wave, [rows[u.outcome.request_id] for u in wave], hidden, residual)
             except Exception as error:
                 self._lose(wave, error)
 
     def _wave(
-        self, step: _Step, wave: list[_Utterance], rows: list[Tensor], hidden: Tensor, residual: Tensor | None
+        self, step: Step, wave: list[Utterance], rows: list[Tensor], hidden: Tensor, residual: Tensor | None
     ) -> None:
         """One utterance of each dialogue reads and is written. Nothing is changed before everything is computed."""
         self.counters.waves += 1
@@ -260,7 +215,7 @@ class EngineMemory:
                 step.current[utterance.session_id] = after[i]
                 step.written.setdefault(utterance.session_id, []).append(utterance)
 
-    def _state_for(self, step: _Step, utterance: _Utterance) -> tuple[MemoryState, bool]:
+    def _state_for(self, step: Step, utterance: Utterance) -> tuple[MemoryState, bool]:
         """The state that an utterance reads, and whether it is to be written."""
         if utterance.before is not None:
             return utterance.before, False
@@ -285,42 +240,44 @@ class EngineMemory:
 
     # a step's end ----------------------------------------------------------------------------------------------------
 
-    def _commit(self, step: _Step) -> None:
+    def _commit(self, step: Step) -> None:
         ids = list(step.written)
         states = [state for session_id in ids if (state := step.current[session_id]) is not None]
         # On the CPU: a thousand states of a large adapter would take half a gigabyte that vLLM does not count.
         new = dict(zip(ids, MemoryState.stack(states).to("cpu").split(), strict=True))
         failed = self.sessions.save(new)
         for session_id, utterances in step.written.items():
-            error = failed.get(session_id)
+            unsaved = failed.get(session_id)
+            lost = unsaved is not None and not unsaved.kept
             skipped = int(new[session_id].skipped_writes) - step.skipped[session_id]
-            lost = isinstance(error, SessionConflictError)
+            reason = "the write was not finite" if skipped else None
+            if unsaved is not None:
+                reason = unsaved.reason
+                log.warning("session %r: %s", session_id, reason)
             for utterance in utterances:
-                utterance.outcome.written = not lost and not skipped
-                utterance.outcome.reason = str(error) if error else "the write was not finite" if skipped else None
+                utterance.outcome.written, utterance.outcome.reason = not lost and not skipped, reason
             self.counters.skipped += skipped
             self.counters.writes += 0 if lost else len(utterances) - skipped
-            if lost:
+            if unsaved is not None and unsaved.conflict:
                 self.counters.conflicts += len(utterances)
-                self.forget(session_id)
-            elif error is not None:
+            elif unsaved is not None:
                 self.counters.unsaved += 1
-            if error is not None:
-                log.warning("session %r: %s", session_id, error)
+            if lost:
+                self.forget(session_id)
 
     # failures --------------------------------------------------------------------------------------------------------
 
-    def _fail(self, utterance: _Utterance, reason: str) -> None:
+    def _fail(self, utterance: Utterance, reason: str) -> None:
         utterance.failed = True
         utterance.outcome.reason = reason
         request_id, session_id = utterance.outcome.request_id, utterance.session_id
         log.warning("request %s of session %r is answered without memory: %s", request_id, session_id, reason)
 
-    def _refuse(self, utterance: _Utterance, reason: str) -> None:
+    def _refuse(self, utterance: Utterance, reason: str) -> None:
         self.counters.refused += 1
         self._fail(utterance, reason)
 
-    def _lose(self, utterances: "Sequence[_Utterance] | Any", error: Exception) -> None:
+    def _lose(self, utterances: "Sequence[Utterance] | Any", error: Exception) -> None:
         """An error that nobody expects: these utterances, as far as they have not read, have no memory."""
         kind = "" if isinstance(error, MalAdapterError) else f"{type(error).__name__}: "
         log.error("mal_adapter: %s%s", kind, error, exc_info=error)
@@ -328,21 +285,6 @@ class EngineMemory:
             if not utterance.failed and not utterance.outcome.read:
                 self.counters.errors += 1
                 self._fail(utterance, f"{kind}{error}")
-
-
-def _waves(due: dict[str, _Utterance]) -> Iterator[list[_Utterance]]:
-    """Utterances in the order of their arrival, at most one of each session at a time."""
-    waiting = list(due.values())
-    while waiting:
-        wave: dict[str, _Utterance] = {}
-        later = []
-        for utterance in waiting:
-            if utterance.session_id in wave:
-                later.append(utterance)
-            else:
-                wave[utterance.session_id] = utterance
-        yield list(wave.values())
-        waiting = later
 
 
 def _stack(states: list[MemoryState], device: torch.device) -> MemoryState:

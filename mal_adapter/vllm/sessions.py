@@ -5,12 +5,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from time import monotonic
+from typing import NamedTuple
 
 from mal_adapter.errors import MalAdapterError, SessionConflictError, StoreError, UnsavedSessionWarning
 from mal_adapter.memory.state import MemoryState
 from mal_adapter.stores.states import SessionStates
 
-__all__ = ["Found", "StepSessions"]
+__all__ = ["Found", "StepSessions", "Unsaved"]
 
 log = logging.getLogger("vllm.mal_adapter")
 
@@ -20,6 +21,20 @@ Found = MemoryState | str | None
 # How long a store that did not answer is not asked again, doubled each time: an attempt may wait for seconds, and the
 # whole engine with it, also for requests without a session.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+
+
+class Unsaved(NamedTuple):
+    """A state that could not be saved.
+
+    Attributes:
+        reason: The message of the error.
+        kept: Whether it is in this process until the store is back; else it is lost.
+        conflict: Whether another engine has continued the session.
+    """
+
+    reason: str
+    kept: bool
+    conflict: bool = False
 
 
 class StepSessions:
@@ -60,10 +75,9 @@ class StepSessions:
         assert isinstance(shared, dict)
         return {k: MemoryState.from_bytes(v) if isinstance(v, bytes) else v for k, v in shared.items()}
 
-    def save(self, states: Mapping[str, MemoryState]) -> dict[str, StoreError | SessionConflictError]:
-        """Save new states of open sessions. Returns the errors: a `StoreError` of a session that is kept in this
-        process until the store is back, a `SessionConflictError` of one that another engine has continued."""
-        failed: dict[str, StoreError | SessionConflictError] = {}
+    def save(self, states: Mapping[str, MemoryState]) -> dict[str, Unsaved]:
+        """Save new states of open sessions. Returns those that are not in the store now."""
+        failed: dict[str, Unsaved] = {}
         for session_id, state in states.items() if self.states is not None else ():
             assert self.states is not None
             paused = self._paused()
@@ -72,14 +86,15 @@ class StepSessions:
                     warnings.simplefilter("always", UnsavedSessionWarning)
                     self.states.keep({session_id: state}, outage=paused)
             except SessionConflictError as error:
-                failed[session_id] = error
-            except StoreError as error:  # there is no room for it in this process
-                failed[session_id] = error
+                failed[session_id] = Unsaved(str(error), kept=False, conflict=True)
+            except StoreError as error:  # and there is no room for it in this process
+                failed[session_id] = Unsaved(str(error), kept=False)
             else:
                 if caught:
-                    failed[session_id] = StoreError(str(caught[-1].message))
-            if paused is None and isinstance(failed.get(session_id), StoreError):
-                self._pause(failed[session_id])
+                    failed[session_id] = Unsaved(str(caught[-1].message), kept=True)
+            unsaved = failed.get(session_id)
+            if paused is None and unsaved is not None and not unsaved.conflict:
+                self._pause(unsaved.reason)
             elif paused is None:
                 self._answers()
         return failed
@@ -98,7 +113,7 @@ class StepSessions:
                 self._check(state)
                 state = state.to("cpu")
         except StoreError as error:
-            self._pause(error)
+            self._pause(str(error))
             return str(error)
         except MalAdapterError as error:  # a damaged state, or one of another adapter
             return str(error)
@@ -110,8 +125,8 @@ class StepSessions:
         """Why the store is not asked now."""
         return self._outage if self._clock() < self._asked_again_at_s else None
 
-    def _pause(self, error: Exception) -> None:
-        self._outage = StoreError(f"the store does not answer: {error}")
+    def _pause(self, reason: str) -> None:
+        self._outage = StoreError(f"the store does not answer: {reason}")
         self._asked_again_at_s = self._clock() + self._pause_s
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 

@@ -113,3 +113,21 @@ def test_audio_flamingo_3(tmp_path: Path):
     expected, _ = through_transformers(load_host(str(host), dtype="float32"), adapter, ASKS)
     assert_same(answers, expected)
     assert counters.writes == len(ASKS)
+
+
+def test_half_precision(host_folder: Path, adapter_folder: Path):
+    from mal_adapter.ser.loading import load_host
+
+    engine = start(host_folder, adapter_folder, dtype="bfloat16")
+    answers = engine.answer(ASKS)
+    bare = engine.answer([Ask(None, ask.clips, seconds=ask.seconds) for ask in ASKS])
+    counters = engine.counters
+    engine.stop()
+    expected, _ = through_transformers(load_host(str(host_folder), dtype="bfloat16"), adapter_folder, ASKS)
+    assert (counters.writes, counters.errors) == (len(ASKS), 0)
+
+    def mean(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+        return float((torch.stack(a).float() - torch.stack(b).float()).abs().mean())
+
+    # both round, each in its own order; what they agree on is the memory
+    assert mean(answers, expected) < 0.25 * mean(answers, bare)

@@ -300,6 +300,18 @@ def test_what_a_store_can_not_save_is_kept_and_continued(adapter: MemoryAdapter)
     assert int(store.get("a").state.utterances) == 2
 
 
+def test_what_the_process_has_no_room_for_is_not_written(adapter: MemoryAdapter):
+    store = Broken()
+    engine = engine_of(adapter, store)
+    engine.memory.sessions.states.backlog.max_sessions = 1
+    store.put_error = StoreError("disk full")
+    run(engine, request("r0", "a"), request("r1", "b"))
+    assert (engine.memory.counters.unsaved, engine.memory.counters.writes) == (2, 1)
+    assert [engine.memory.outcomes[session].written for session in "ab"] == [True, False]
+    assert "no room" in engine.memory.outcomes["b"].reason
+    assert engine.memory.sessions.states.unsaved == ["a"]
+
+
 def test_a_dialogue_that_another_engine_continued_keeps_the_others_state(adapter: MemoryAdapter):
     store = Broken()
     engine = engine_of(adapter, store)
