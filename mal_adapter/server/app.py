@@ -79,7 +79,8 @@ def make_app(
         folder.cleanup()
 
     # An id may end in a slash, so paths are not redirected to ones with or without it.
-    app = FastAPI(title="Emotions of spoken dialogues", lifespan=lifespan, redirect_slashes=False)
+    public = None if keys is not None else "/openapi.json"  # with keys, strangers see no more than the probes
+    app = FastAPI(title="Emotions of spoken dialogues", lifespan=lifespan, redirect_slashes=False, openapi_url=public)
     app.state.drain, app.state.flushed = drain, False
     for router in (utterance_routes(service), session_routes(service), probe_routes(service)):
         app.include_router(router)

@@ -79,9 +79,10 @@ def session_routes(service: Service) -> APIRouter:
         source = name(request, session_id)
         async with AsyncExitStack() as held:
             with in_time(limits.timeout_s):
+                held.enter_context(service.turns.counted())
                 to = _target(await read(request, limits.max_bytes))
                 target = service.space(request).stored(to)
-                await held.enter_async_context(service.turns.of(source, target))
+                await held.enter_async_context(service.turns.locked(source, target))
 
             def fork() -> dict[str, Any]:
                 state = find(source)

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import socket
-import sys
 from collections.abc import Callable
 from types import FrameType
 
@@ -65,16 +64,10 @@ def serve(app: FastAPI, listener: socket.socket, drain_s: float, started: Callab
         await server.serve(sockets=[listener])
         ending.cancel()  # it still waits for requests if there was a second signal
         await asyncio.wait([ending])
-        return not ending.cancelled() and ending.result()
+        return not ending.cancelled() and ending.result() and not server.dropped
 
     _keep_freed_memory()
-    usual_s = sys.getswitchinterval()
-    # The model's thread gives the interpreter away at each operation, and waits this long until it has it again.
-    sys.setswitchinterval(0.0005)
-    try:
-        ended = asyncio.run(run())
-    finally:
-        sys.setswitchinterval(usual_s)
+    ended = asyncio.run(run())
     return ended and bool(app.state.flushed)
 
 
@@ -92,9 +85,11 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, drain: Drain) -> None:
         super().__init__(config)
         self.drain = drain
+        self.dropped = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.should_exit = self.drain.began
+        if self.drain.began:
+            self.should_exit, self.dropped = True, self.drain.running > 0
         self.drain.begin()
 
 

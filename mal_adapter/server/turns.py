@@ -28,9 +28,9 @@ class Turns:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.pending = 0
 
-    @asynccontextmanager
-    async def of(self, *stored_ids: str) -> AsyncIterator[None]:
-        """Lock sessions, for requests in the order in which they begin.
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Within this block a request is under way. Enter it before the body is read.
 
         Raises:
             Refusal: 503, too many requests are under way.
@@ -39,15 +39,29 @@ class Turns:
             raise Refusal(503, "busy", f"{self.pending} requests are under way; send it again later", AGAIN)
         self.pending += 1
         try:
-            async with AsyncExitStack() as held:
-                for stored_id in sorted(
-                    set(stored_ids)
-                ):  # the same order everywhere, or two requests would wait forever
-                    lock = self._locks.setdefault(stored_id, asyncio.Lock())
-                    await held.enter_async_context(lock)
-                yield
+            yield
         finally:
             self.pending -= 1
+
+    @asynccontextmanager
+    async def locked(self, *stored_ids: str) -> AsyncIterator[None]:
+        """Lock sessions, for requests in the order in which they begin. Enter one such block per request."""
+        async with AsyncExitStack() as held:
+            for stored_id in sorted(set(stored_ids)):  # the same order everywhere, or two requests would wait forever
+                lock = self._locks.setdefault(stored_id, asyncio.Lock())
+                await held.enter_async_context(lock)
+            yield
+
+    @asynccontextmanager
+    async def of(self, stored_id: str) -> AsyncIterator[None]:
+        """Both, for one session.
+
+        Raises:
+            Refusal: 503, too many requests are under way.
+        """
+        with self.counted():
+            async with self.locked(stored_id):
+                yield
 
 
 @contextmanager

@@ -103,6 +103,7 @@ def test_every_route_but_the_probes_needs_a_key(recognizer_on, spoken, tmp_path:
                 assert (unknown.status, unknown.json["type"]) == (403, "unknown_api_key"), path
         for path in ("/health", "/ready", "/metrics"):
             assert send(port, "GET", path).status == 200
+        assert {send(port, "GET", path).status for path in ("/docs", "/redoc", "/openapi.json", "/")} == {404}
         mine, theirs = ({"Authorization": f"Bearer {key}"} for key in (KEY, OTHER))
         assert send(port, "POST", "/sessions/a/utterances", sound, mine).json["utterance"] == 1
         assert send(port, "GET", "/sessions/a", None, theirs).status == 404
