@@ -190,29 +190,34 @@ class SessionStates(MutableMapping[str, MemoryState]):
                 for session_id in session_ids:
                     del self._versions[session_id]
 
-    def keep(self, states: Mapping[str, MemoryState]) -> None:
+    def keep(self, states: Mapping[str, MemoryState], *, outage: StoreError | None = None) -> None:
         """Save new states of open sessions, without checking them. If the store can't be reached, this only warns,
         since the host has answered: the end of the block tries again, and raises.
+
+        Args:
+            states: By session id.
+            outage: Why the store is known not to answer now; then it is not asked, and the backlog's thread saves the
+                states later.
 
         Raises:
             SessionConflictError: Another process has continued one of the sessions; the others are saved.
             StoreError: The store can't be reached, and this process has no room for a state; the others are kept.
         """
         error: Exception | None = None
-        outage, unsaved = None, []
+        reason, unsaved = None, []
         for session_id, state in states.items():
             try:
-                self._versions[session_id] = self._save(session_id, state, self._versions[session_id])
+                self._versions[session_id] = self._save(session_id, state, self._versions[session_id], outage)
             except SessionConflictError as conflict:
                 error = conflict
             except StoreError as failure:
                 if session_id in self.backlog:
-                    outage = failure
+                    reason = failure
                     unsaved.append(session_id)
                 else:
                     error = error or failure
-        if outage is not None:
-            message = f"{', '.join(map(repr, unsaved))} kept in this process only: {outage}"
+        if reason is not None:
+            message = f"{', '.join(map(repr, unsaved))} kept in this process only: {reason}"
             warnings.warn(message, UnsavedSessionWarning, stacklevel=2)
         if error is not None:
             raise error
@@ -223,9 +228,11 @@ class SessionStates(MutableMapping[str, MemoryState]):
         stored = self.store.get(session_id)
         return (None, None) if stored is None else stored
 
-    def _save(self, session_id: str, state: MemoryState, version: str | None) -> str:
+    def _save(self, session_id: str, state: MemoryState, version: str | None, outage: StoreError | None = None) -> str:
         with self._one_at_a_time(session_id):
             try:
+                if outage is not None:
+                    raise outage
                 version = self._put(session_id, state, version)
             except SessionConflictError as error:
                 self.backlog.pop(session_id)

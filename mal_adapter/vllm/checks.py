@@ -72,6 +72,16 @@ def _scheduling(config: Any) -> Iterator[str]:
             "or set fcfs"
         )
 
+    multimodal = config.model_config.multimodal_config
+    clips = 1 if multimodal is None else multimodal.get_limit_per_prompt("audio")
+    if scheduler.async_scheduling and clips > 1:
+        # A step is scheduled while the encoder's cache still holds the clips of the one before (0.32: scheduler.py,
+        # _try_schedule_encoder_inputs); then a prompt is scheduled as far as its first clip that does not fit.
+        yield (
+            "with asynchronous scheduling, the clips of one prompt may be in different steps under load; add "
+            """--no-async-scheduling, or --limit-mm-per-prompt '{"audio": 1}'"""
+        )
+
 
 def _caching(config: Any) -> Iterator[str]:
     if config.cache_config.enable_prefix_caching:

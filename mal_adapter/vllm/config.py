@@ -133,6 +133,7 @@ def engine_args(
         "additional_config": {SECTION: section},
         "enable_chunked_prefill": False,
         "enable_prefix_caching": False,
+        "async_scheduling": False,  # allowed where prompts have one clip
         "mm_processor_cache_gb": 0,
     }
     if not admission_is_installed():  # a clone on PYTHONPATH has no entry points

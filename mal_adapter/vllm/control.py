@@ -20,6 +20,7 @@ from mal_adapter.memory.state import MemoryState
 from mal_adapter.stores import InMemoryStore
 from mal_adapter.stores.states import SessionStates
 from mal_adapter.vllm.memory import EngineMemory
+from mal_adapter.vllm.turns import check_id
 
 __all__ = ["Control"]
 
@@ -112,7 +113,7 @@ class Control:
         state = states.get(session_id)
         if state is None:
             return _missing(session_id)
-        if new_id in states:
+        if check_id(new_id) in states:
             return 409, f"session {new_id!r} exists; delete it first, or choose another id"
         states[new_id] = state.clone()
         return self._look(states, new_id)
@@ -122,6 +123,7 @@ class Control:
         return _missing(session_id) if state is None else (200, state.to_bytes())
 
     def _upload(self, states: SessionStates, session_id: str, data: bytes) -> Answer:
+        check_id(session_id)
         state = MemoryState.from_bytes(data)
         if not all(bool(torch.isfinite(t).all()) for t in (*state.weights, *state.momentum)):
             return 422, "the state has numbers that are not finite; send one that was downloaded"

@@ -12,7 +12,7 @@ HELP = {
     "conflicts": "Utterances not written: another turn was due, or another engine had continued the dialogue.",
     "split": "Utterances without memory: their audio was not computed in one step.",
     "skipped": "Writes that were not finite and were skipped.",
-    "unsaved": "Writes that the store could not save at first; they are in this process until it can.",
+    "unsaved": "Writes that the store could not save at first; the engine keeps them until it can, while it has room.",
     "unavailable": "Utterances without memory: the store could not be read, or holds a state that does not fit.",
     "refused": "Requests without memory: their session or turn was not valid, or their input was streamed.",
     "errors": "Utterances without memory after an error of mal_adapter; each is in the log.",

@@ -48,18 +48,18 @@ def choose_layer(layers: nn.ModuleList, metadata: AdapterMetadata) -> nn.Module:
     return layers[index]
 
 
-def check_host(metadata: AdapterMetadata, hidden_size: int | None, hf_config: Any) -> None:
+def check_host(metadata: AdapterMetadata, hidden_size: int | None, hf_config: Any, text_config: Any) -> None:
     """Raise `HostMismatchError` if an adapter was trained for another kind of host.
 
     Args:
         metadata: The adapter's.
         hidden_size: The width that it reads and writes.
         hf_config: The model's configuration, as transformers loads it.
+        text_config: That of its language model.
     """
-    text = hf_config.get_text_config()
     thinker = getattr(hf_config, "thinker_config", hf_config)  # transformers attaches to the thinker of an omni model
     types = {hf_config.model_type, thinker.model_type}
-    here = {"hidden_size": text.hidden_size, "num_hidden_layers": text.num_hidden_layers}
+    here = {"hidden_size": text_config.hidden_size, "num_hidden_layers": text_config.num_hidden_layers}
     trained = {"hidden_size": hidden_size, "num_hidden_layers": metadata.num_hidden_layers}
     wrong = [f"{name} {trained[name]}, not {here[name]}" for name in here if trained[name] not in (None, here[name])]
     if metadata.model_type is not None and metadata.model_type not in types:

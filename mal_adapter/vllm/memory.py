@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mal_adapter.errors import AudioMaskError, MalAdapterError, SessionConflictError, SessionError
+from mal_adapter.errors import AudioMaskError, MalAdapterError, SessionError
 from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.memory.spans import Spans
 from mal_adapter.memory.state import MemoryState
@@ -54,6 +54,9 @@ class _Utterance:
     outcome: Outcome
     before: MemoryState | None = None  # what it read: vLLM may preempt the request, and computes it again later
     failed: bool = False  # answered without memory, and so it is when it is computed again
+
+    def __post_init__(self) -> None:
+        self.first, self.last = int(self.audio[0]), int(self.audio[-1])
 
 
 @dataclasses.dataclass
@@ -186,7 +189,10 @@ class EngineMemory:
         utterance = self._utterances[request_id]
         if utterance.failed or request_id not in computed:
             return False
-        part = inside(utterance.audio, computed[request_id])
+        chunk = computed[request_id]
+        if chunk.stop <= utterance.first or chunk.start > utterance.last:  # a decode step, as most are
+            return False
+        part = inside(utterance.audio, chunk)
         if part.tokens and not part.whole:
             self.counters.split += 1
             total = len(utterance.audio)
@@ -286,21 +292,23 @@ class EngineMemory:
         new = dict(zip(ids, MemoryState.stack(states).to("cpu").split(), strict=True))
         failed = self.sessions.save(new)
         for session_id, utterances in step.written.items():
-            error = failed.get(session_id)
+            unsaved = failed.get(session_id)
+            lost = unsaved is not None and not unsaved.kept
             skipped = int(new[session_id].skipped_writes) - step.skipped[session_id]
-            lost = isinstance(error, SessionConflictError)
+            reason = "the write was not finite" if skipped else None
+            if unsaved is not None:
+                reason = unsaved.reason
+                log.warning("session %r: %s", session_id, reason)
             for utterance in utterances:
-                utterance.outcome.written = not lost and not skipped
-                utterance.outcome.reason = str(error) if error else "the write was not finite" if skipped else None
+                utterance.outcome.written, utterance.outcome.reason = not lost and not skipped, reason
             self.counters.skipped += skipped
             self.counters.writes += 0 if lost else len(utterances) - skipped
-            if lost:
+            if unsaved is not None and unsaved.conflict:
                 self.counters.conflicts += len(utterances)
-                self.forget(session_id)
-            elif error is not None:
+            elif unsaved is not None:
                 self.counters.unsaved += 1
-            if error is not None:
-                log.warning("session %r: %s", session_id, error)
+            if lost:
+                self.forget(session_id)
 
     # failures --------------------------------------------------------------------------------------------------------
 

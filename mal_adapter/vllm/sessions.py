@@ -5,19 +5,36 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from time import monotonic
+from typing import NamedTuple
 
 from mal_adapter.errors import MalAdapterError, SessionConflictError, StoreError, UnsavedSessionWarning
 from mal_adapter.memory.state import MemoryState
 from mal_adapter.stores.states import SessionStates
 
-__all__ = ["Found", "StepSessions"]
+__all__ = ["Found", "StepSessions", "Unsaved"]
 
 log = logging.getLogger("vllm.mal_adapter")
 
 Found = MemoryState | str | None
 """A session's state on the CPU; None for a new session; or why it can't be read."""
 
-_PAUSE_S = 1.0  # after a store did not answer: each attempt may wait for seconds, and the whole engine with it
+# How long a store that did not answer is not asked again, doubled each time: an attempt may wait for seconds, and the
+# whole engine with it, also for requests without a session.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+
+
+class Unsaved(NamedTuple):
+    """A state that could not be saved.
+
+    Attributes:
+        reason: The message of the error.
+        kept: Whether it is in this process until the store is back; else it is lost.
+        conflict: Whether another engine has continued the session.
+    """
+
+    reason: str
+    kept: bool
+    conflict: bool = False
 
 
 class StepSessions:
@@ -41,6 +58,8 @@ class StepSessions:
         self._check = check
         self._share = share
         self._open = ExitStack()
+        self._outage: StoreError | None = None
+        self._pause_s = _FIRST_PAUSE_S
         self._asked_again_at_s = 0.0
         self._clock = monotonic  # tests replace it
 
@@ -56,20 +75,28 @@ class StepSessions:
         assert isinstance(shared, dict)
         return {k: MemoryState.from_bytes(v) if isinstance(v, bytes) else v for k, v in shared.items()}
 
-    def save(self, states: Mapping[str, MemoryState]) -> dict[str, StoreError | SessionConflictError]:
-        """Save new states of open sessions. Returns the errors: a `StoreError` of a session that is kept in this
-        process until the store is back, a `SessionConflictError` of one that another engine has continued."""
-        failed: dict[str, StoreError | SessionConflictError] = {}
+    def save(self, states: Mapping[str, MemoryState]) -> dict[str, Unsaved]:
+        """Save new states of open sessions. Returns those that are not in the store now."""
+        failed: dict[str, Unsaved] = {}
         for session_id, state in states.items() if self.states is not None else ():
             assert self.states is not None
+            paused = self._paused()
             try:
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always", UnsavedSessionWarning)
-                    self.states.keep({session_id: state})
+                    self.states.keep({session_id: state}, outage=paused)
+            except SessionConflictError as error:
+                failed[session_id] = Unsaved(str(error), kept=False, conflict=True)
+            except StoreError as error:  # and there is no room for it in this process
+                failed[session_id] = Unsaved(str(error), kept=False)
+            else:
                 if caught:
-                    failed[session_id] = StoreError(str(caught[-1].message))
-            except (StoreError, SessionConflictError) as error:
-                failed[session_id] = error
+                    failed[session_id] = Unsaved(str(caught[-1].message), kept=True)
+            unsaved = failed.get(session_id)
+            if paused is None and unsaved is not None and not unsaved.conflict:
+                self._pause(unsaved.reason)
+            elif paused is None:
+                self._answers()
         return failed
 
     def close(self) -> None:
@@ -77,17 +104,31 @@ class StepSessions:
         self._open.close()
 
     def _find(self, states: SessionStates, session_id: str) -> Found:
-        if self._clock() < self._asked_again_at_s and session_id not in states.backlog:
-            return "the store did not answer a moment ago"
+        if session_id not in states.backlog and (outage := self._paused()) is not None:
+            return str(outage)
         try:
             found = self._open.enter_context(states.opened([session_id], save_at_end=False))
             state = found.get(session_id)
             if state is not None:
                 self._check(state)
                 state = state.to("cpu")
-            return state
         except StoreError as error:
-            self._asked_again_at_s = self._clock() + _PAUSE_S
+            self._pause(str(error))
             return str(error)
         except MalAdapterError as error:  # a damaged state, or one of another adapter
             return str(error)
+        if session_id not in states.backlog:
+            self._answers()
+        return state
+
+    def _paused(self) -> StoreError | None:
+        """Why the store is not asked now."""
+        return self._outage if self._clock() < self._asked_again_at_s else None
+
+    def _pause(self, reason: str) -> None:
+        self._outage = StoreError(f"the store does not answer: {reason}")
+        self._asked_again_at_s = self._clock() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+
+    def _answers(self) -> None:
+        self._outage, self._pause_s, self._asked_again_at_s = None, _FIRST_PAUSE_S, 0.0

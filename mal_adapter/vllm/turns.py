@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from mal_adapter.errors import SessionError
 from mal_adapter.stores.base import encode_session_id
 
-__all__ = ["LONGEST_ID", "SessionTurn", "session_turn"]
+__all__ = ["LONGEST_ID", "SessionTurn", "check_id", "session_turn"]
 
 LONGEST_ID = 80
 """The largest number of UTF-8 bytes of a session id: percent-encoded it is still the name of a file."""
@@ -54,13 +54,7 @@ def session_turn(params: Any) -> SessionTurn | None:
         if turn is not None:
             raise SessionError(f"turn={_shown(turn)} without a session_id; {_WHERE}")
         return None
-    if not isinstance(session_id, str):
-        raise SessionError(f"session_id={_shown(session_id)} is not a string; {_WHERE}")
-    encoded = encode_session_id(session_id)  # raises if it is empty, or not Unicode
-    if len(encoded) > LONGEST_ID or not session_id.isprintable():
-        raise SessionError(
-            f"session_id={_shown(session_id)} has {len(encoded)} bytes; use up to {LONGEST_ID}, printable, or a hash"
-        )
+    session_id = check_id(session_id)
     if turn is not None and (isinstance(turn, bool) or not isinstance(turn, int) or not 0 <= turn < _MOST_TURNS):
         raise SessionError(
             f"turn={_shown(turn)} is not a number of utterances: 0 for the first of a dialogue, then 1, 2 …"
@@ -69,6 +63,22 @@ def session_turn(params: Any) -> SessionTurn | None:
     if answers != 1:
         raise SessionError(f"n={answers} in session {session_id!r}: each answer would write the utterance; send n=1")
     return SessionTurn(session_id, turn)
+
+
+def check_id(session_id: object) -> str:
+    """Return a session id that every store takes.
+
+    Raises:
+        SessionError: It is not a string, is empty, too long or not printable.
+    """
+    if not isinstance(session_id, str):
+        raise SessionError(f"session_id={_shown(session_id)} is not a string; {_WHERE}")
+    encoded = encode_session_id(session_id)  # raises if it is empty, or not Unicode
+    if len(encoded) > LONGEST_ID or not session_id.isprintable():
+        raise SessionError(
+            f"session_id={_shown(session_id)} has {len(encoded)} bytes; use up to {LONGEST_ID}, printable, or a hash"
+        )
+    return session_id
 
 
 def _shown(value: object) -> str:

@@ -39,7 +39,9 @@ class WorkerMemory:
         self.options = MemoryOptions.read(vllm_config.additional_config)
         check_engine(vllm_config, self.options)
         self.adapter = MemoryAdapter.from_pretrained(self.options.adapter).requires_grad_(False)
-        check_host(self.adapter.metadata, self.adapter.config.hidden_size, vllm_config.model_config.hf_config)
+        model = vllm_config.model_config
+        width = self.adapter.config.hidden_size
+        check_host(self.adapter.metadata, width, model.hf_config, model.hf_text_config)
         super().__init__(vllm_config, *args, **kwargs)  # type: ignore[call-arg]
 
     def load_model(self, **kwargs: Any) -> None:
@@ -112,8 +114,8 @@ def _mark(config: Any, adapter: MemoryAdapter) -> None:
     split = config.compilation_config.splitting_ops
     if split is not None:
         split += [op for op in OPS if op not in split]
-    # vLLM names its cache of compiled code by a hash of this, among others.
-    config.additional_config[SECTION] = {**config.additional_config[SECTION], "layer_idx": adapter.metadata.layer_idx}
+    # vLLM names its cache of compiled code by a hash of this, among others. A new dict: the user's may be used again.
+    config.additional_config = {**config.additional_config, f"{SECTION}_layer_idx": adapter.metadata.layer_idx}
 
 
 def _tensor_parallel() -> tuple[Callable[[object], object] | None, int]:

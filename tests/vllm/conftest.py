@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mal_adapter import MemoryAdapter
-from tests.vllm.engines import Engine, start
+from tests.vllm.engines import FIGURES, TOLERANCE, Engine, start
 from tests.vllm.hosts import QWEN2_AUDIO, save_adapter, save_qwen2_audio
 
 
@@ -53,3 +53,11 @@ def transformers_host(host_folder: Path) -> Any:
     from mal_adapter.ser.loading import load_host
 
     return load_host(str(host_folder), dtype="float32")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how far vLLM's log-probabilities are from transformers', over the whole vocabulary."""
+    if FIGURES:
+        terminalreporter.section(f"vLLM against transformers, at most {TOLERANCE:.0e}")
+        for test, difference in FIGURES.items():
+            terminalreporter.write_line(f"{difference:.1e}  {test.removeprefix('test_').replace('_', ' ')}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from mal_adapter.vllm.counters import Counters
 from mal_adapter.vllm.memory import EngineMemory
 from tests.vllm.hosts import QUESTION, clip
 
-__all__ = ["TOLERANCE", "Ask", "Engine", "prompt", "start", "through_transformers"]
+__all__ = ["FIGURES", "TOLERANCE", "Ask", "Engine", "apart", "assert_same", "prompt", "start", "through_transformers"]
 
 TOLERANCE = 1e-5  # of log-probabilities, over the whole vocabulary
+FIGURES: dict[str, float] = {}
+"""The largest difference that each test has seen; printed at the end of a run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +106,19 @@ class Engine:
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         gc.collect()
+
+
+def apart(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """The largest difference."""
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+
+
+def assert_same(a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
+    """Assert that no log-probability differs by more than `TOLERANCE`; the largest difference goes into the table."""
+    difference = apart(a, b)
+    test = os.environ["PYTEST_CURRENT_TEST"].partition("::")[2].partition(" (")[0]
+    FIGURES[test] = max(FIGURES.get(test, 0.0), difference)
+    assert difference <= TOLERANCE
 
 
 def start(host: Path, adapter: Path, *, store: str | None = None, **others: Any) -> Engine:

@@ -1,7 +1,7 @@
 """Tiny random hosts that vLLM's CPU backend takes: heads of 32, and Whisper's window of 3000 frames."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from mal_adapter import MemoryAdapter, MemoryConfig
 from mal_adapter.demo import HOST_FOLDER
 
-__all__ = ["LABELS", "QUESTION", "QWEN2_AUDIO", "clip", "save_adapter", "save_qwen2_audio"]
+__all__ = ["LABELS", "QUESTION", "QWEN2_AUDIO", "clip", "save_adapter", "save_audio_flamingo", "save_qwen2_audio"]
 
 QWEN2_AUDIO = "qwen2_audio"
 LABELS = ("neutral", "happy", "angry", "sad")
@@ -44,30 +44,76 @@ def save_qwen2_audio(folder: Path) -> Path:
         max_source_positions=1500,
         initializer_range=0.1,
     )
-    text = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=2 * WIDTH,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        initializer_range=0.15,
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
+    config = Qwen2AudioConfig(
+        audio_config=audio,
+        text_config=Qwen2Config(**text_sizes(tokenizer)),
+        audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
     )
-    audio_token = tokenizer.convert_tokens_to_ids("<|AUDIO|>")
     torch.manual_seed(0)
-    Qwen2AudioForConditionalGeneration(
-        Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=audio_token)
-    ).save_pretrained(folder)
-    # transformers 5.19 writes a model that was not loaded with names that neither it nor vLLM reads.
+    Qwen2AudioForConditionalGeneration(config).save_pretrained(folder)
+    rename_weights(folder)
+    return folder
+
+
+def save_audio_flamingo(folder: Path) -> Path:
+    """An Audio Flamingo 3, whose clips are windows of 30 seconds in one tensor, with the same tokenizer."""
+    from transformers import (
+        AudioFlamingo3Config,
+        AudioFlamingo3EncoderConfig,
+        AudioFlamingo3ForConditionalGeneration,
+        AudioFlamingo3Processor,
+        AutoTokenizer,
+        WhisperFeatureExtractor,
+    )
+
+    tokenizer = AutoTokenizer.from_pretrained(HOST_FOLDER)
+    features = WhisperFeatureExtractor(feature_size=80, hop_length=160, chunk_length=30, return_attention_mask=True)
+    template = (Path(HOST_FOLDER) / "chat_template.jinja").read_text()
+    AudioFlamingo3Processor(features, tokenizer, template, audio_token="<|AUDIO|>").save_pretrained(folder)
+    features.save_pretrained(folder)
+    audio = AudioFlamingo3EncoderConfig(
+        num_mel_bins=80,
+        hidden_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=WIDTH,
+        max_source_positions=1500,
+        initializer_range=0.1,
+    )
+    config = AudioFlamingo3Config(
+        audio_config=audio,
+        text_config={"model_type": "qwen2", **text_sizes(tokenizer)},
+        audio_token_id=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
+    )
+    torch.manual_seed(0)
+    AudioFlamingo3ForConditionalGeneration(config).save_pretrained(folder)
+    rename_weights(folder)
+    return folder
+
+
+def rename_weights(folder: Path) -> None:
+    """transformers 5.19 writes a model that was not loaded with names that neither it nor vLLM reads."""
     weights = folder / "model.safetensors"
     tensors = {name.replace("model.model.", "model."): tensor for name, tensor in load_file(weights).items()}
     save_file(tensors, weights, {"format": "pt"})
-    return folder
+
+
+def text_sizes(tokenizer: Any) -> dict[str, Any]:
+    """The sizes of a tiny language model."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.12,
+        "tie_word_embeddings": False,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
 
 
 def save_adapter(folder: Path, model_type: str, *, trained: bool = True) -> Path:
@@ -90,8 +136,3 @@ def clip(seed: int, seconds: float = 0.6) -> "torch.Tensor":
     time_s = torch.arange(int(16_000 * seconds)) / 16_000
     tones = 100 + 1500 * torch.rand(5, generator=generator)
     return 0.1 * (2 * torch.pi * tones[:, None] * time_s).sin().sum(0)
-
-
-def config_of(folder: Path) -> dict[str, object]:
-    """The content of a model's config.json."""
-    return json.loads((folder / "config.json").read_text())  # type: ignore[no-any-return]

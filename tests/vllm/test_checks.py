@@ -29,7 +29,9 @@ def safe() -> SimpleNamespace:
     """A configuration that nothing is wrong with."""
     space = SimpleNamespace
     return space(
-        scheduler_config=space(enable_chunked_prefill=False, long_prefill_token_threshold=0, policy="fcfs"),
+        scheduler_config=space(
+            enable_chunked_prefill=False, long_prefill_token_threshold=0, policy="fcfs", async_scheduling=False
+        ),
         cache_config=space(enable_prefix_caching=False, kv_offloading_size=None, kv_sharing_fast_prefill=False),
         parallel_config=space(
             data_parallel_size=1,
@@ -42,7 +44,7 @@ def safe() -> SimpleNamespace:
         ),
         model_config=space(
             logits_processors=[ADMISSION],
-            multimodal_config=space(mm_processor_cache_gb=0),
+            multimodal_config=space(mm_processor_cache_gb=0, get_limit_per_prompt=lambda modality: 999),
             runner_type="generate",
             enable_prompt_embeds=False,
         ),
@@ -56,6 +58,7 @@ UNSAFE = {
     "scheduler_config.enable_chunked_prefill": (True, "--no-enable-chunked-prefill"),
     "scheduler_config.long_prefill_token_threshold": (64, "--long-prefill-token-threshold"),
     "scheduler_config.policy": ("priority", "--scheduling-policy"),
+    "scheduler_config.async_scheduling": (True, "--no-async-scheduling"),
     "cache_config.enable_prefix_caching": (True, "--no-enable-prefix-caching"),
     "cache_config.kv_offloading_size": (4.0, "--kv-offloading-size"),
     "cache_config.kv_sharing_fast_prefill": (True, "--kv-sharing-fast-prefill"),
@@ -115,6 +118,12 @@ def test_all_problems_are_reported_at_once():
 
 def test_replicas_may_share_a_store():
     check_engine(with_value("parallel_config.data_parallel_size", 2), MemoryOptions("adapter", "redis://host/0"))
+
+
+def test_asynchronous_scheduling_is_safe_for_one_clip():
+    config = with_value("scheduler_config.async_scheduling", True)
+    config.model_config.multimodal_config.get_limit_per_prompt = {"audio": 1}.__getitem__
+    check_engine(config, OPTIONS)
 
 
 def test_an_installed_entry_point_needs_no_flag(monkeypatch: pytest.MonkeyPatch):

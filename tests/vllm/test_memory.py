@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import Any
 
 import pytest
@@ -220,7 +221,7 @@ class Broken(InMemoryStore):
 
     get_error: Exception | None = None
     put_error: Exception | None = None
-    gets = 0
+    gets = puts = 0
 
     def get(self, session_id: str) -> Any:
         self.gets += 1
@@ -229,27 +230,57 @@ class Broken(InMemoryStore):
         return super().get(session_id)
 
     def put(self, session_id: str, state: MemoryState, version: str | None = None) -> str:
+        self.puts += threading.current_thread() is threading.main_thread()  # the backlog has a thread of its own
         if self.put_error is not None:
             raise self.put_error
         return super().put(session_id, state, version)
 
 
-def test_a_store_that_does_not_answer_is_asked_once_a_second_and_costs_the_memory_only(adapter: MemoryAdapter):
+def test_a_store_that_does_not_answer_costs_the_memory_only_and_is_asked_ever_more_seldom(adapter: MemoryAdapter):
     store = Broken()
     engine = engine_of(adapter, store)
     now = 100.0
     engine.memory.sessions._clock = lambda: now
     store.get_error = StoreError("no connection")
-    requests = [request(f"r{i}", f"session-{i}") for i in range(5)]
-    seen = run(engine, *requests)
-    for r in requests:
-        assert torch.allclose(seen[r.req_id], r.hidden[: prompt_length(r)])
-    assert store.gets == 1
-    assert engine.memory.counters.unavailable == 5
+    asked = []
+    for second in range(100):
+        now = 100.0 + second
+        before = store.gets
+        requests = [request(f"r{second}-{i}", f"session-{i}") for i in range(3)]
+        seen = run(engine, *requests)
+        for r in requests:
+            assert torch.allclose(seen[r.req_id], r.hidden[: prompt_length(r)])
+            engine.finish(r)
+        asked += [second] * (store.gets - before)
+    assert asked == [0, 1, 3, 7, 15, 31, 61, 91]
+    assert engine.memory.counters.unavailable == 300
     store.get_error = None
-    now += 2
-    run(engine, request("later", "session-0"))
-    assert engine.memory.counters.writes == 1
+    now += 30
+    run(engine, request("later", "session-0"), request("other", "session-1"))
+    assert engine.memory.counters.writes == 2
+    store.get_error = StoreError("no connection")
+    run(engine, request("r0", "session-0"))
+    now += 1.1  # the pause is short again
+    store.get_error = None
+    run(engine, request("r1", "session-0"))
+    assert engine.memory.counters.writes == 3
+
+
+def test_a_store_that_can_not_save_is_not_asked_for_each_session(adapter: MemoryAdapter):
+    store = Broken()
+    engine = engine_of(adapter, store)
+    engine.memory.sessions._clock = lambda: 100.0
+    store.put_error = StoreError("disk full")
+    run(engine, *(request(f"r{i}", f"session-{i}") for i in range(5)))
+    assert store.puts == 1
+    assert engine.memory.counters.unsaved == engine.memory.counters.writes == 5
+    states = engine.memory.sessions.states
+    assert len(states.unsaved) == 5
+    run(engine, request("next", "session-3"))  # continues from the state in this process
+    assert int(states["session-3"].utterances) == 2
+    store.put_error = None
+    states.flush()
+    assert [int(store.get(f"session-{i}").state.utterances) for i in range(5)] == [1, 1, 1, 2, 1]
 
 
 def test_what_a_store_can_not_save_is_kept_and_continued(adapter: MemoryAdapter):
@@ -267,6 +298,18 @@ def test_what_a_store_can_not_save_is_kept_and_continued(adapter: MemoryAdapter)
     store.get_error = store.put_error = None
     states.flush()
     assert int(store.get("a").state.utterances) == 2
+
+
+def test_what_the_process_has_no_room_for_is_not_written(adapter: MemoryAdapter):
+    store = Broken()
+    engine = engine_of(adapter, store)
+    engine.memory.sessions.states.backlog.max_sessions = 1
+    store.put_error = StoreError("disk full")
+    run(engine, request("r0", "a"), request("r1", "b"))
+    assert (engine.memory.counters.unsaved, engine.memory.counters.writes) == (2, 1)
+    assert [engine.memory.outcomes[session].written for session in "ab"] == [True, False]
+    assert "no room" in engine.memory.outcomes["b"].reason
+    assert engine.memory.sessions.states.unsaved == ["a"]
 
 
 def test_a_dialogue_that_another_engine_continued_keeps_the_others_state(adapter: MemoryAdapter):
