@@ -2,8 +2,8 @@
 
     python tests/benchmarks/vllm_engine.py            # in the environment of .ci/vllm; a minute or two
 
-Three engines, each in a process of its own, run the same requests in turn: with the memory; without it, with the flags
-that the memory needs; and vLLM as it starts by itself. Each round has new sound, so that no cache has the answer. A
+Two engines, each in a process of its own, run the same requests in turn: with the memory, and without it but with the
+flags that the memory needs. Each round has new sound, so that no cache has the answer. A
 round is 96 utterances, six of each of 16 dialogues, all queued at once, with three tokens of answer. Printed are
 requests per second by the CPU time and by the clock (medians of the rounds), and the ratios (medians of the rounds').
 """
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-DIALOGUES, TURNS, ROUNDS = 16, 6, 7
-ENGINES = ("memory", "same flags", "vLLM alone")
+DIALOGUES, TURNS, ROUNDS = 16, 6, 9
+ENGINES = ("memory", "without")
 
 
 def serve_rounds(kind: str, pair: Path) -> None:
@@ -35,8 +35,8 @@ def serve_rounds(kind: str, pair: Path) -> None:
     from mal_adapter.ser.recognizer.audio import load_waveform
     from mal_adapter.vllm import engine_args
 
-    arguments: dict[str, Any] = {} if kind == "vLLM alone" else engine_args(pair / "adapter")
-    if kind == "same flags":
+    arguments = engine_args(pair / "adapter")
+    if kind == "without":
         for name in ("worker_cls", "additional_config", "logits_processors"):
             arguments.pop(name, None)
     sizes = {"max_model_len": 1024, "max_num_seqs": 32, "max_num_batched_tokens": 4096, "kv_cache_memory_bytes": 2**27}
@@ -80,7 +80,7 @@ def main() -> None:
             wait_for(children[kind], "ready")
         times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in ENGINES}
         for number in range(ROUNDS + 1):
-            for kind in ENGINES[number % 3 :] + ENGINES[: number % 3]:
+            for kind in ENGINES if number % 2 else ENGINES[::-1]:
                 process = children[kind]
                 print("go", file=process.stdin, flush=True)
                 cpu_s, wall_s = json.loads(wait_for(process, "["))
