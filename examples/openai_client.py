@@ -1,9 +1,9 @@
 """A dialogue of WAV files, sent to vLLM with the OpenAI client: its labels' probabilities, one line per file.
 
-    mal-adapter serve --engine vllm --adapter pair/adapter --dtype float32 -- --served-model-name host
     python examples/openai_client.py turn1.wav turn2.wav
 
-For labels of one token each, among the 20 likeliest; `mal_adapter.vllm.ServedRecognizer` has no such limits.
+The server is started as docs/serving.md says. For labels of one token each, among the 20 likeliest;
+`mal_adapter.vllm.ServedRecognizer` has no such limits.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python examples/vllm_host.py pair
     python examples/serve_vllm.py offline pair/host pair/adapter
-    mal-adapter serve --engine vllm --adapter pair/adapter --dtype float32      # in another terminal
+    mal-adapter serve --engine vllm --adapter pair/adapter --dtype float32 -- --kv-cache-memory-bytes 100000000 &
     python examples/serve_vllm.py online http://localhost:8000 pair/adapter
 
 Prints a line per utterance. offline queues all utterances at once: vLLM computes those of one dialogue in their order.
@@ -35,7 +35,9 @@ def offline(host: str, adapter: str, calls: list[Dialogue]) -> None:
     # The labels of this adapter are one token each; ServedRecognizer takes labels of several.
     tokens = {label: processor.tokenizer(label).input_ids[0] for label in task["labels"]}
 
-    llm = LLM(host, dtype="float32", max_model_len=1024, max_num_seqs=32, **engine_args(adapter))
+    # Without the last of these, vLLM takes nearly all memory.
+    sizes = {"max_model_len": 1024, "max_num_seqs": 32, "kv_cache_memory_bytes": 100_000_000}
+    llm = LLM(host, dtype="float32", **sizes, **engine_args(adapter))
     requests, params, names = [], [], []
     for turn in range(max(len(call.utterances) for call in calls)):
         for call in calls:
