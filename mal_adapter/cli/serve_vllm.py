@@ -98,15 +98,15 @@ def _check(model: str | None, adapter: str) -> str:
 
     from mal_adapter import MemoryAdapter
     from mal_adapter.errors import ConfigError, HostError
-    from mal_adapter.ser.recognizer.pretrained import LORA_NAME, find_host
+    from mal_adapter.ser.recognizer.pretrained import find_host
     from mal_adapter.vllm.layers import check_host
 
     trained = MemoryAdapter.from_pretrained(adapter)
     if trained.metadata.layer_idx is None:
         raise ConfigError(f"{adapter} names no layer_idx: it was not trained; give a trained adapter")
-    if (Path(adapter) / LORA_NAME).is_dir():
+    if (Path(adapter) / "lora").is_dir():
         raise ConfigError(
-            f"{Path(adapter) / LORA_NAME} was trained beside the adapter, and vLLM would not use it; merge it into the "
+            f"{Path(adapter) / 'lora'} was trained beside the adapter, and vLLM would not use it; merge it into the "
             "model with peft's merge_and_unload, serve the merged model, and copy the adapter without this folder"
         )
     name = model or find_host(trained.metadata, adapter)
@@ -116,5 +116,6 @@ def _check(model: str | None, adapter: str) -> str:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise HostError(f"the model {name} can't be loaded: {str(error).splitlines()[0]}") from error
-    check_host(trained.metadata, trained.config.hidden_size, config)
+    language = getattr(config, "thinker_config", config).get_text_config()  # an omni model has several
+    check_host(trained.metadata, trained.config.hidden_size, config, language)
     return name

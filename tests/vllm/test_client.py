@@ -56,7 +56,7 @@ def url(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
-    environment["PYTHONPATH"] = f"{installed(folder / 'installed')}:{ROOT}"
+    environment["PYTHONPATH"] = f"{installed(folder / 'installed')}:{ROOT}:{os.environ.get('PYTHONPATH', '')}"
     environment["MAL_ADAPTER_STORE"] = str(folder / "sessions")
     command = [sys.executable, "-m", "mal_adapter.cli", "serve", "--engine", "vllm", "--port", str(port)]
     command += ["--adapter", str(pair / "adapter"), "--dtype", "float32", "--", "--max-model-len", "1024"]
