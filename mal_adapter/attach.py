@@ -169,7 +169,7 @@ class AttachedMemory:
             StoreError: The store can't be reached when the block begins, or still not when it ends: forwards answer
                 meanwhile, and the states stay in this process, see `states.flush()`.
         """
-        self._check_usable(audio_mask)
+        self._check_usable(has_mask=audio_mask is not None)
         named = [] if session_id is None else check_session_ids(session_id)
         ids = named or (None,)
         if audio_mask is not None:
@@ -197,20 +197,20 @@ class AttachedMemory:
             StateMismatchError: A state belongs to another adapter, or is of several dialogues.
             AudioMaskError: Nothing says where this host's audio positions are.
         """
-        self._check_usable(None)
+        self._check_usable(has_mask=False)
         if not states:
             raise SessionError("there are no states; give one per prompt of the batch, None for a new dialogue")
         session = Session((None,) * len(states), self._stack(states), self.states, write, None)
         with self._hooks.active(session):
             yield session
 
-    def _check_usable(self, audio_mask: Bool[Tensor, "prompts seq_len"] | None) -> None:
+    def _check_usable(self, *, has_mask: bool) -> None:
         if self._root is None:
             raise SessionError("this memory is detached; attach_memory(model, adapter=memory.adapter) puts it back")
         if self._hooks.session is not None:
             raise SessionError("a session of this memory is open already; close it first, or pass all its ids at once")
         sources = (self.host.audio_token_id, self.host.find_mask, self.host.audio_positions)
-        if audio_mask is None and all(value is None for value in sources):
+        if not has_mask and all(value is None for value in sources):
             raise AudioMaskError(
                 "nothing says where this host's audio positions are; pass session(..., audio_mask=...), or "
                 "attach_memory with host=HostSpec(audio_token_id=...) or HostSpec(find_mask=...)"
