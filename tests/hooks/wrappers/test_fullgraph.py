@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import CompileConfig, DynamicCache, PreTrainedModel, StaticCache
 
@@ -16,6 +17,10 @@ from mal_adapter.errors import AudioOutsideSessionWarning, SessionError
 from tests.hooks.wrappers.dialogue import Heard, Turn, assert_heard_alike, attach, hear, make_turns
 from tests.hosts.builders import ADDITIVE_HOSTS, AUDIO_TOKEN_ID, HOSTS, VOCAB_SIZE, WIDTH, PlainHost, TinyHost
 from tests.hosts.probes import assert_states_close, same_bits
+
+pytestmark = pytest.mark.skipif(
+    transformers.__version__.startswith("4."), reason="Qwen2-Audio can't be compiled whole there without a memory either"
+)
 
 BACKENDS = pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 CACHES = pytest.mark.parametrize("cache", [DynamicCache, StaticCache])
