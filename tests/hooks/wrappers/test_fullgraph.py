@@ -19,7 +19,7 @@ from tests.hosts.builders import ADDITIVE_HOSTS, AUDIO_TOKEN_ID, HOSTS, VOCAB_SI
 from tests.hosts.probes import assert_states_close, same_bits
 
 pytestmark = pytest.mark.skipif(
-    transformers.__version__.startswith("4."), reason="Qwen2-Audio can't be compiled whole there without a memory either"
+    transformers.__version__.startswith("4."), reason="Qwen2-Audio can't be compiled whole there, even without a memory"
 )
 
 BACKENDS = pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
