@@ -175,8 +175,9 @@ class AttachedMemory:
         if audio_mask is not None:
             check_audio_mask(audio_mask, len(ids))
         with self.states.opened(named) as found:
-            rows = self._stack([None if i is None else found.get(i) for i in ids])
-            session = Session(tuple(ids), rows, self.states, write, audio_mask)
+            states = self._stack([None if i is None else found.get(i) for i in ids])
+            session = Session(tuple(ids), states, self.states, write, audio_mask)
+            del states  # or those from before the block would be kept until its end
             with self._hooks.active(session):
                 yield session
 
