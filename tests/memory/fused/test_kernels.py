@@ -16,8 +16,8 @@ pytestmark = pytest.mark.skipif(not INTERPRETED, reason="no Triton, or one with 
 FEW = settings(max_examples=10, deadline=None)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 
-# Derivatives with respect to keys, values, queries and gates are rounded to their dtype once, at the end: by half of the
-# distance of two numbers. The other half is for float32, which loses most where gates almost cancel.
+# Derivatives with respect to keys, values, queries and gates are rounded to their dtype once, at the end: by half of
+# the distance of two numbers. The other half is for float32, which loses most where gates almost cancel.
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 # Blocks are powers of two: sizes at their edges and between, and for depth 2 both kernels of a write.
