@@ -1,8 +1,8 @@
 """The kernels as operators of PyTorch, `mal_adapter::titans_write` and `mal_adapter::titans_read`: with a derivative,
 and with shapes for tensors without data, so that a compiled host keeps its graph.
 
-An operator knows neither whether a gradient is recorded nor what it will need. So `titans_write` is told to save, and
-what it saves are further outputs. The setting of the products' accuracy is looked up when an operator runs, because it
+An operator knows neither whether a gradient is recorded nor what it will need. So `titans_write` has an argument for
+it, and what it saves are further outputs. The setting of the products' accuracy is looked up when an operator runs, because it
 is not a tensor, which a graph could hold.
 """
 
