@@ -2,8 +2,8 @@
 and with shapes for tensors without data, so that a compiled host keeps its graph.
 
 An operator knows neither whether a gradient is recorded nor what it will need. So `titans_write` has an argument for
-it, and what it saves are further outputs. The setting of the products' accuracy is looked up when an operator runs, because it
-is not a tensor, which a graph could hold.
+it, and what it saves are further outputs. The setting of the products' accuracy is looked up when an operator runs,
+because it is not a tensor, which a graph could hold.
 """
 
 from typing import Any
