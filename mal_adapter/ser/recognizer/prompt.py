@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from mal_adapter.errors import AudioTooLongError, ConfigError, HostError, MissingDependencyError
 from mal_adapter.ser.labels import DEMO, LabelSet
 from mal_adapter.ser.recognizer.audio import Waveform
+from mal_adapter.ser.recognizer.spectrum import without_padding
 from mal_adapter.serialization.metadata import AdapterMetadata
 
 __all__ = ["PER_TOKEN", "AudioPrompt", "choose_task", "default_prompt"]
@@ -49,7 +50,7 @@ class AudioPrompt:
     """
 
     def __init__(self, processor: Any, question: str) -> None:
-        self._processor = processor
+        self._processor = without_padding(processor)
         self._question = question
         _check_words(question)
         parameters = inspect.signature(processor.__call__).parameters
