@@ -47,7 +47,8 @@ ser.suitability
 ser.recognizer.sound ser.recognizer.sound.source ser.recognizer.sound.chunks ser.recognizer.sound.flac
 ser.recognizer.sound.levels ser.recognizer.sound.ogg ser.recognizer.sound.tags ser.recognizer.sound.mpeg
 ser.recognizer.sound.layout ser.recognizer.sound.reader
-ser.recognizer.audio ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.pretrained ser.recognizer.recognizer
+ser.recognizer.audio ser.recognizer.spectrum ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.pretrained
+ser.recognizer.recognizer
 ser.recognizer
 ser.corpora.folder ser.corpora.corpus ser.corpora.manifests ser.corpora.emorynlp ser.corpora.iemocap
 ser.corpora.m3ed ser.corpora.meld ser.corpora

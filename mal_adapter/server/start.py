@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -66,6 +67,8 @@ def serve(app: FastAPI, listener: socket.socket, drain_s: float, started: Callab
         await asyncio.wait([ending])
         return not ending.cancelled() and ending.result() and not server.dropped
 
+    # A batch's prompts are short: waking threads for them takes longer than their tokens.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _keep_freed_memory()
     ended = asyncio.run(run())
     return ended and bool(app.state.flushed)

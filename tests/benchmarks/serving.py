@@ -1,7 +1,9 @@
 """Requests per second of `mal-adapter serve` on the package's host: 16 callers against one at a time, in one run.
 
 python -m tests.benchmarks.serving                 # a minute; two server processes, the clients in this one
-python -m tests.benchmarks.serving --seconds 2 --rounds 3 --batch 16
+python -m tests.benchmarks.serving --rounds 30 --batch 16
+
+Other processes slow down 16 callers more than one, who leaves a core of two idle: the share that they took is printed.
 """
 
 import argparse
@@ -48,12 +50,20 @@ def cpu_s(process_id: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def busy_s() -> float:
+    """The CPU time of the whole machine; Linux only."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
 class Rate(NamedTuple):
     per_s: float
     cpu_ms: float
     """Of the server, per answer."""
     client_ms: float
-    """CPU time of this process, per answer: the two cores are shared with it."""
+    """CPU time of this process, per answer."""
+    others: float
+    """The share of all cores that other processes took meanwhile."""
 
 
 class Caller:
@@ -93,7 +103,7 @@ def rate(server: tuple[int, int], callers: int, bodies: list[bytes], seconds: fl
         for caller in waiting:
             sockets.enter_context(caller.socket)
             ready.register(caller.socket, selectors.EVENT_READ, caller)
-        began, cpu_before_s, own_before_s = time.monotonic(), cpu_s(process_id), time.process_time()
+        began, before_s = time.monotonic(), (cpu_s(process_id), time.process_time(), busy_s())
         for caller in waiting:
             caller.send()
         open_requests = callers
@@ -105,8 +115,10 @@ def rate(server: tuple[int, int], callers: int, bodies: list[bytes], seconds: fl
                     else:
                         open_requests -= 1
         elapsed_s, answers = time.monotonic() - began, sum(caller.answers for caller in waiting)
-    server_s, client_s = cpu_s(process_id) - cpu_before_s, time.process_time() - own_before_s
-    return Rate(answers / elapsed_s, 1000 * server_s / answers, 1000 * client_s / answers)
+    after_s = (cpu_s(process_id), time.process_time(), busy_s())
+    server_s, client_s, all_s = (after - before for after, before in zip(after_s, before_s, strict=True))
+    others = max(0.0, all_s - server_s - client_s) / elapsed_s / (os.cpu_count() or 1)
+    return Rate(answers / elapsed_s, 1000 * server_s / answers, 1000 * client_s / answers, others)
 
 
 def measure(seconds: float, rounds: int, batch: int, wait_ms: float) -> dict[str, list[Rate]]:
@@ -138,14 +150,14 @@ def main() -> None:
     parser.add_argument("--wait-ms", type=float, default=5.0)
     options = parser.parse_args()
     rates = measure(options.seconds, options.rounds, options.batch, options.wait_ms)
-    first = next(iter(rates.values()))
+    first, cores = next(iter(rates.values())), os.cpu_count()
     for name, measured in rates.items():
         faster = [own.per_s / base.per_s for own, base in zip(measured, first, strict=True)]
         cheaper = [base.cpu_ms / own.cpu_ms for own, base in zip(measured, first, strict=True)]
-        per_s, cpu_ms, client_ms = (statistics.median(column) for column in zip(*measured, strict=True))
+        per_s, cpu_ms, client_ms, others = (statistics.median(column) for column in zip(*measured, strict=True))
         print(f"{name}: {per_s:.1f} per second, {_spread(faster)} times the first")
-        print(f"    CPU per answer: {cpu_ms:.1f} ms, the first's is {_spread(cheaper)} times; client {client_ms:.2f} ms")
-    print(f"load of the last minutes: {', '.join(f'{load:.1f}' for load in os.getloadavg())} on {os.cpu_count()} cores")
+        print(f"    {cpu_ms:.1f} ms of the server's CPU each; the first costs {_spread(cheaper)} times as much")
+        print(f"    {client_ms:.2f} ms of the clients' CPU each; other processes took {others:.0%} of {cores} cores")
 
 
 def _spread(ratios: list[float]) -> str:

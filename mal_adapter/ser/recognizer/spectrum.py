@@ -54,5 +54,5 @@ class _SoundOnly(WhisperFeatureExtractor):  # type: ignore[misc]
         if end >= waveform.shape[1]:
             return np.asarray(super()._torch_extract_fbank_features(waveform, device))
         features = super()._torch_extract_fbank_features(waveform[:, :end].copy(), device)
-        silent = waveform.shape[1] // self.hop_length - frames
+        silent = (waveform.shape[1] - self.n_fft % 2) // self.hop_length - frames
         return np.pad(features[:, :, :frames], ((0, 0), (0, 0), (0, silent)), mode="edge")
