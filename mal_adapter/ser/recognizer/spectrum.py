@@ -32,7 +32,7 @@ def without_padding(processor: Any) -> Any:
         >>> bool(np.allclose(quick, whole, rtol=0, atol=1e-5))
         True
     """
-    extractor = getattr(processor, "feature_extractor", None)
+    extractor: Any = getattr(processor, "feature_extractor", None)
     # Not its subclasses, which may compute something else; and dither is noise, which differs from frame to frame.
     if type(extractor) is not WhisperFeatureExtractor or extractor.dither:
         return processor
@@ -43,7 +43,7 @@ def without_padding(processor: Any) -> Any:
     return twin
 
 
-class _SoundOnly(WhisperFeatureExtractor):  # type: ignore[misc]
+class _SoundOnly(WhisperFeatureExtractor):
     def _torch_extract_fbank_features(self, waveform: _Floats, device: str = "cpu") -> _Floats:
         """(batch, mels, frames) of the padded clips (batch, samples). transformers 4.57 to 5.23 have this method."""
         sounding = np.flatnonzero(waveform.any(axis=0))

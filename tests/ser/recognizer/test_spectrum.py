@@ -76,7 +76,7 @@ def test_the_given_processor_is_not_changed() -> None:
 
 
 def test_other_extractors_are_left_as_they_are() -> None:
-    class Other(WhisperFeatureExtractor):  # type: ignore[misc]
+    class Other(WhisperFeatureExtractor):
         pass
 
     dithered = copy.copy(WhisperFeatureExtractor())
