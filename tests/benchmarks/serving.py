@@ -67,8 +67,7 @@ class Rate(NamedTuple):
 
 
 class Caller:
-    """A connection and a session. Sends its next utterance after an answer. A bare socket, since http.client takes ten
-    times the CPU."""
+    """A connection and a session. Sends its next utterance after an answer. A bare socket, which takes little CPU."""
 
     def __init__(self, number: int, port: int, bodies: list[bytes]) -> None:
         head = f"POST /sessions/call-{number}/utterances HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
