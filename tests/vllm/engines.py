@@ -18,7 +18,19 @@ from mal_adapter.vllm.counters import Counters
 from mal_adapter.vllm.memory import EngineMemory
 from tests.vllm.hosts import QUESTION, clip
 
-__all__ = ["FIGURES", "TOLERANCE", "Ask", "Engine", "apart", "assert_same", "prompt", "start", "through_transformers"]
+__all__ = [
+    "FIGURES",
+    "TOLERANCE",
+    "Ask",
+    "Engine",
+    "apart",
+    "assert_same",
+    "dense",
+    "for_transformers",
+    "prompt",
+    "start",
+    "through_transformers",
+]
 
 TOLERANCE = 1e-5  # of log-probabilities, over the whole vocabulary
 FIGURES: dict[str, float] = {}
@@ -108,7 +120,7 @@ class Engine:
         outputs = self.llm.generate(
             [self.inputs(ask) for ask in asks], [self.params(ask) for ask in asks], use_tqdm=False
         )
-        return [_dense(output.outputs[0].logprobs[0]) for output in outputs]
+        return [dense(output.outputs[0].logprobs[0]) for output in outputs]
 
     def stop(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
@@ -172,5 +184,6 @@ def through_transformers(
         return answers, {session: memory.states[session] for session in memory.states}
 
 
-def _dense(logprobs: dict[int, Any]) -> Tensor:
+def dense(logprobs: dict[int, Any]) -> Tensor:
+    """The log-probabilities of the whole vocabulary, (vocabulary,)."""
     return torch.tensor([logprobs[token].logprob for token in range(len(logprobs))])

@@ -82,7 +82,10 @@ def save_audio_flamingo(folder: Path) -> Path:
     )
     config = AudioFlamingo3Config(
         audio_config=audio,
-        text_config={"model_type": "qwen2", **text_sizes(len(tokenizer), pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id)},
+        text_config={
+            "model_type": "qwen2",
+            **text_sizes(len(tokenizer), pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id),
+        },
         audio_token_id=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
     )
     torch.manual_seed(0)

@@ -1,15 +1,18 @@
 """A tiny random Qwen2.5-Omni, whose prompts may have pictures and films beside the sound."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from mal_adapter.demo import HOST_FOLDER
-from tests.vllm.hosts import WIDTH, text_sizes
+from tests.vllm.hosts import QUESTION, WIDTH, clip, text_sizes
 
-__all__ = ["save_omni"]
+__all__ = ["Scene", "save_omni", "scene"]
 
 TOKENS = {
     "image_token": "<|IMAGE|>",
@@ -83,3 +86,56 @@ def save_omni(folder: Path) -> Path:
     config = {**config, "architectures": ["Qwen2_5OmniModel"]}  # as the real checkpoint has it
     (folder / "config.json").write_text(json.dumps(config, default=str))
     return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A prompt of sound, pictures and films.
+
+    Attributes:
+        text: The prompt, with a placeholder for each.
+        data: `image`, `video` and `audio`: lists of arrays.
+        together: Whether the sound is that of the film.
+    """
+
+    text: str
+    data: dict[str, list[Any]]
+    together: bool
+
+    def for_vllm(self) -> dict[str, Any]:
+        """As `vllm.LLM` takes it."""
+        data = {**self.data, "audio": [(samples, 16_000) for samples in self.data.get("audio", [])]}
+        kwargs = {"use_audio_in_video": True} if self.together else {}
+        return {
+            "prompt": self.text,
+            "multi_modal_data": {name: items for name, items in data.items() if items},
+            "mm_processor_kwargs": kwargs,
+        }
+
+    def for_transformers(self, processor: Any) -> Any:
+        """As the inputs of a model in transformers."""
+        names = {"image": "images", "video": "videos", "audio": "audio"}
+        data = {names[name]: items for name, items in self.data.items()}
+        return processor(
+            text=self.text, **data, sampling_rate=16_000, use_audio_in_video=self.together, return_tensors="pt"
+        )
+
+
+def scene(*parts: str) -> Scene:
+    """A prompt of "image", "video" and "audio" in this order, or of "both", which is a film with its sound."""
+    generator = np.random.default_rng(0)
+    made = {
+        "image": lambda: generator.integers(0, 256, (64, 80, 3), dtype=np.uint8),
+        "video": lambda: generator.integers(0, 256, (8, 64, 64, 3), dtype=np.uint8),
+        "audio": lambda: clip(len(parts), 4.0 if "both" in parts else 0.6).numpy(),
+    }
+    places = {
+        "image": "<|vision_bos|><|IMAGE|><|vision_eos|>",
+        "video": "<|vision_bos|><|VIDEO|><|vision_eos|>",
+        "audio": "<|audio_bos|><|AUDIO|><|audio_eos|>",
+    }
+    places["both"] = places["video"]
+    content = "".join(f"{places[part]}\n" for part in parts)
+    data = {name: [make()] for name, make in made.items() if name in parts or ("both" in parts and name != "image")}
+    text = f"<|im_start|>user\n{content}{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    return Scene(text, data, "both" in parts)
