@@ -91,7 +91,7 @@ def mistral_name(name: str) -> str:
 
 
 def interleaved(name: str, tensor: Tensor) -> Tensor:
-    """RoPE of Mistral's files rotates row 2i of a head with row 2i + 1, that of transformers row i with row i + half."""
+    """RoPE of Mistral's files rotates row 2i of a head with row 2i + 1; transformers' row i with row i + half."""
     if not re.search(r"language_model.*\.[qk]_proj", name):
         return tensor
     return tensor.view(-1, 2, HEAD // 2, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
