@@ -81,6 +81,7 @@ def test_a_fresh_adapter_changes_no_bit(host_folder: Path, tmp_path: Path):
     writes = engine.counters.writes
     engine.stop()
     assert writes == 3
+    assert_same(with_memory, without)
     assert all(map(torch.equal, with_memory, without))
 
 

@@ -71,10 +71,9 @@ def test_dialogues_at_a_server(run: Callable[..., str], url: str, pair: Path, ex
 
 
 def test_dialogues_in_an_engine_of_the_examples_own(pair: Path, expected: dict[str, dict[str, float]], tmp_path: Path):
-    environment = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
-    environment |= {"PYTHONPATH": str(ROOT), "VLLM_CACHE_ROOT": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "VLLM_CACHE_ROOT": str(tmp_path)}
     command = [sys.executable, "examples/serve_vllm.py", "offline", pair / "host", pair / "adapter"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     got = lines_of_dialogues(done.stdout)
     assert got == {name: pytest.approx(wanted, abs=ROUNDED) for name, wanted in expected.items()}
