@@ -20,8 +20,6 @@ from typing import Any
 import pytest
 
 from mal_adapter import MemoryAdapter
-from mal_adapter.demo.dialogues import make_dialogue, write_wavs
-from mal_adapter.ser import Dialogue
 from tests.vllm.engines import FIGURES, TOLERANCE, Engine, start
 from tests.vllm.hosts import QWEN2_AUDIO, save_adapter, save_qwen2_audio
 
@@ -73,7 +71,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def calls(tmp_path_factory: pytest.TempPathFactory) -> list[Dialogue]:
+def calls(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    from mal_adapter.demo.dialogues import make_dialogue, write_wavs
+
     return write_wavs([make_dialogue("test", seed=7, index=i) for i in range(3)], tmp_path_factory.mktemp("wavs"))
 
 
