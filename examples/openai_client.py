@@ -9,6 +9,7 @@ The server is started as docs/serving.md says. For labels of one token each, amo
 import argparse
 import base64
 import math
+import os
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("files", type=Path, nargs="+", help="in the order spoken")
 parser.add_argument("--url", default="http://localhost:8000/v1", help="(default: %(default)s)")
 options = parser.parse_args()
-client = OpenAI(base_url=options.url, api_key="none")
+client = OpenAI(base_url=options.url, api_key=os.environ.get("OPENAI_API_KEY", "none"))  # vllm serve --api-key
 session = f"call {time.time()}"
 for turn, path in enumerate(options.files):
     audio = {"data": base64.b64encode(path.read_bytes()).decode(), "format": "wav"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,19 @@ from mal_adapter.vllm.counters import Counters
 from mal_adapter.vllm.memory import EngineMemory
 from tests.vllm.hosts import QUESTION, clip
 
-__all__ = ["FIGURES", "TOLERANCE", "Ask", "Engine", "apart", "assert_same", "prompt", "start", "through_transformers"]
+__all__ = [
+    "FIGURES",
+    "TOLERANCE",
+    "Ask",
+    "Engine",
+    "apart",
+    "assert_same",
+    "dense",
+    "for_transformers",
+    "prompt",
+    "start",
+    "through_transformers",
+]
 
 TOLERANCE = 1e-5  # of log-probabilities, over the whole vocabulary
 FIGURES: dict[str, float] = {}
@@ -58,11 +70,23 @@ def prompt(clips: int) -> str:
     return f"<|im_start|>user\n{audio}{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
 
 
-class Engine:
-    """`vllm.LLM` with a memory."""
+def for_vllm(ask: Ask) -> dict[str, Any]:
+    """A request's prompt, as `vllm.LLM` takes it."""
+    audio = [(samples, 16_000) for samples in ask.audio]
+    return {"prompt": ask.prompt, "multi_modal_data": {"audio": audio} if audio else {}}
 
-    def __init__(self, llm: Any) -> None:
+
+def for_transformers(processor: Any, ask: Ask) -> Any:
+    """A request's prompt, as the inputs of a model in transformers."""
+    return processor(text=ask.prompt, audio=ask.audio or None, sampling_rate=16_000, return_tensors="pt")
+
+
+class Engine:
+    """`vllm.LLM` with a memory; `inputs` makes the prompts of its host."""
+
+    def __init__(self, llm: Any, inputs: Callable[[Ask], dict[str, Any]]) -> None:
         self.llm = llm
+        self.inputs = inputs
 
     @property
     def memory(self) -> EngineMemory:
@@ -91,16 +115,12 @@ class Engine:
         given = {"max_tokens": ask.tokens, "temperature": 0, "logprobs": -1, "ignore_eos": True, **others}
         return SamplingParams(extra_args=extra or None, **given)
 
-    def inputs(self, ask: Ask) -> dict[str, Any]:
-        audio = [(samples, 16_000) for samples in ask.audio]
-        return {"prompt": ask.prompt, "multi_modal_data": {"audio": audio} if audio else {}}
-
     def answer(self, asks: Sequence[Ask]) -> list[Tensor]:
         """The log-probabilities of the answers' first tokens, (vocabulary,) each; all requests are queued at once."""
         outputs = self.llm.generate(
             [self.inputs(ask) for ask in asks], [self.params(ask) for ask in asks], use_tqdm=False
         )
-        return [_dense(output.outputs[0].logprobs[0]) for output in outputs]
+        return [dense(output.outputs[0].logprobs[0]) for output in outputs]
 
     def stop(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()
@@ -121,7 +141,14 @@ def assert_same(a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
     assert difference <= TOLERANCE
 
 
-def start(host: Path, adapter: Path, *, store: str | None = None, **others: Any) -> Engine:
+def start(
+    host: Path,
+    adapter: Path,
+    *,
+    store: str | None = None,
+    inputs: Callable[[Ask], dict[str, Any]] = for_vllm,
+    **others: Any,
+) -> Engine:
     """An engine for tests; `others` are arguments of `vllm.LLM`."""
     from vllm import LLM
 
@@ -137,24 +164,26 @@ def start(host: Path, adapter: Path, *, store: str | None = None, **others: Any)
         **engine_args(adapter, store=store),
         **others,
     }
-    return Engine(LLM(str(host), **arguments))
+    return Engine(LLM(str(host), **arguments), inputs)
 
 
 def through_transformers(
-    host: tuple[Any, Any], adapter: Path, asks: Sequence[Ask]
+    host: tuple[Any, Any],
+    adapter: Path,
+    asks: Sequence[Ask],
+    inputs: Callable[[Any, Ask], Any] = for_transformers,
 ) -> tuple[list[Tensor], dict[str, Any]]:
     """The same log-probabilities with `memory.session`, one request after the other, and the states at the end."""
     model, processor = host
     with attach_memory(model, adapter=adapter) as memory:
         answers = []
         for ask in asks:
-            audio = ask.audio or None
-            inputs = processor(text=ask.prompt, audio=audio, sampling_rate=16_000, return_tensors="pt")
             inside = memory.disabled() if ask.session is None else memory.session(ask.session)
             with torch.no_grad(), inside:
-                answers.append(model(**inputs).logits[0, -1].log_softmax(-1))
+                answers.append(model(**inputs(processor, ask)).logits[0, -1].log_softmax(-1))
         return answers, {session: memory.states[session] for session in memory.states}
 
 
-def _dense(logprobs: dict[int, Any]) -> Tensor:
+def dense(logprobs: dict[int, Any]) -> Tensor:
+    """The log-probabilities of the whole vocabulary, (vocabulary,)."""
     return torch.tensor([logprobs[token].logprob for token in range(len(logprobs))])

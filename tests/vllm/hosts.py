@@ -46,7 +46,7 @@ def save_qwen2_audio(folder: Path) -> Path:
     )
     config = Qwen2AudioConfig(
         audio_config=audio,
-        text_config=Qwen2Config(**text_sizes(tokenizer)),
+        text_config=Qwen2Config(**text_sizes(len(tokenizer), pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id)),
         audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
     )
     torch.manual_seed(0)
@@ -82,7 +82,10 @@ def save_audio_flamingo(folder: Path) -> Path:
     )
     config = AudioFlamingo3Config(
         audio_config=audio,
-        text_config={"model_type": "qwen2", **text_sizes(tokenizer)},
+        text_config={
+            "model_type": "qwen2",
+            **text_sizes(len(tokenizer), pad=tokenizer.pad_token_id, end=tokenizer.eos_token_id),
+        },
         audio_token_id=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
     )
     torch.manual_seed(0)
@@ -98,10 +101,10 @@ def rename_weights(folder: Path) -> None:
     save_file(tensors, weights, {"format": "pt"})
 
 
-def text_sizes(tokenizer: Any) -> dict[str, Any]:
+def text_sizes(vocab_size: int, *, pad: int, end: int) -> dict[str, Any]:
     """The sizes of a tiny language model."""
     return {
-        "vocab_size": len(tokenizer),
+        "vocab_size": vocab_size,
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,
         "num_hidden_layers": 4,
@@ -110,9 +113,9 @@ def text_sizes(tokenizer: Any) -> dict[str, Any]:
         "max_position_embeddings": 2048,
         "initializer_range": 0.12,
         "tie_word_embeddings": False,
-        "pad_token_id": tokenizer.pad_token_id,
+        "pad_token_id": pad,
         "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": end,
     }
 
 

@@ -1,6 +1,7 @@
 """The memory in a real vLLM engine answers as it does in transformers.
 
-Tests that start an engine of their own are in test_engine_modes.py: as it stops, it ends what vLLM shares in a process.
+Tests that start an engine of their own are in other files, which come later: as it stops, it ends what vLLM shares in a
+process.
 """
 
 from pathlib import Path

@@ -137,7 +137,8 @@ def test_any_schedule_equals_one_utterance_after_the_other(adapter: MemoryAdapte
     for session, state in reference.states.items():
         for got, expected in zip(states[session].weights, state.weights, strict=True):
             torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
-    assert engine.memory.requests <= len(live)
+    # it is told of what has ended with the next step, which may not have come
+    assert engine.memory.requests <= len(live.keys() | engine.finished)
 
 
 def test_tokens_without_audio_keep_their_bits(adapter: MemoryAdapter):
