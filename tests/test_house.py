@@ -20,6 +20,7 @@ errors extras lazy
 serialization.versions serialization.text serialization.atomic serialization.strict_json serialization.tensors
 serialization.metadata serialization.model_card serialization.adapter_folder serialization.hub serialization
 memory.config memory.state memory.transfer memory.spans memory.gates32 memory.precision memory.gates memory.rule
+memory.gate_start
 memory.chunk
 memory.fused.support memory.fused.parts memory.fused.scalars memory.fused.write_kernels memory.fused.write_backward
 memory.fused.read_kernels memory.fused.commit_kernels memory.fused.ops memory.fused.trial memory.fused
@@ -52,7 +53,7 @@ ser.recognizer.recognizer
 ser.recognizer
 ser.corpora.folder ser.corpora.corpus ser.corpora.manifests ser.corpora.emorynlp ser.corpora.iemocap
 ser.corpora.m3ed ser.corpora.meld ser.corpora
-ser.training.batch_scorer ser.training.device_rows ser.training.cached_host ser.training.batches ser.training.loss
+ser.training.utterance_length ser.training.batch_scorer ser.training.device_rows ser.training.cached_host ser.training.batches ser.training.loss
 ser.training.step
 ser.training.validation
 ser.training.arguments ser.training.train ser.training

@@ -1,5 +1,6 @@
 """`MemoryAdapter`: from hidden states to keys, values and gates, and from the memory's answers to a residual."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from mal_adapter.errors import AudioMaskError, ConfigError, StateMismatchError
 from mal_adapter.memory.commit import commit, total
 from mal_adapter.memory.config import MemoryConfig
+from mal_adapter.memory.gate_start import gate_biases
 from mal_adapter.memory.gates import Gates
 from mal_adapter.memory.half import HalfCache, versions
 from mal_adapter.memory.hub_mixin import Pretrained
@@ -92,10 +94,31 @@ class MemoryAdapter(Pretrained):
         self.in_proj.bias.zero_()
         self.in_proj.bias[:width] = direction.flatten()
         self.in_proj.bias[2 * width : 3 * width] = direction.flatten()
-        gates = (self.config.step_bias, self.config.momentum_bias, self.config.forget_bias)
-        self.in_proj.bias[4 * width :] = torch.tensor(gates).repeat_interleave(heads)
+        self.in_proj.bias[4 * width :] = torch.tensor(gate_biases(self.config)).repeat_interleave(heads)
         self.initial[-1].zero_()  # an empty memory answers zero
         self.readout_out.weight.zero_()
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether its residual is zero for every state, as before any training."""
+        return not bool(self.readout_out.weight.any())
+
+    @torch.no_grad()
+    def start_gates(self, utterance_tokens: int) -> None:
+        """Set the gates of a fresh adapter to their start for utterances of this length.
+
+        What is mutated: The gates' biases, and `utterance_tokens` of the configuration.
+
+        Args:
+            utterance_tokens: The usual number of audio tokens of an utterance.
+
+        Raises:
+            ConfigError: It is not a positive integer.
+        """
+        self.config = dataclasses.replace(self.config, utterance_tokens=utterance_tokens)
+        self.in_proj.bias[-3 * self.config.num_heads :] = torch.tensor(gate_biases(self.config)).repeat_interleave(
+            self.config.num_heads
+        )
 
     @property
     def rule(self) -> Rule:

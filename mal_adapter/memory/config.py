@@ -13,6 +13,8 @@ UPDATES = ("titans", "running_mean", "gru")
 
 # Far above any host. No product of such sizes overflows 64 bits, so the shapes of a file can be compared safely.
 _LARGEST = 2**20
+_SIZES = ("memory_dim", "num_heads", "depth", "expansion", "chunk_size")
+_OPTIONAL_SIZES = ("hidden_size", "readout_dim", "utterance_tokens")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,9 @@ class MemoryConfig:
         momentum_bias: Bias of the logit of the momentum η at the start.
         forget_bias: Bias of the logit of the forgetting α at the start. The sum of α over an utterance should be near
             or below 0.1, hence a strongly negative value.
+        utterance_tokens: The usual number of audio tokens of an utterance. If given, the gates start so that an
+            utterance of this length has the step, momentum and forgetting that the biases give one of 18 tokens (see
+            `mal_adapter.memory.gate_start`). `train_memory` measures it for a fresh adapter.
         update: The update rule: "titans", or one of the baselines it has to beat, "running_mean" and "gru". The memory
             of a baseline is one vector per head (see `mal_adapter.memory.recurrent`). It ignores depth, expansion,
             chunk_size and the gates.
@@ -63,12 +68,13 @@ class MemoryConfig:
     step_bias: float = -4.0
     momentum_bias: float = 0.0
     forget_bias: float = -8.0
+    utterance_tokens: int | None = None
     update: str = "titans"
 
     def __post_init__(self) -> None:
-        for field in ("hidden_size", "memory_dim", "num_heads", "depth", "expansion", "chunk_size", "readout_dim"):
+        for field in (*_SIZES, *_OPTIONAL_SIZES):
             most = 2**31 if field == "chunk_size" else _LARGEST
-            check_integer(field, getattr(self, field), 1, most=most, optional=field in ("hidden_size", "readout_dim"))
+            check_integer(field, getattr(self, field), 1, most=most, optional=field in _OPTIONAL_SIZES)
         for field in ("dropout", "step_bias", "momentum_bias", "forget_bias"):
             value = getattr(self, field)
             # In -1e4 … 1e4 every gate's logarithm is finite in float64. NaN and infinities are out of this range.
@@ -103,8 +109,11 @@ class MemoryConfig:
         return ((self.head_dim, inner), (inner, self.head_dim))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values, in their order."""
-        return dataclasses.asdict(self)
+        """The fields as plain JSON values, in their order; without `utterance_tokens`, which is new, if it is None."""
+        fields = dataclasses.asdict(self)
+        if self.utterance_tokens is None:
+            del fields["utterance_tokens"]
+        return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "MemoryConfig":

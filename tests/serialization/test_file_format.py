@@ -27,6 +27,7 @@ VARIANTS = [
     {"num_heads": 4, "chunk_size": 2**31, "dropout": 0.1},
     {"update": "running_mean"},
     {"update": "gru", "num_heads": 1},
+    {"utterance_tokens": 4},
 ]
 
 

@@ -27,6 +27,7 @@ from mal_adapter.ser.training.config import TrainingConfig
 from mal_adapter.ser.training.step import Stepper
 from mal_adapter.ser.training.summary import trained_metadata, training_report
 from mal_adapter.ser.training.trainable import Trainable
+from mal_adapter.ser.training.utterance_length import usual_tokens
 from mal_adapter.ser.training.validation import dev_scores
 from mal_adapter.serialization.atomic import remove_leftovers, write_atomically
 
@@ -53,6 +54,9 @@ def train_memory(
     Utterances without a label, or with a label that the recogniser doesn't have, are written to the memory but have no
     loss. Utterances whose audio can't be used are logged and left out. Under `accelerate launch` each process runs a
     share of every batch. All arguments are checked before the host runs, and one error lists all problems.
+
+    A fresh Titans memory's gates start for the usual number of audio tokens of an utterance, measured here, unless
+    `utterance_tokens` of its configuration is given.
 
     What is mutated: The memory's adapter; at the end it has the weights of the best epoch and is in eval mode. With
     `lora_rank` the host gets PEFT's layers, trained; without, the host's weights don't change. Random states are set.
@@ -130,6 +134,7 @@ class _Run:
         if getattr(recognizer.model, "hf_device_map", None) is None:
             recognizer.model.to(self.accelerator.device)
             memory.adapter.to(self.accelerator.device)
+        self._start_gates()
         set_seed(config.seed)  # so that a LoRA has the same initial weights in all processes
         self.trainable = Trainable(
             recognizer.model, memory, config.lora_rank, gradient_checkpointing=config.gradient_checkpointing
@@ -172,6 +177,15 @@ class _Run:
         return report
 
     # -------------------------------------------------------------------------------------------------- the start
+
+    def _start_gates(self) -> None:
+        """Let the gates of a fresh Titans memory start for utterances as long as these, unless their length is given."""
+        adapter = self.memory.adapter
+        if adapter.config.update != "titans" or adapter.config.utterance_tokens is not None or not adapter.is_fresh:
+            return
+        tokens = usual_tokens(self.recognizer, self.dialogues, self.config.side_by_side)
+        if tokens is not None:
+            adapter.start_gates(tokens)
 
     def _identity(self) -> dict[str, Any]:
         """Describe the run, in JSON values. A run that resumes this one must have the same description."""

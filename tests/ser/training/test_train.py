@@ -432,3 +432,23 @@ def test_a_session_can_be_narrowed_to_some_of_its_dialogues(train):
         assert states[name].utterances.tolist() == [len(turns)]
         for found, expected in zip(states[name].weights, alone.weights, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gates_of_a_fresh_memory_start_for_the_length_of_the_utterances(train, tmp_path):
+    recognizer = make_recognizer()
+    (answer,) = recognizer.answer_from(train[0].utterances[:1], [None])  # all utterances of the demo are equally long
+    train_memory(recognizer, train, output=tmp_path / "measured", config=dataclasses.replace(FAST, epochs=1))
+    adapter = recognizer.memory.adapter
+    assert adapter.config.utterance_tokens == int(answer.state.tokens)
+    assert MemoryAdapter.from_pretrained(tmp_path / "measured").config == adapter.config
+    before = adapter.in_proj.bias.clone()
+    small = dataclasses.replace(FAST, epochs=1, learning_rate=1e-9)
+    train_memory(recognizer, train, output=tmp_path / "continued", config=small)  # it is not fresh any more
+    assert torch.allclose(adapter.in_proj.bias, before, atol=1e-6)
+
+
+def test_a_given_length_of_utterances_is_kept(train, tmp_path):
+    recognizer = make_recognizer()
+    recognizer.memory.adapter.start_gates(750)
+    train_memory(recognizer, train, output=tmp_path / "given", config=dataclasses.replace(FAST, epochs=1))
+    assert recognizer.memory.adapter.config.utterance_tokens == 750
