@@ -18,10 +18,12 @@ from typing import Any
 from accelerate import PartialState
 
 from mal_adapter.errors import ConfigError, EvaluationError, MalAdapterError, raise_problems
+from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.memory.config import check_integer
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.evaluation.arms import AUDIT, check_arms
 from mal_adapter.ser.evaluation.audit import Answer, audit
+from mal_adapter.ser.evaluation.control import HOW_TO_TRAIN, control_problems, load_control
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.names import composed_all
 from mal_adapter.ser.progress import progress_bar
@@ -69,6 +71,7 @@ def evaluate(
     dialogues: Sequence[Dialogue],
     *,
     output: str | os.PathLike[str],
+    control: MemoryAdapter | str | os.PathLike[str] | None = None,
     arms: Sequence[str] | None = None,
     history: int = 3,
     batch_size: int = 8,
@@ -87,7 +90,11 @@ def evaluate(
         dialogues: With different ids. Utterances whose emotion is not one of the recogniser's labels are part of the
             history and are not scored.
         output: A folder for `evaluation.json` and `answers.jsonl`.
-        arms: Some of `mal_adapter.ser.evaluation.arms.ARMS`. Default: `AUDIT`; without a memory, "host_only" alone.
+        control: The adapter of the arm "control": a folder, a Hub id or a loaded one, trained as the memory was, but
+            with `MemoryConfig(update="none")`. Without it, no verdict can tell the memory's gain from that of the
+            read-out.
+        arms: Some of `mal_adapter.ser.evaluation.arms.ARMS`. Default: `AUDIT`, and "control" if one is given; without a
+            memory, "host_only" alone.
         history: How many utterances the arm "history" joins in front of each.
         batch_size: Utterances in one forward.
         seed: Chooses the random orders of the arms "shuffled" and "other_dialogues".
@@ -96,8 +103,9 @@ def evaluate(
         All answers, on every process.
 
     Raises:
-        ConfigError: An arm is unknown, or needs a memory, more dialogues or more speakers; a dialogue id is repeated;
-            or a number is not an integer or too small.
+        ConfigError: An arm is unknown, or needs a memory, a control, more dialogues or more speakers; `control` is not
+            that of this memory; a dialogue id is repeated; or a number is not an integer or too small.
+        AdapterNotFoundError, AdapterFormatError, HubError: The control can't be loaded.
         LabelError: No utterance has one of the labels.
         AudioError: The sound files of all labelled utterances are missing.
         SessionError: The memory is detached, or the caller has a session open.
@@ -109,10 +117,13 @@ def evaluate(
     """
     dialogues = list(dialogues)
     chosen = (arms,) if isinstance(arms, str) else None if arms is None else tuple(arms)
+    control = None if control is None else load_control(control)
     if chosen is None:
-        chosen = AUDIT if recognizer.reads_memory else ("host_only",)
+        audited = ("host_only", "control", *AUDIT[1:]) if control is not None else AUDIT
+        chosen = audited if recognizer.reads_memory else ("host_only",)
     folder = Path(output)
-    problems = _problems(recognizer, dialogues, chosen, {"batch_size": batch_size, "history": history, "seed": seed})
+    problems = _control_problems(recognizer, control, chosen)
+    problems += _problems(recognizer, dialogues, chosen, {"batch_size": batch_size, "history": history, "seed": seed})
     if problem := folder_problem(folder):
         problems.append(EvaluationError(problem))
     if not problems and not (folder / ANSWERS_NAME).exists():  # otherwise the answers are read, and no sound is needed
@@ -124,6 +135,7 @@ def evaluate(
         with recognizer.memory.session(write=False):  # raises SessionError before any arm has run
             pass
     run = _identity(recognizer, dialogues, chosen, history, seed)
+    run["control"] = None if control is None else control.fingerprint()
     state = PartialState()
     if state.is_main_process:
         _begin(folder, run)
@@ -140,7 +152,9 @@ def evaluate(
             shown=state.is_main_process,
         ) as bar:
             for number in missing:
-                lines = _answer_lines(recognizer, groups[number], chosen, batch_size, history, seed, bar.update)
+                lines = _answer_lines(
+                    recognizer, groups[number], chosen, batch_size, history, seed, control, bar.update
+                )
                 write_atomically(parts[number], lines.encode(errors="replace"))  # a path need not be Unicode
         state.wait_for_everyone()
         if state.is_main_process:
@@ -220,6 +234,16 @@ def _arm_problems(
     return problems
 
 
+def _control_problems(
+    recognizer: EmotionRecognizer, control: MemoryAdapter | None, arms: Sequence[str]
+) -> list[MalAdapterError]:
+    if control is None:
+        return [ConfigError(f"the arm 'control' needs a control; {HOW_TO_TRAIN}")] if "control" in arms else []
+    if "control" not in arms:
+        return [ConfigError("a control is given, but the arm 'control' is not among the arms; add it")]
+    return control_problems(recognizer, control)
+
+
 def _identity(
     recognizer: EmotionRecognizer, dialogues: list[Dialogue], arms: Sequence[str], history: int, seed: int
 ) -> dict[str, Any]:
@@ -273,11 +297,19 @@ def _answer_lines(
     batch_size: int,
     history: int,
     seed: int,
+    control: MemoryAdapter | None,
     on_answers: Callable[[int], object],
 ) -> str:
     """Run the arms on these dialogues; returns their lines of `answers.jsonl`."""
     found, surprise = audit(
-        recognizer, group, arms, batch_size=batch_size, history=history, seed=seed, on_answers=on_answers
+        recognizer,
+        group,
+        arms,
+        batch_size=batch_size,
+        history=history,
+        seed=seed,
+        control=control,
+        on_answers=on_answers,
     )
     lines = []
     for dialogue in group:

@@ -18,7 +18,7 @@ from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.progress import progress_bar
 from mal_adapter.ser.provenance import digest_of
 from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
-from mal_adapter.ser.suitability import warn_of_no_past
+from mal_adapter.ser.suitability import warn_of_no_past, warn_of_shared_speakers
 from mal_adapter.ser.training.arguments import argument_problems, trainable_memory
 from mal_adapter.ser.training.batches import Unusable, batches_of_epoch, report_unusable
 from mal_adapter.ser.training.cached_host import CachedHost
@@ -30,7 +30,7 @@ from mal_adapter.ser.training.trainable import Trainable
 from mal_adapter.ser.training.validation import dev_scores
 from mal_adapter.serialization.atomic import remove_leftovers, write_atomically
 
-__all__ = ["train_memory"]
+__all__ = ["ACTIVATIONS_NAME", "train_memory"]
 
 REPORT_NAME, LORA_NAME, ACTIVATIONS_NAME = "training.json", "lora", "activations"
 
@@ -93,6 +93,8 @@ def train_memory(
     Warns:
         UninformativeDataWarning: No labelled utterance has an earlier one in its dialogue, so the memory can learn
             nothing.
+        SharedSpeakersWarning: The training dialogues have speakers in common with the dev dialogues, or with the
+            `training_speakers` in the host's config.
     """
     output, config = Path(output), TrainingConfig() if config is None else config
     raise_problems(
@@ -102,6 +104,7 @@ def train_memory(
     )
     warn_of_no_past(train, recognizer.labels, "training")
     warn_of_no_past(dev, recognizer.labels, "dev")
+    warn_of_shared_speakers(train, dev, getattr(recognizer.model, "config", None))
     cache_folder = output / ACTIVATIONS_NAME if activations is None else Path(activations)
     run = _Run(recognizer, train, dev, output, config, cache_folder, log_with)
     run.train()
