@@ -52,11 +52,13 @@ ser.recognizer.audio ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.
 ser.recognizer
 ser.corpora.folder ser.corpora.corpus ser.corpora.manifests ser.corpora.emorynlp ser.corpora.iemocap
 ser.corpora.m3ed ser.corpora.meld ser.corpora
-ser.training.batch_scorer ser.training.device_rows ser.training.cached_host ser.training.batches ser.training.loss
+ser.training.batch_scorer ser.training.device_rows ser.training.cached_host
+ser.training.cached_recognizer ser.training.batches ser.training.loss
 ser.training.step
 ser.training.validation
 ser.training.arguments ser.training.train ser.training
-ser.evaluation.control ser.evaluation.audit ser.evaluation.evaluation ser.evaluation.report ser.evaluation
+ser.evaluation.activations ser.evaluation.control ser.evaluation.audit ser.evaluation.evaluation ser.evaluation.report
+ser.evaluation
 ser
 vllm.client vllm
 demo.shipped demo.voices demo.dialogues demo.run demo

@@ -101,7 +101,7 @@ def evaluate(
         typer.Option(
             metavar="A,B,...",
             help=f"Which arms to run: {', '.join(f'{name} ({arm.title})' for name, arm in ARMS.items())}. "
-            f"Default: {', '.join(AUDIT)}; with a control, control too.",
+            f"Default: {', '.join(AUDIT)}. With a control, control too.",
             rich_help_panel=PANEL,
         ),
     ] = None,
@@ -122,6 +122,15 @@ def evaluate(
             rich_help_panel=PANEL,
         ),
     ] = 0,
+    activations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep the output of the model's frozen part in this folder; evaluations of other memories of the same "
+            "model and layer can share it. Without it, it is kept for the dialogues at work only.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
     output: Annotated[
         Path, typer.Option(metavar="FOLDER", help="For the answers and the report.", rich_help_panel="Output")
     ],
@@ -196,6 +205,7 @@ def evaluate(
             history=history,
             batch_size=batch_size,
             seed=seed,
+            activations=activations,
         )
     except KeyboardInterrupt:
         note("run the same command again to continue; the answers so far are kept")

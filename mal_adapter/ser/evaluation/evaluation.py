@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mal_adapter.errors import ConfigError, EvaluationError, MalAdapterError, ra
 from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.memory.config import check_integer
 from mal_adapter.ser.dialogue import Dialogue
+from mal_adapter.ser.evaluation.activations import SharedActivations
 from mal_adapter.ser.evaluation.arms import AUDIT, check_arms
 from mal_adapter.ser.evaluation.audit import Answer, audit
 from mal_adapter.ser.evaluation.control import HOW_TO_TRAIN, control_problems, load_control
@@ -76,8 +78,13 @@ def evaluate(
     history: int = 3,
     batch_size: int = 8,
     seed: int = 0,
+    activations: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """Recognise dialogues once per arm and keep all answers in `output`.
+
+    The encoder and the layers up to the memory's run once per utterance, for all arms but "history". Their output is on
+    disk in the host's dtype, seq_len · hidden_size numbers per utterance, for at most 16 dialogues per process at a
+    time. If a host can't run from it, each arm runs the whole host; this is logged once.
 
     Call it again to continue an evaluation that was stopped; a complete one is read from `output`. Under `accelerate
     launch` each process runs a part of the dialogues. Arguments and data are checked before the host runs, and one
@@ -98,6 +105,9 @@ def evaluate(
         history: How many utterances the arm "history" joins in front of each.
         batch_size: Utterances in one forward.
         seed: Chooses the random orders of the arms "shuffled" and "other_dialogues".
+        activations: A folder for the output of the memory's layer, of all dialogues, which is left there. Evaluations
+            and trainings with the same host, layer, prompt and sound files can share it. Unless given, it is a
+            temporary one in `output`.
 
     Returns:
         All answers, on every process.
@@ -123,6 +133,7 @@ def evaluate(
         chosen = audited if recognizer.reads_memory else ("host_only",)
     folder = Path(output)
     problems = _control_problems(recognizer, control, chosen)
+    problems += _activations_problems(recognizer, activations)
     problems += _problems(recognizer, dialogues, chosen, {"batch_size": batch_size, "history": history, "seed": seed})
     if problem := folder_problem(folder):
         problems.append(EvaluationError(problem))
@@ -143,6 +154,16 @@ def evaluate(
     if not (folder / ANSWERS_NAME).exists():
         groups = _groups(dialogues)
         parts = [folder / PARTS_NAME / f"{number:06d}-of-{len(groups):06d}.jsonl" for number in range(len(groups))]
+        shared = None
+        if activations is not None or len(set(chosen) - {"history"}) > 1:
+            temporary = folder / PARTS_NAME / f"activations-{state.process_index}"
+            shared = SharedActivations(
+                recognizer,
+                temporary if activations is None else Path(activations),
+                batch_size=batch_size,
+                keep=activations is not None,
+                log=state.is_main_process,
+            )
         own = range(state.process_index, len(groups), state.num_processes)
         missing = [number for number in own if not parts[number].exists()]
         with progress_bar(
@@ -152,9 +173,8 @@ def evaluate(
             shown=state.is_main_process,
         ) as bar:
             for number in missing:
-                lines = _answer_lines(
-                    recognizer, groups[number], chosen, batch_size, history, seed, control, bar.update
-                )
+                with nullcontext(recognizer) if shared is None else shared.of(groups[number]) as fast:
+                    lines = _answer_lines(fast, groups[number], chosen, batch_size, history, seed, control, bar.update)
                 write_atomically(parts[number], lines.encode(errors="replace"))  # a path need not be Unicode
         state.wait_for_everyone()
         if state.is_main_process:
@@ -232,6 +252,18 @@ def _arm_problems(
             )
         )
     return problems
+
+
+def _activations_problems(
+    recognizer: EmotionRecognizer, activations: str | os.PathLike[str] | None
+) -> list[MalAdapterError]:
+    if activations is None:
+        return []
+    if recognizer.memory is None:
+        return [ConfigError("activations are of the memory's layer, and this recogniser has no memory; leave them out")]
+    if hasattr(recognizer.model, "peft_config") or getattr(recognizer.model, "_hf_peft_config_loaded", False):
+        return [ConfigError("a host with a LoRA can't share its activations with others; leave out activations")]
+    return [EvaluationError(problem)] if (problem := folder_problem(Path(activations))) else []
 
 
 def _control_problems(

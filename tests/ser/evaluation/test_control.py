@@ -1,4 +1,4 @@
-"""The arm "control": the control's own answers, whatever came before; and from `train --with-control` to the verdict."""
+"""The arm "control": the control's answers, whatever came before; and from `train --with-control` to the verdict."""
 
 import dataclasses
 import json
@@ -86,8 +86,10 @@ def test_what_is_no_control_of_this_memory_is_refused(recognizer, dialogues, tmp
 def test_another_adapter_is_used_within_the_block_only(recognizer):
     memory = recognizer.memory
     own, control = memory.adapter, make_control(memory.adapter)
-    with pytest.raises(ZeroDivisionError), memory.using(control):
+    with memory.using(control):
         assert memory.adapter is control
+    assert memory.adapter is own
+    with pytest.raises(ZeroDivisionError), memory.using(control):
         raise ZeroDivisionError
     assert memory.adapter is own
     with memory.session("open"), pytest.raises(SessionError, match="open already"), memory.using(control):

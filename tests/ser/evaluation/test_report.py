@@ -50,8 +50,10 @@ def with_copied_arm(source, target):
         (
             made_evaluation(arms=["host_only", "control", "own", "reset"]),
             Finding.SPECIFIC_GAIN,
-            ["+50.0 points of accuracy over the control (95 %: +50.0 to +50.0 over 12 dialogues; too few speakers"]
-            + ["accuracy of reset is"],
+            [
+                "+50.0 points of accuracy over the control (95 %: +50.0 to +50.0 over 12 dialogues; too few",
+                "of reset is",
+            ],
         ),
         (
             made_evaluation(arms=["host_only", "own", "reset"]),
