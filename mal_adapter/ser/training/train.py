@@ -22,6 +22,7 @@ from mal_adapter.ser.suitability import warn_of_no_past, warn_of_shared_speakers
 from mal_adapter.ser.training.arguments import argument_problems, trainable_memory
 from mal_adapter.ser.training.batches import Unusable, batches_of_epoch, report_unusable
 from mal_adapter.ser.training.cached_host import CachedHost
+from mal_adapter.ser.training.cached_recognizer import CachedRecognizer
 from mal_adapter.ser.training.checkpoint import CHECKPOINT_NAME, Progress, load_checkpoint, save_checkpoint
 from mal_adapter.ser.training.config import TrainingConfig
 from mal_adapter.ser.training.step import Stepper
@@ -140,6 +141,7 @@ class _Run:
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
         total = self.steps_per_epoch * config.epochs
         self.cached = CachedHost(recognizer, memory, cache_folder) if config.cache_activations else None
+        self.on_dev = recognizer if self.cached is None else CachedRecognizer(recognizer, self.cached)
         self.stepper = Stepper(
             self.cached or recognizer, memory, self.trainable, train, config, self.accelerator, total
         )
@@ -154,7 +156,7 @@ class _Run:
             if self.cached is not None:
                 self._fill_cache(self.cached)
             if self.dev and self.progress.host_dev is None:
-                self.progress.host_dev = self._score_dev(self.recognizer.without_memory())
+                self.progress.host_dev = self._score_dev(self.on_dev.without_memory())
             while not self._finished():
                 self._run_epoch()
                 self._end_epoch()
@@ -209,14 +211,20 @@ class _Run:
     def _fill_cache(self, cached: CachedHost) -> None:
         """Cache the activations of all utterances; each process runs a share of the dialogues."""
         here = self.accelerator
-        own = [u for d in self.dialogues[here.process_index :: here.num_processes] for u in d.utterances]
+        share = slice(here.process_index, None, here.num_processes)
+        own = [u for d in self.dialogues[share] for u in d.utterances]
         own = [u for u in own if (u.dialogue_id, u.utterance_id) not in self.unusable]
+        of_dev = [u for d in self.dev[share] for u in d.utterances]
         size = self.config.side_by_side
-        with progress_bar(desc="caching", total=len(own), unit="utterance", shown=here.is_main_process) as bar:
+        total = len(own) + len(of_dev)
+        with progress_bar(desc="caching", total=total, unit="utterance", shown=here.is_main_process) as bar:
             for start in range(0, len(own), size):
                 for failure in cached.keep(own[start : start + size]):
                     report_unusable(failure, self.unusable)
                 bar.update(len(own[start : start + size]))
+            for start in range(0, len(of_dev), size):
+                cached.keep(of_dev[start : start + size])
+                bar.update(len(of_dev[start : start + size]))
         here.wait_for_everyone()
         self.unusable.update(gather_object(list(self.unusable.items())))
 
@@ -266,7 +274,7 @@ class _Run:
             "utterances": progress.utterances,
         }
         if self.dev:
-            entry["dev"] = self._score_dev(self.recognizer)
+            entry["dev"] = self._score_dev(self.on_dev)
             self._log({f"dev_{name}": value for name, value in entry["dev"].items()})
         if self._is_best(entry):
             progress.best_epoch = entry["epoch"]
