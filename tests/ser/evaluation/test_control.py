@@ -60,6 +60,20 @@ def test_the_arm_has_the_answers_of_the_control_alone_and_changes_no_other(recog
     assert len(memory.states) == 0
 
 
+def test_a_session_of_a_control_counts_in_every_store_and_answers_the_same_each_time(dialogues, tmp_path):
+    control = make_control(load_demo()[2].adapter)
+    model, processor = load_host(str(HOST_FOLDER))
+    with attach_memory(model, adapter=control, store=tmp_path / "states") as memory:
+        recognizer = EmotionRecognizer(model, processor, memory, EMOTIONS, PROMPT)
+        first = dialogues[0].utterances[0]
+        answers = [recognizer.answer([first], session_ids=["call"])[0].probabilities for _ in range(3)]
+        assert answers[1] == answers[2] == answers[0]
+        assert memory.states["call"].utterances.item() == 3
+    with attach_memory(model, adapter=control, store=tmp_path / "states") as memory:  # as another process would
+        assert memory.states["call"].utterances.item() == 3
+        assert memory.status()["training"] is False
+
+
 def changed(control, **metadata):
     control.metadata = dataclasses.replace(control.metadata, **metadata)
     return control
