@@ -180,7 +180,7 @@ def train(
     import torch
 
     from mal_adapter import attach_memory
-    from mal_adapter.errors import MalAdapterError, MalAdapterWarning, raise_problems
+    from mal_adapter.errors import MalAdapterError, SharedSpeakersWarning, UninformativeDataWarning, raise_problems
     from mal_adapter.ser.evaluation.control import CONTROL_NAME
     from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
     from mal_adapter.ser.suitability import label_problems, sound_problems
@@ -219,7 +219,8 @@ def train(
         torch.manual_seed(settings.seed)
         with attach_memory(host, layer, config=memory_config) as memory, warnings.catch_warnings():
             if folder != output:
-                warnings.simplefilter("ignore", MalAdapterWarning)  # of the same data again
+                for kind in (SharedSpeakersWarning, UninformativeDataWarning):  # the same dialogues again
+                    warnings.simplefilter("ignore", kind)
             try:
                 report = train_memory(
                     EmotionRecognizer(host, processor, memory, label_set, question),
