@@ -240,6 +240,16 @@ def test_a_browser_shows_every_plot_and_logs_nothing(tmp_path):
     assert shot.stat().st_size > 20_000
 
 
+def test_the_table_has_the_intervals_of_the_differences(tmp_path):
+    figures = write_report(tmp_path, [of_speakers(made_evaluation(dialogues=24), 8)])
+    page = (tmp_path / "report.html").read_text()
+    for entry in figures["compared"]:
+        for kind, bounds in entry["intervals"].items():
+            low, high = bounds["wa"]
+            assert f"<small>{kind} {low:+.3f} to {high:+.3f}</small>" in page
+    assert "bootstraps over 24 dialogues and over 8 speakers" in page
+
+
 def test_one_arm_is_enough_for_a_report(tmp_path):
     host_only = made_evaluation(arms=["host_only"], memory=None, fingerprint=None, layer_idx=None)
     for row in host_only.answers:
