@@ -63,7 +63,7 @@ def check_arms(arms: Sequence[str]) -> None:
     Example:
         >>> check_arms(["own", "left"])
         Traceback (most recent call last):
-        mal_adapter.errors.ConfigError: arms are own, left; expected different ones of host_only, own, ...
+        mal_adapter.errors.ConfigError: arms are own, left; expected different ones of host_only, control, ...
     """
     if not arms or len(set(arms)) != len(arms) or not set(arms) <= set(ARMS):
         raise ConfigError(f"arms are {', '.join(arms) or 'none'}; expected different ones of {', '.join(ARMS)}")

@@ -5,14 +5,17 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 
-from mal_adapter.demo import EMOTIONS, PROMPT
+from mal_adapter import attach_memory
+from mal_adapter.demo import ADAPTER_FOLDER, EMOTIONS, HOST_FOLDER, PROMPT
 from mal_adapter.demo.run import load_demo
 from mal_adapter.errors import ConfigError, EvaluationError
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.evaluation import evaluate
 from mal_adapter.ser.evaluation import evaluation as module
 from mal_adapter.ser.evaluation.arms import ARMS
+from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
 from tests.ser.evaluation.made_evaluations import make_control
 from tests.ser.training_world import make_dialogues
@@ -129,6 +132,27 @@ def test_evaluations_can_share_a_folder_of_activations(recognizer, dialogues, tm
     plain = EmotionRecognizer(recognizer.model, recognizer.processor, None, EMOTIONS, PROMPT)
     with pytest.raises(ConfigError, match="no memory"):
         evaluate(plain, dialogues, output=tmp_path / "three", activations=shared)
+
+
+def test_a_host_with_a_lora_runs_from_activations_of_its_own(dialogues, tmp_path, monkeypatch):
+    from peft import LoraConfig, get_peft_model
+
+    model, processor = load_host(str(HOST_FOLDER))
+    torch.manual_seed(0)
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    memory = attach_memory(model, adapter=ADAPTER_FOLDER)
+    tuned = EmotionRecognizer(model, processor, memory, EMOTIONS, PROMPT)
+    encoded = Encoded(model)
+    arguments = {"arms": ["host_only", "own", "swapped"], "batch_size": 2}
+    found = evaluate(tuned, dialogues[1:], output=tmp_path / "fast", **arguments)
+    assert encoded.rows == sum(LENGTHS[1:]) + 1
+    monkeypatch.setattr(module, "SharedActivations", Whole)
+    expected = evaluate(tuned, dialogues[1:], output=tmp_path / "whole", **arguments)
+    for key, arms in answers(expected).items():
+        for arm, probabilities in arms.items():
+            assert answers(found)[key][arm] == pytest.approx(probabilities, abs=2e-6), arm
+    with pytest.raises(ConfigError, match="LoRA"):
+        evaluate(tuned, dialogues[1:], output=tmp_path / "shared", activations=tmp_path / "kept")
 
 
 def test_labels_of_several_tokens_run_the_whole_host_and_say_so_once(
