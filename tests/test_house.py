@@ -57,8 +57,8 @@ ser.training.cached_recognizer ser.training.batches ser.training.loss
 ser.training.step
 ser.training.validation
 ser.training.arguments ser.training.train ser.training
-ser.evaluation.activations ser.evaluation.control ser.evaluation.audit ser.evaluation.evaluation ser.evaluation.report
-ser.evaluation
+ser.evaluation.activations ser.evaluation.control ser.evaluation.arguments ser.evaluation.audit
+ser.evaluation.evaluation ser.evaluation.report ser.evaluation
 ser
 vllm.client vllm
 demo.shipped demo.voices demo.dialogues demo.run demo

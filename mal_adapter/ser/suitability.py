@@ -131,8 +131,8 @@ def warn_of_shared_speakers(
     A host knows the clips that it was trained on, so it leaves a memory nothing to learn on them. On dev dialogues of
     speakers from the training, the best epoch is chosen for voices that are known.
 
-    Speakers are compared by name. Names that are no more than the speakers of one dialogue, such as A and B or agent
-    and caller in every call, are taken for roles and not for people.
+    Speakers are compared by name. Single letters, and names that are no more than the speakers of one dialogue, such as
+    agent and caller in every call, are taken for roles and not for people.
 
     Args:
         train: The training dialogues.
@@ -141,7 +141,7 @@ def warn_of_shared_speakers(
             a host without it they are not known.
         stacklevel: Of the warnings.
     """
-    by_dialogue = [{utterance.speaker for utterance in dialogue.utterances} for dialogue in (*train, *dev)]
+    by_dialogue = [{u.speaker for u in d.utterances if not _is_letter(u.speaker)} for d in (*train, *dev)]
     if len(set().union(*by_dialogue)) <= max(map(len, by_dialogue), default=0):
         return
     of_train, of_dev = (set().union(*part) for part in (by_dialogue[: len(train)], by_dialogue[len(train) :]))
@@ -161,6 +161,10 @@ def warn_of_shared_speakers(
             )
     for message in messages:
         warnings.warn(message, SharedSpeakersWarning, stacklevel=stacklevel)
+
+
+def _is_letter(name: str) -> bool:
+    return len(name) == 1 and name.isalpha()
 
 
 def _labelled(dialogues: Sequence[Dialogue], labels: LabelSet) -> list[tuple[int, Utterance]]:

@@ -370,7 +370,9 @@ def with_speakers(dialogues, names, prefix=""):
         (["Ann", "Bo", "Cy"], ["Cy", "Dee"], ["Cy"], ["in common", "Cy of the training", "Cy of the dev"]),
         (["Ann", "Bo", "Cy"], ["Dee", "Eve"], ["Zoe"], []),
         (["Ann", "Bo", "Cy"], ["Dee", "Eve"], "Ann", []),  # no list: not a record of speakers
-        (["A", "B"], ["A", "B"], ["A", "B"], []),  # roles, the same two in every dialogue
+        (["agent", "caller"], ["agent", "caller"], ["agent"], []),  # roles, the same two in every dialogue
+        (["A", "B", "C", "Ann"], ["A", "B", "C"], ["A"], []),
+        (["1", "2", "3"], ["3", "4"], None, ["speakers 3 in common"]),
     ],
 )
 def test_people_who_speak_on_both_sides_are_named(dialogues, train, dev, host, words):

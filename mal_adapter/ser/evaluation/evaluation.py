@@ -10,7 +10,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,21 +18,21 @@ from typing import Any
 
 from accelerate import PartialState
 
-from mal_adapter.errors import ConfigError, EvaluationError, MalAdapterError, raise_problems
+from mal_adapter.errors import EvaluationError, raise_problems
 from mal_adapter.memory.adapter import MemoryAdapter
-from mal_adapter.memory.config import check_integer
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.evaluation.activations import SharedActivations
-from mal_adapter.ser.evaluation.arms import AUDIT, check_arms
+from mal_adapter.ser.evaluation.arguments import argument_problems
+from mal_adapter.ser.evaluation.arms import AUDIT
 from mal_adapter.ser.evaluation.audit import Answer, audit
-from mal_adapter.ser.evaluation.control import HOW_TO_TRAIN, control_problems, load_control
+from mal_adapter.ser.evaluation.control import load_control
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.names import composed_all
 from mal_adapter.ser.progress import progress_bar
 from mal_adapter.ser.provenance import digest_of, versions
 from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
 from mal_adapter.ser.recognizer.results import Prediction
-from mal_adapter.ser.suitability import id_problems, label_problems, sound_problems, warn_of_no_past
+from mal_adapter.ser.suitability import sound_problems, warn_of_no_past
 from mal_adapter.serialization.atomic import folder_problem, write_atomically
 from mal_adapter.serialization.strict_json import parse_json
 from mal_adapter.serialization.text import in_unicode
@@ -132,9 +132,8 @@ def evaluate(
         audited = ("host_only", "control", *AUDIT[1:]) if control is not None else AUDIT
         chosen = audited if recognizer.reads_memory else ("host_only",)
     folder = Path(output)
-    problems = _control_problems(recognizer, control, chosen)
-    problems += _activations_problems(recognizer, activations)
-    problems += _problems(recognizer, dialogues, chosen, {"batch_size": batch_size, "history": history, "seed": seed})
+    settings = {"batch_size": batch_size, "history": history, "seed": seed}
+    problems = argument_problems(recognizer, dialogues, chosen, control, activations, settings)
     if problem := folder_problem(folder):
         problems.append(EvaluationError(problem))
     if not problems and not (folder / ANSWERS_NAME).exists():  # otherwise the answers are read, and no sound is needed
@@ -202,78 +201,6 @@ def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
         raise EvaluationError(f"{folder} holds no complete evaluation; `mal-adapter evaluate` writes one") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"the evaluation in {folder} can't be read: {error}") from error
-
-
-def _problems(
-    recognizer: EmotionRecognizer, dialogues: list[Dialogue], arms: Sequence[str], settings: Mapping[str, object]
-) -> list[MalAdapterError]:
-    """All problems of the arguments."""
-    problems = _arm_problems(recognizer, dialogues, arms)
-    for name, value in settings.items():
-        try:
-            check_integer(name, value, 0 if name == "seed" else 1)
-        except ConfigError as error:
-            problems.append(error)
-    # Each arm chooses its own session ids, so that a dialogue id need not be a valid session id.
-    if ids := id_problems(dialogues, reads_memory=False, needed=True):
-        return problems + ids
-    return problems + label_problems(dialogues, recognizer.labels)
-
-
-def _arm_problems(
-    recognizer: EmotionRecognizer, dialogues: list[Dialogue], arms: Sequence[str]
-) -> list[MalAdapterError]:
-    try:
-        check_arms(arms)
-    except ConfigError as error:
-        return [error]
-    problems: list[MalAdapterError] = []
-    if not recognizer.reads_memory and (needed := sorted(set(arms) - {"host_only", "history"})):
-        problems.append(ConfigError(f"the arms {', '.join(needed)} need a memory, and this recogniser has none"))
-    if "swapped" in arms and "own" not in arms:
-        problems.append(
-            ConfigError(
-                "the arm 'swapped' reads the memories that 'own' writes; give both arms, or leave out 'swapped'"
-            )
-        )
-    if len(dialogues) == 1 and {"swapped", "other_dialogues"} & set(arms):
-        problems.append(
-            ConfigError(
-                "the arms 'swapped' and 'other_dialogues' need at least two dialogues, got 1; add dialogues, or leave "
-                "out these arms"
-            )
-        )
-    speakers = [{getattr(u, "speaker", None) for u in getattr(d, "utterances", ())} for d in dialogues]
-    if "oracle_speakers" in arms and max(map(len, speakers), default=0) == 1:
-        problems.append(
-            ConfigError(
-                "the arm 'oracle_speakers' has one memory per true speaker, but no dialogue has two speakers, so it "
-                "would repeat 'own'; name the speakers, or leave out this arm"
-            )
-        )
-    return problems
-
-
-def _activations_problems(
-    recognizer: EmotionRecognizer, activations: str | os.PathLike[str] | None
-) -> list[MalAdapterError]:
-    if activations is None:
-        return []
-    if recognizer.memory is None:
-        return [ConfigError("activations are of the memory's layer, and this recogniser has no memory; leave them out")]
-    if hasattr(recognizer.model, "peft_config") or getattr(recognizer.model, "_hf_peft_config_loaded", False):
-        return [ConfigError("a host with a LoRA can't share its activations with others; leave out activations")]
-    return [EvaluationError(problem)] if (problem := folder_problem(Path(activations))) else []
-
-
-def _control_problems(
-    recognizer: EmotionRecognizer, control: MemoryAdapter | None, arms: Sequence[str]
-) -> list[MalAdapterError]:
-    if control is None:
-        return [ConfigError(f"the arm 'control' needs a control; {HOW_TO_TRAIN}")] if "control" in arms else []
-    if "control" not in arms:
-        return [ConfigError("a control is given, but the arm 'control' is not among the arms; add it")]
-    return control_problems(recognizer, control)
 
 
 def _identity(
