@@ -1,4 +1,4 @@
-"""Train five memories on IEMOCAP, each without one session; test each on that session, and write one report.
+"""Train five memories and their controls on IEMOCAP, each without one session; test each on it, and write one report.
 
 pip install 'mal-adapter[train]'
 python examples/train_iemocap.py IEMOCAP_full_release my-memory --model Qwen/Qwen2-Audio-7B-Instruct --layer 16
@@ -31,30 +31,32 @@ corpus = read_corpus("iemocap", options.root)  # four classes, happy and excited
 print(corpus.report)
 model, processor = load_host(options.model)
 
-evaluations = []
+sessions, evaluations = list(corpus.splits), []
 for number, (held_out, rest, test) in enumerate(corpus.folds()):
-    output = options.output / held_out
-    if (output / "config.json").exists():
-        memory = attach_memory(model, adapter=MemoryAdapter.from_pretrained(output))
-    else:
-        torch.manual_seed(number)
-        config = MemoryConfig(memory_dim=128, num_heads=2, dropout=0.2)
-        memory = attach_memory(model, options.layer, config=config)
-    with memory:
-        recognizer = EmotionRecognizer(model, processor, memory, corpus.labels)
-        if not (output / "config.json").exists():
-            # The test session must not choose the epoch, so a part of the other sessions does.
-            dev = rest[:: max(2, len(rest) // 12)]
-            train = [dialogue for dialogue in rest if dialogue not in dev]
-            train_memory(
-                recognizer,
-                train,
-                dev,
-                output=output,
-                config=TrainingConfig(epochs=options.epochs, batch_size=4, seed=number),
-                resume=True,
-            )
-        evaluations.append(evaluate(recognizer, test, output=output / "test"))
+    # The test session must not choose the epoch, nor may speakers of the training, so the next session does.
+    dev = corpus.splits[sessions[(sessions.index(held_out) + 1) % len(sessions)]]
+    train = [dialogue for dialogue in rest if dialogue not in dev]
+    control = options.output / held_out / "control"  # the same adapter without a past
+    for update, output in (("none", control), ("titans", options.output / held_out)):
+        if (output / "config.json").exists():
+            memory = attach_memory(model, adapter=MemoryAdapter.from_pretrained(output))
+        else:
+            torch.manual_seed(number)
+            config = MemoryConfig(memory_dim=128, num_heads=2, dropout=0.2, update=update)
+            memory = attach_memory(model, options.layer, config=config)
+        with memory:
+            recognizer = EmotionRecognizer(model, processor, memory, corpus.labels)
+            if not (output / "config.json").exists():
+                train_memory(
+                    recognizer,
+                    train,
+                    dev,
+                    output=output,
+                    config=TrainingConfig(epochs=options.epochs, batch_size=4, seed=number),
+                    resume=True,
+                )
+            if update == "titans":
+                evaluations.append(evaluate(recognizer, test, output=output / "test", control=control))
 
 figures = write_report(options.output / "report", evaluations)
 for arm, scores in figures["arms"].items():

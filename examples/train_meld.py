@@ -1,4 +1,4 @@
-"""Train a memory on MELD, evaluate it on the official test split, and write a report in one HTML file.
+"""Train a memory and its control on MELD, evaluate them on the official test split, and write an HTML report.
 
 pip install 'mal-adapter[train]'
 python examples/train_meld.py MELD.Raw my-memory --model Qwen/Qwen2-Audio-7B-Instruct --layer 16
@@ -36,20 +36,25 @@ if state.is_main_process:
     print(corpus.report)
 
 model, processor = load_host(options.model)
-torch.manual_seed(options.seed)
-# 1 038 training dialogues are few for a memory, so it is narrow and has dropout.
-memory = attach_memory(model, options.layer, config=MemoryConfig(memory_dim=128, num_heads=2, dropout=0.1))
-recognizer = EmotionRecognizer(model, processor, memory, corpus.labels)
-train_memory(
-    recognizer,
-    corpus.splits["train"],
-    corpus.splits["dev"],
-    output=options.output,
-    config=TrainingConfig(epochs=options.epochs, class_weights="balanced", seed=options.seed),
-    datasets=["declare-lab/MELD"],
-)
+control = options.output / "control"  # the same adapter without a past: what it gains is the read-out's
+for update, output in (("none", control), ("titans", options.output)):
+    torch.manual_seed(options.seed)
+    # 1 038 training dialogues are few for a memory, so it is narrow and has dropout.
+    config = MemoryConfig(memory_dim=128, num_heads=2, dropout=0.1, update=update)
+    memory = attach_memory(model, options.layer, config=config)
+    recognizer = EmotionRecognizer(model, processor, memory, corpus.labels)
+    train_memory(
+        recognizer,
+        corpus.splits["train"],
+        corpus.splits["dev"],
+        output=output,
+        config=TrainingConfig(epochs=options.epochs, class_weights="balanced", seed=options.seed),
+        datasets=["declare-lab/MELD"],
+    )
+    if update == "none":
+        memory.detach()
 
-evaluation = evaluate(recognizer, corpus.splits["test"], output=options.output / "test")
+evaluation = evaluate(recognizer, corpus.splits["test"], output=options.output / "test", control=control)
 if state.is_main_process:
     figures = write_report(options.output / "report", [evaluation])
     for arm, scores in figures["arms"].items():

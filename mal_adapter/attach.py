@@ -89,7 +89,8 @@ def attach_memory(
         if config not in (None, adapter.config, dataclasses.replace(adapter.config, hidden_size=None)):
             raise ConfigError("pass adapter= or config=, not both: a trained adapter brings its configuration")
         resolved.check_adapter(adapter.metadata, adapter.config.hidden_size)
-    layer_idx = resolved.choose_layer(layer_idx, None if adapter is None else adapter.metadata.layer_idx)
+    trained = None if adapter is None else adapter.metadata.layer_idx
+    layer_idx = resolved.choose_layer(layer_idx, trained, has_adapter=adapter is not None)
     layer = resolved.layers[layer_idx]
     drop_copied_hooks(resolved.model)
     if has_memory(layer):
@@ -182,13 +183,20 @@ class AttachedMemory:
                 yield session
 
     @contextmanager
-    def session_from(self, states: Sequence[MemoryState | None], *, write: bool = True) -> Iterator[Session]:
+    def session_from(
+        self,
+        states: Sequence[MemoryState | None],
+        *,
+        write: bool = True,
+        audio_mask: Bool[Tensor, "prompts seq_len"] | None = None,
+    ) -> Iterator[Session]:
         """Within this block, row i of a batch continues from `states[i]`, and nothing is saved: for callers who load
         and save states themselves, so that one dialogue's failure to save is not an error of the whole batch.
 
         Args:
             states: One per prompt of the batch, each of batch size 1; None starts a dialogue.
             write: False only reads.
+            audio_mask: As for `session`.
 
         Yields:
             The session, anonymous. `session.state.split()` has the new states in the block and after it.
@@ -196,14 +204,48 @@ class AttachedMemory:
         Raises:
             SessionError: There are no states; a session of this memory is open here already; or it is detached.
             StateMismatchError: A state belongs to another adapter, or is of several dialogues.
-            AudioMaskError: Nothing says where this host's audio positions are.
+            AudioMaskError: As for `session`.
         """
-        self._check_usable(has_mask=False)
+        self._check_usable(has_mask=audio_mask is not None)
         if not states:
             raise SessionError("there are no states; give one per prompt of the batch, None for a new dialogue")
-        session = Session((None,) * len(states), self._stack(states), self.states, write, None)
+        if audio_mask is not None:
+            check_audio_mask(audio_mask, len(states))
+        session = Session((None,) * len(states), self._stack(states), self.states, write, audio_mask)
         with self._hooks.active(session):
             yield session
+
+    @contextmanager
+    def using(self, adapter: MemoryAdapter) -> Iterator[None]:
+        """Within this block another adapter is read and written, in every thread: to compare adapters on one host.
+
+        What is mutated: `adapter` moves to this one's device. Open the block's sessions with `session_from`; the stored
+        sessions belong to the memory's own adapter.
+
+        Args:
+            adapter: For the same host and layer.
+
+        Raises:
+            SessionError: A session of this memory is open here, or it is detached.
+            ConfigError: The adapter was trained at another layer, or is for another width.
+        """
+        self._check_usable(has_mask=True)
+        layer, width = adapter.metadata.layer_idx, adapter.config.hidden_size
+        if layer not in (None, self.layer_idx) or width != self.adapter.config.hidden_size:
+            raise ConfigError(
+                f"this adapter is for layer {layer}, {width} wide; the memory is at layer {self.layer_idx}, "
+                f"{self.adapter.config.hidden_size} wide"
+            )
+        adapter.to(self.adapter.initial[0].device)
+        fused.warm_up(adapter.config, adapter.initial[0].device, adapter.state_dtype, adapter.training)
+        own = self.adapter
+        try:
+            self.adapter = adapter
+            self._hooks.use(adapter)
+            yield
+        finally:
+            self.adapter = own
+            self._hooks.use(own)
 
     def _check_usable(self, *, has_mask: bool) -> None:
         if self._root is None:

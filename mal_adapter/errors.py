@@ -30,6 +30,7 @@
     ├── BaseModelWarning
     ├── IgnoredHookWarning
     ├── IncompleteCorpusWarning
+    ├── SharedSpeakersWarning
     ├── SkippedWriteWarning
     ├── UninformativeDataWarning
     └── UnsavedSessionWarning
@@ -66,6 +67,7 @@ __all__ = [
     "MissingDependencyError",
     "SessionConflictError",
     "SessionError",
+    "SharedSpeakersWarning",
     "SkippedWriteWarning",
     "StateFormatError",
     "StateMismatchError",
@@ -209,6 +211,10 @@ class IgnoredHookWarning(MalAdapterWarning):
 
 class IncompleteCorpusWarning(MalAdapterWarning):
     """A corpus was read but is not complete: clips are missing, or its counts differ from the published ones."""
+
+
+class SharedSpeakersWarning(MalAdapterWarning):
+    """The same people speak in the training dialogues and in the dev dialogues, or in what the host was trained on."""
 
 
 class UninformativeDataWarning(MalAdapterWarning):

@@ -50,6 +50,20 @@ def test_a_mask_is_a_bool_tensor_with_a_row_per_session(model):
                 memory.session("a", audio_mask=mask).__enter__()
 
 
+def test_an_adapter_that_was_never_attached_says_how_to_record_its_layer(model, tmp_path):
+    # as after an own training loop on hidden states
+    own = random_adapter(model.config.get_text_config().hidden_size)
+    assert own.metadata.layer_idx is None
+    own.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"does not record the layer .* dataclasses\.replace"):
+        attach_memory(model, adapter=tmp_path)
+    attach_memory(model, 1, adapter=tmp_path).detach()
+    own.metadata = dataclasses.replace(own.metadata, layer_idx=1)  # what the message says
+    own.save_pretrained(tmp_path)
+    with attach_memory(model, adapter=tmp_path) as memory:
+        assert memory.layer_idx == 1
+
+
 def test_an_adapter_stays_at_its_layer_unless_it_is_told_to_move(model):
     with attach_memory(model, 0, adapter=random_adapter()) as memory:
         adapter = memory.adapter

@@ -24,7 +24,8 @@ memory.gate_start
 memory.chunk
 memory.fused.support memory.fused.parts memory.fused.scalars memory.fused.write_kernels memory.fused.write_backward
 memory.fused.read_kernels memory.fused.commit_kernels memory.fused.ops memory.fused.trial memory.fused
-memory.titans memory.recurrent memory.reference memory.commit memory.projections memory.half memory.hub_mixin
+memory.titans memory.recurrent memory.reference memory.commit memory.unwritten memory.projections memory.half
+memory.hub_mixin
 memory.adapter memory
 hosts.spec hosts.remote_code hosts.registry hosts.audio_mask hosts.detect hosts.host hosts
 stores.base stores.folder_files stores.folder stores.redis_client stores.forking stores.in_memory
@@ -53,11 +54,13 @@ ser.recognizer.recognizer
 ser.recognizer
 ser.corpora.folder ser.corpora.corpus ser.corpora.manifests ser.corpora.emorynlp ser.corpora.iemocap
 ser.corpora.m3ed ser.corpora.meld ser.corpora
-ser.training.utterance_length ser.training.batch_scorer ser.training.device_rows ser.training.cached_host ser.training.batches ser.training.loss
+ser.training.utterance_length ser.training.batch_scorer ser.training.device_rows ser.training.cached_host
+ser.training.cached_recognizer ser.training.batches ser.training.loss
 ser.training.step
 ser.training.validation
 ser.training.arguments ser.training.train ser.training
-ser.evaluation.audit ser.evaluation.evaluation ser.evaluation.report ser.evaluation
+ser.evaluation.activations ser.evaluation.control ser.evaluation.arguments ser.evaluation.audit
+ser.evaluation.evaluation ser.evaluation.report ser.evaluation
 ser
 vllm.client vllm
 demo.shipped demo.voices demo.dialogues demo.run demo

@@ -40,7 +40,10 @@ Against = Annotated[
         rich_help_panel="Output",
     ),
 ]
-FIELDS = "output, page, and those of report.json: run, arms, against, compared, audit, verdict, gain_by_turn, left_out"
+FIELDS = (
+    "output, page, and those of report.json: run, arms, against, compared, clusters, audit, verdict, "
+    "gain_over, gain_by_turn, left_out"
+)
 
 
 @shown(
@@ -84,12 +87,21 @@ def evaluate(
     prompt: Prompt = None,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
+    control: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Folder or Hub id of the control of this memory, trained without a past (default: the folder control "
+            "of the adapter, which train --with-control writes).",
+            rich_help_panel=MODEL_PANEL,
+        ),
+    ] = None,
     arms: Annotated[
         str | None,
         typer.Option(
             metavar="A,B,...",
             help=f"Which arms to run: {', '.join(f'{name} ({arm.title})' for name, arm in ARMS.items())}. "
-            f"Default: {', '.join(AUDIT)}.",
+            f"Default: {', '.join(AUDIT)}. With a control, control too.",
             rich_help_panel=PANEL,
         ),
     ] = None,
@@ -110,6 +122,15 @@ def evaluate(
             rich_help_panel=PANEL,
         ),
     ] = 0,
+    activations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep the output of the model's frozen part in this folder; evaluations of other memories of the same "
+            "model and layer can share it. Without it, it is kept for the dialogues at work only.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
     output: Annotated[
         Path, typer.Option(metavar="FOLDER", help="For the answers and the report.", rich_help_panel="Output")
     ],
@@ -126,8 +147,9 @@ def evaluate(
 ) -> None:
     """Measure a memory on dialogues with known emotions, and whether its gain comes from their history.
 
-    Each dialogue is evaluated with its own memory, without memory, and with wrong pasts. The verdict says whether the
-    gain is specific to the dialogue's own history. To continue after a stop, run the same command again.
+    Each dialogue is evaluated with its own memory, without memory, with wrong pasts, and with the control: the same
+    adapter, trained without a past. The verdict says whether the dialogue's own past beats all of them. To continue
+    after a stop, run the same command again.
     """
     from mal_adapter.errors import ConfigError, raise_problems
 
@@ -144,6 +166,7 @@ def evaluate(
 
     with explain_missing("an evaluation", extra="train"):
         from mal_adapter.ser.evaluation import evaluation
+        from mal_adapter.ser.evaluation.control import CONTROL_NAME
         from mal_adapter.ser.evaluation.report import FEWEST_DIALOGUES, report_problems, rival_problems
 
     raise_problems(report_problems(output))
@@ -161,6 +184,9 @@ def evaluate(
         usual_labels=data.labels,
         dialogues=data.dialogues,
     )
+    if control is None and adapter is not None and (chosen is None or "control" in chosen):
+        beside = Path(adapter, CONTROL_NAME)
+        control = str(beside) if (beside / "config.json").is_file() else None
     usual = AUDIT if recognizer.reads_memory else ("host_only",)
     raise_problems(rival_problems(data.dialogues, recognizer.labels, chosen or usual, rivals))
     if card and recognizer.memory is not None:
@@ -174,10 +200,12 @@ def evaluate(
             recognizer,
             data.dialogues,
             output=output,
+            control=control,
             arms=chosen,
             history=history,
             batch_size=batch_size,
             seed=seed,
+            activations=activations,
         )
     except KeyboardInterrupt:
         note("run the same command again to continue; the answers so far are kept")

@@ -1,5 +1,6 @@
 """`mal-adapter train`."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +43,11 @@ PANEL = "Training"
     (
         "A memory for a model, with dev dialogues to choose the best epoch",
         "mal-adapter train train.jsonl --dev dev.jsonl \\\n"
+        "--model Qwen/Qwen2-Audio-7B-Instruct --layer 16 --output my-memory",
+    ),
+    (
+        "With the control that an honest evaluation needs",
+        "mal-adapter train train.jsonl --dev dev.jsonl --with-control \\\n"
         "--model Qwen/Qwen2-Audio-7B-Instruct --layer 16 --output my-memory",
     ),
     (
@@ -113,6 +119,24 @@ def train(
             rich_help_panel=PANEL,
         ),
     ] = None,
+    update: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How the memory changes: titans, running_mean, gru; or none, the control without a past (default: "
+            "titans).",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    with_control: Annotated[
+        bool,
+        typer.Option(
+            "--with-control",
+            help="Also train the control: the same memory without a past, from the same seed and batches, in the "
+            "folder control of the output. evaluate finds it there.",
+            rich_help_panel=PANEL,
+        ),
+    ] = False,
     activations: Annotated[
         Path | None,
         typer.Option(
@@ -143,7 +167,7 @@ def train(
         bool,
         json_option(
             "output, and those of training.json: config, memory, labels, train, host_dev, epochs, best_epoch, left_out "
-            "and others"
+            "and others; control, the same of --with-control"
         ),
     ] = False,
 ) -> None:
@@ -156,17 +180,22 @@ def train(
     import torch
 
     from mal_adapter import attach_memory
-    from mal_adapter.errors import MalAdapterError, raise_problems
+    from mal_adapter.errors import MalAdapterError, SharedSpeakersWarning, UninformativeDataWarning, raise_problems
+    from mal_adapter.ser.evaluation.control import CONTROL_NAME
     from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
     from mal_adapter.ser.suitability import label_problems, sound_problems
 
     with explain_missing("training", extra="train"):
         from mal_adapter.ser.training.arguments import output_problem
-        from mal_adapter.ser.training.train import train_memory
+        from mal_adapter.ser.training.train import ACTIVATIONS_NAME, train_memory
 
     given: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "lora_rank": lora_rank, "seed": seed}
     given["cache_activations"] = None if activations is None else True
-    settings, memory_config = _settings(config, {name: value for name, value in given.items() if value is not None})
+    settings, memory_config = _settings(
+        config, {name: value for name, value in given.items() if value is not None}, update
+    )
+    if with_control:
+        _check_control(settings, memory_config)
     data = read_data(corpus, root, split, ("train",))
     dialogues, dev_dialogues = data.dialogues, _read_dev(corpus, root, dev)
     label_set = _choose_labels(labels, data)
@@ -176,35 +205,60 @@ def train(
         if given_dialogues:
             problems += label_problems(given_dialogues, label_set, what)
             problems += sound_problems(given_dialogues, label_set, what)
-    raise_problems(problems + ([problem] if (problem := output_problem(output, resume)) is not None else []))
+    folders = [output, output / CONTROL_NAME] if with_control else [output]
+    problems += [problem for folder in folders if (problem := output_problem(folder, resume)) is not None]
+    raise_problems(problems)
     if state.is_main_process:
         note_omissions([*dialogues, *dev_dialogues], label_set)
     host, processor = load_model(model, place, dtype, spread=device == "auto")
-    torch.manual_seed(settings.seed)
-    memory = attach_memory(host, layer, config=memory_config)
-    recognizer = EmotionRecognizer(host, processor, memory, label_set, None if prompt is None else as_typed(prompt))
-    try:
-        report = train_memory(
-            recognizer,
-            dialogues,
-            dev_dialogues,
-            output=output,
-            config=settings,
-            resume=resume,
-            activations=activations,
-            log_with=log_with,
-        )
-    except KeyboardInterrupt:
-        note("run the same command with --resume to continue from the last checkpoint")
-        raise
+    question = None if prompt is None else as_typed(prompt)
+    if with_control and settings.cache_activations and activations is None:
+        activations = output / ACTIVATIONS_NAME  # for both
+    reports = []
+    for folder in folders:
+        torch.manual_seed(settings.seed)
+        with attach_memory(host, layer, config=memory_config) as memory, warnings.catch_warnings():
+            if folder != output:
+                for kind in (SharedSpeakersWarning, UninformativeDataWarning):  # the same dialogues again
+                    warnings.simplefilter("ignore", kind)
+            try:
+                report = train_memory(
+                    EmotionRecognizer(host, processor, memory, label_set, question),
+                    dialogues,
+                    dev_dialogues,
+                    output=folder,
+                    config=settings,
+                    resume=resume,
+                    activations=activations,
+                    log_with=log_with,
+                )
+            except KeyboardInterrupt:
+                note("run the same command with --resume to continue from the last checkpoint")
+                raise
+        reports.append({"output": str(folder), **report})
+        memory_config = replace(memory_config, update="none")
     if state.is_main_process and as_json:
-        print_json({"output": str(output), **report})
+        print_json({**reports[0], **({"control": reports[1]} if with_control else {})})
     elif state.is_main_process:
-        _print(report, output)
+        for folder, report in zip(folders, reports, strict=True):
+            _print(report, folder)
 
 
-def _settings(path: Path | None, given: dict[str, Any]) -> "tuple[TrainingConfig, MemoryConfig]":
-    """Read the `TrainingConfig` and the `MemoryConfig` from the file; `given` options override it."""
+def _check_control(settings: "TrainingConfig", memory: "MemoryConfig") -> None:
+    """Raise ConfigError if this memory can have no control."""
+    from mal_adapter.errors import ConfigError
+
+    if memory.update == "none":
+        raise ConfigError("update none is the control itself; leave out --with-control")
+    if settings.lora_rank is not None:
+        raise ConfigError(
+            "with a LoRA, memory and control are trained with hosts that differ; train the control on its own, with "
+            "--update none, and compare the evaluations with --against"
+        )
+
+
+def _settings(path: Path | None, given: dict[str, Any], update: str | None) -> "tuple[TrainingConfig, MemoryConfig]":
+    """Read the `TrainingConfig` and the `MemoryConfig` from the file; `given` options and `update` override it."""
     from mal_adapter import MemoryConfig
     from mal_adapter.errors import ConfigError
     from mal_adapter.ser.training.config import TrainingConfig
@@ -219,6 +273,7 @@ def _settings(path: Path | None, given: dict[str, Any]) -> "tuple[TrainingConfig
     memory = fields.pop("memory", {}) if isinstance(fields, dict) else None
     if not isinstance(memory, dict):
         raise ConfigError(f"{path} is not a JSON object, or its field 'memory' is not one")
+    memory |= {} if update is None else {"update": update}
     # from_dict needs a width. If the file gives none, attach_memory takes that of the host.
     memory_config = MemoryConfig.from_dict({**memory, "hidden_size": 1})
     memory_config = replace(memory_config, hidden_size=memory.get("hidden_size"))

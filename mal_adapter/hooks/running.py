@@ -57,6 +57,10 @@ class RunningHooks:
         self._open: set[Session] = set()  # in any thread or task
         self._warned: set[type[Warning]] = set()
 
+    def use(self, adapter: MemoryAdapter) -> None:
+        """Read and write with this adapter from now on."""
+        self.adapter = self._inside.adapter = adapter
+
     @property
     def session(self) -> Session | None:
         """The session whose block this thread or task is in."""

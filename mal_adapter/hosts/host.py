@@ -75,12 +75,13 @@ class Host:
         )
         return cls(model, spec, path, layers, hidden_size, count_shared_layers(model))
 
-    def choose_layer(self, layer_idx: int | None, trained: int | None = None) -> int:
+    def choose_layer(self, layer_idx: int | None, trained: int | None = None, *, has_adapter: bool = False) -> int:
         """The index of the decoder layer that carries the memory.
 
         Args:
             layer_idx: The user's choice; None takes `trained`.
             trained: The layer that the adapter was trained at, if it was trained.
+            has_adapter: Whether there is an adapter already, for the message where both layers are None.
 
         Raises:
             ConfigError: There is no such layer, it can't carry a memory, or it is not the adapter's.
@@ -88,6 +89,12 @@ class Host:
         last = len(self.layers) - self.shared_layers - 1
         if layer_idx is None:
             layer_idx = trained
+        if layer_idx is None and has_adapter:
+            raise ConfigError(
+                "the adapter does not record the layer that it was trained at, because it was saved without ever being "
+                f"attached; pass layer_idx, 0 … {last}, or record it once: adapter.metadata = "
+                "dataclasses.replace(adapter.metadata, layer_idx=…) and adapter.save_pretrained(folder)"
+            )
         if layer_idx is None:
             middle = (last + 1) // 2
             raise ConfigError(f"a fresh memory needs layer_idx, 0 … {last}; a layer around {middle} is a good start")

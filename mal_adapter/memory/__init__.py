@@ -19,4 +19,5 @@ __all__ = [
     "state",
     "titans",
     "transfer",
+    "unwritten",
 ]

@@ -23,13 +23,19 @@ from mal_adapter.memory.rule import Rule, TokensByHead, Weights
 from mal_adapter.memory.spans import Spans
 from mal_adapter.memory.state import MemoryState
 from mal_adapter.memory.titans import Titans
+from mal_adapter.memory.unwritten import Unwritten
 
 __all__ = ["RULES", "MemoryAdapter"]
 
 HiddenStates = Float[Tensor, "batch seq_len hidden_size"]
 Mask = Bool[Tensor, "batch seq_len"]
 
-RULES: dict[str, type[Titans | RunningMean | GRU]] = {"titans": Titans, "running_mean": RunningMean, "gru": GRU}
+RULES: dict[str, type[Titans | RunningMean | GRU]] = {
+    "titans": Titans,
+    "running_mean": RunningMean,
+    "gru": GRU,
+    "none": Unwritten,
+}
 """The rule of each `MemoryConfig.update`."""
 
 
@@ -122,7 +128,7 @@ class MemoryAdapter(Pretrained):
 
     @property
     def rule(self) -> Rule:
-        """The update rule: a `Titans`, `RunningMean` or `GRU`."""
+        """The update rule: a `Titans`, `RunningMean`, `GRU` or `Unwritten`."""
         return self.recurrence
 
     @property

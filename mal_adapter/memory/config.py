@@ -9,7 +9,8 @@ from mal_adapter.serialization.text import shown
 
 __all__ = ["UPDATES", "MemoryConfig", "check_integer"]
 
-UPDATES = ("titans", "running_mean", "gru")
+UPDATES = ("titans", "running_mean", "gru", "none")
+_ONE_VECTOR = ("running_mean", "gru")
 
 # Far above any host. No product of such sizes overflows 64 bits, so the shapes of a file can be compared safely.
 _LARGEST = 2**20
@@ -41,7 +42,8 @@ class MemoryConfig:
             `mal_adapter.memory.gate_start`). `train_memory` measures it for a fresh adapter.
         update: The update rule: "titans", or one of the baselines it has to beat, "running_mean" and "gru". The memory
             of a baseline is one vector per head (see `mal_adapter.memory.recurrent`). It ignores depth, expansion,
-            chunk_size and the gates.
+            chunk_size and the gates. "none" is the control: the parameters of "titans", trained and read with an empty
+            memory, because nothing is ever written.
 
     Raises:
         ConfigError: A field is out of range or does not fit another one.
@@ -101,7 +103,7 @@ class MemoryConfig:
     @property
     def layer_shapes(self) -> tuple[tuple[int, int], ...]:
         """(d_in, d_out) of each layer of one head's memory."""
-        if self.update != "titans":
+        if self.update in _ONE_VECTOR:
             return ((1, self.head_dim),)
         if self.depth == 1:
             return ((self.head_dim, self.head_dim),)

@@ -27,7 +27,7 @@ TokensByHead = Float[Tensor, "tokens heads head_dim"]
 class Rule(Protocol):
     """An update rule. Each is an `nn.Module`, whose parameters, if it has any, are part of the adapter.
 
-    `Titans`, `RunningMean` and `GRU` are the rules of `MemoryConfig.update`.
+    `Titans`, `RunningMean`, `GRU` and `Unwritten` are the rules of `MemoryConfig.update`.
     """
 
     def read(self, initial: InitialWeights, state: MemoryState, queries: TokensByHead, spans: Spans) -> TokensByHead:

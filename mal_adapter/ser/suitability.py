@@ -1,4 +1,4 @@
-"""Checks of dialogues before training and evaluation: ids, labels and files. Nothing is run or decoded."""
+"""Checks of dialogues before training and evaluation: ids, labels, files and speakers. Nothing is run or decoded."""
 
 import warnings
 from collections import Counter
@@ -11,14 +11,23 @@ from mal_adapter.errors import (
     LabelError,
     MalAdapterError,
     SessionError,
+    SharedSpeakersWarning,
     UninformativeDataWarning,
 )
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelSet
+from mal_adapter.ser.names import cleaned
 from mal_adapter.ser.paths import paths_alike
 from mal_adapter.stores.base import encode_session_id
 
-__all__ = ["id_problems", "label_problems", "missing_sounds", "sound_problems", "warn_of_no_past"]
+__all__ = [
+    "id_problems",
+    "label_problems",
+    "missing_sounds",
+    "sound_problems",
+    "warn_of_no_past",
+    "warn_of_shared_speakers",
+]
 
 _SHOWN = 3  # examples in a message
 
@@ -112,6 +121,50 @@ def warn_of_no_past(dialogues: Sequence[Dialogue], labels: LabelSet, what: str =
         UninformativeDataWarning,
         stacklevel=stacklevel,
     )
+
+
+def warn_of_shared_speakers(
+    train: Sequence[Dialogue], dev: Sequence[Dialogue], host_config: object, *, stacklevel: int = 3
+) -> None:
+    """Warn if the same people speak in the training dialogues and in the dev dialogues or the host's training data.
+
+    A host knows the clips that it was trained on, so it leaves a memory nothing to learn on them. On dev dialogues of
+    speakers from the training, the best epoch is chosen for voices that are known.
+
+    Speakers are compared by name. Single letters, and names that are no more than the speakers of one dialogue, such as
+    agent and caller in every call, are taken for roles and not for people.
+
+    Args:
+        train: The training dialogues.
+        dev: The dev dialogues; may be empty.
+        host_config: Of the host. Its `training_speakers`, a list of names, are the speakers of the host's training; of
+            a host without it they are not known.
+        stacklevel: Of the warnings.
+    """
+    by_dialogue = [{u.speaker for u in d.utterances if not _is_letter(u.speaker)} for d in (*train, *dev)]
+    if len(set().union(*by_dialogue)) <= max(map(len, by_dialogue), default=0):
+        return
+    of_train, of_dev = (set().union(*part) for part in (by_dialogue[: len(train)], by_dialogue[len(train) :]))
+    known = getattr(host_config, "training_speakers", None)
+    of_host = {cleaned(name) for name in known if isinstance(name, str)} if isinstance(known, (list, tuple)) else set()
+    messages = []
+    if shared := sorted(of_train & of_dev):
+        messages.append(
+            f"the training and the dev dialogues have the speakers {_some(shared)} in common, so the best epoch is "
+            "chosen for voices that the memory knows; give dev dialogues of other speakers"
+        )
+    for what, speakers in (("training", of_train), ("dev", of_dev)):
+        if shared := sorted(speakers & of_host):
+            messages.append(
+                f"the host was trained on the speakers {_some(shared)} of the {what} dialogues; it knows their clips, "
+                "so they show little of what a memory can add; give dialogues of speakers that are new to the host"
+            )
+    for message in messages:
+        warnings.warn(message, SharedSpeakersWarning, stacklevel=stacklevel)
+
+
+def _is_letter(name: str) -> bool:
+    return len(name) == 1 and name.isalpha()
 
 
 def _labelled(dialogues: Sequence[Dialogue], labels: LabelSet) -> list[tuple[int, Utterance]]:

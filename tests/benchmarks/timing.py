@@ -26,13 +26,16 @@ def settle() -> None:
     del block
 
 
-def interleaved(*actions: Callable[[], object], seconds: float, device: str = "cpu") -> list[Spread]:
-    """Times of each action, called in turn for `seconds` in all and at least five times."""
+def interleaved(
+    *actions: Callable[[], object], seconds: float, device: str = "cpu", least: int = 5, warm: bool = False
+) -> list[Spread]:
+    """Times of each action, called in turn for `seconds` in all and at least `least` times; before, each is called
+    once, unless it is `warm`."""
     times: list[list[float]] = [[] for _ in actions]
-    for action in actions:
+    for action in () if warm else actions:
         action()
     began = time.perf_counter()
-    while len(times[0]) < 5 or time.perf_counter() - began < seconds:
+    while len(times[0]) < least or time.perf_counter() - began < seconds:
         for action, own in zip(actions, times, strict=True):
             own.append(_milliseconds(action, device))
     return [Spread(statistics.quantiles(own, n=4)) for own in times]

@@ -51,6 +51,7 @@ def test_a_memory_is_trained_on_a_folder_in_the_layout_of_meld(run, tmp_path: Pa
     root = make_meld(tmp_path / "MELD.Raw", {"train": (3, 2, 2), "dev": (2, 2), "test": (3, 2)})
     printed = run("train_meld.py", root, tmp_path / "out", *TINY)
     assert re.search(r"^own +weighted F1 \d\.\d{3}", printed, re.MULTILINE)
+    assert re.search(r"^control +weighted F1 \d\.\d{3}", printed, re.MULTILINE)
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert (tmp_path / "out" / "report" / "report.html").stat().st_size > 20_000
 
@@ -62,8 +63,9 @@ def test_one_memory_per_session_of_iemocap_that_is_left_out(run, tmp_path: Path)
     printed = run("train_iemocap.py", root, tmp_path / "out", *TINY)
     report = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
     assert report["arms"]["own"]["utterances"] == 15
-    assert len(report["run"]["fingerprint"]) == 3
-    assert run("train_iemocap.py", root, tmp_path / "out", *TINY).splitlines()[-7:] == printed.splitlines()[-7:]
+    assert len(report["run"]["fingerprint"]) == len(report["run"]["control"]) == 3
+    assert set(report["clusters"]) == {"dialogues", "speakers"}  # six of them
+    assert run("train_iemocap.py", root, tmp_path / "out", *TINY).splitlines()[-8:] == printed.splitlines()[-8:]
 
 
 @pytest.mark.slow

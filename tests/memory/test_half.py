@@ -46,7 +46,7 @@ BOUNDS = {torch.bfloat16: 2e-2, torch.float16: 3e-3}
     pool=st.booleans(),
     causal=st.booleans(),
     masked=st.booleans(),
-    update=st.sampled_from(["titans", "titans", "running_mean", "gru"]),
+    update=st.sampled_from(["titans", "titans", "running_mean", "gru", "none"]),
     dtype=DTYPES,
     seed=st.integers(0, 1000),
 )

@@ -114,7 +114,7 @@ def test_each_update_has_a_rule_and_only_a_rule_with_parameters_has_keys():
     assert RULES.keys() == set(ALL_UPDATES)
     keys = {update: {k for k in make(update).state_dict() if k.startswith("recurrence.")} for update in ALL_UPDATES}
     cell = {f"recurrence.cell.{name}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
-    assert keys == {"titans": set(), "running_mean": {"recurrence.rate"}, "gru": cell}
+    assert keys == {"titans": set(), "running_mean": {"recurrence.rate"}, "gru": cell, "none": set()}
 
 
 def test_an_unknown_update_is_refused():

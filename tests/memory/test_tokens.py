@@ -13,7 +13,7 @@ from tests.memory.test_adapter import make_adapter
 
 CPU = torch.device("cpu")
 ragged = st.lists(st.integers(0, 12), min_size=1, max_size=4)
-updates = st.sampled_from(["titans", "titans", "running_mean", "gru"])
+updates = st.sampled_from(["titans", "titans", "running_mean", "gru", "none"])
 
 
 @settings(max_examples=60, deadline=None)

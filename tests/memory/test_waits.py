@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mal_adapter.memory.config import UPDATES
 from mal_adapter.memory.half import HalfCache
 from mal_adapter.memory.spans import Spans
 from tests.memory.test_adapter import make_adapter
@@ -54,7 +55,7 @@ def test_the_mode_finds_waits():
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("lengths", [[7], [4, 4], [5, 2, 0]])
-@pytest.mark.parametrize("update", ["titans", "running_mean", "gru"])
+@pytest.mark.parametrize("update", UPDATES)
 def test_no_wait_in_a_read_and_a_write(update, lengths, masked, causal, half, monkeypatch):
     monkeypatch.setattr(HalfCache, "devices", ("cpu",) if half else ())
     adapter, spans = make_adapter(update=update), Spans(lengths, CPU).prepare()

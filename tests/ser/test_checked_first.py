@@ -3,7 +3,10 @@
 import dataclasses
 import importlib.util
 import os
+import re
 import shutil
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +25,7 @@ from mal_adapter.errors import (
     MetricsError,
     MissingDependencyError,
     SessionError,
+    SharedSpeakersWarning,
     TrainingError,
     UninformativeDataWarning,
 )
@@ -29,6 +33,7 @@ from mal_adapter.ser.dialogue import Dialogue, write_manifest
 from mal_adapter.ser.evaluation import AUDIT, Evaluation, evaluate
 from mal_adapter.ser.evaluation.report import write_report
 from mal_adapter.ser.recognizer import EmotionRecognizer
+from mal_adapter.ser.suitability import warn_of_shared_speakers
 from mal_adapter.ser.training import TrainingConfig, train_memory
 from tests.commands import mal_adapter
 from tests.ser.training_world import make_dialogues, make_recognizer
@@ -340,6 +345,57 @@ def test_dialogues_in_which_the_memory_is_never_read_give_a_warning(demo, traine
     evaluate(
         demo, make(dialogues), output=tmp_path / "bare", arms=["host_only"]
     )  # no memory is asked about: no warning
+
+
+def with_speakers(dialogues, names, prefix=""):
+    """The dialogues with two of `names` each."""
+    return [
+        Dialogue(
+            f"{prefix}{d.dialogue_id}",
+            tuple(
+                dataclasses.replace(u, dialogue_id=f"{prefix}{d.dialogue_id}", speaker=names[(n + k % 2) % len(names)])
+                for k, u in enumerate(d.utterances)
+            ),
+        )
+        for n, d in enumerate(dialogues)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("train", "dev", "host", "words"),
+    [
+        (["Ann", "Bo", "Cy"], ["Bo", "Dee"], None, ["training and the dev dialogues have the speakers Bo in common"]),
+        (["Ann", "Bo", "Cy"], ["Dee", "Eve"], ["Zoe", "Cy", "Ann "], ["host .* speakers Ann, Cy of the training"]),
+        (["Ann", "Bo", "Cy"], ["Dee", "Eve"], ["Eve"], ["host .* speakers Eve of the dev"]),
+        (["Ann", "Bo", "Cy"], ["Cy", "Dee"], ["Cy"], ["in common", "Cy of the training", "Cy of the dev"]),
+        (["Ann", "Bo", "Cy"], ["Dee", "Eve"], ["Zoe"], []),
+        (["Ann", "Bo", "Cy"], ["Dee", "Eve"], "Ann", []),  # no list: not a record of speakers
+        (["agent", "caller"], ["agent", "caller"], ["agent"], []),  # roles, the same two in every dialogue
+        (["A", "B", "C", "Ann"], ["A", "B", "C"], ["A"], []),
+        (["1", "2", "3"], ["3", "4"], None, ["speakers 3 in common"]),
+    ],
+)
+def test_people_who_speak_on_both_sides_are_named(dialogues, train, dev, host, words):
+    config = SimpleNamespace() if host is None else SimpleNamespace(training_speakers=host)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_shared_speakers(with_speakers(dialogues, train), with_speakers(dialogues, dev, "dev"), config)
+    assert {warning.category for warning in caught} <= {SharedSpeakersWarning}
+    assert [re.search(w, str(warning.message)) is not None for w, warning in zip(words, caught, strict=True)] == [
+        True for _ in words
+    ]
+
+
+def test_a_training_warns_of_speakers_that_the_hosts_config_records(trainee, dialogues, tmp_path):
+    AcceleratorState._reset_state()
+    trainee.memory.adapter.load_state_dict(make_recognizer().memory.adapter.state_dict())
+    trainee.model.config.training_speakers = ["Cy"]
+    try:
+        with pytest.warns(SharedSpeakersWarning, match="Cy of the training") as caught:
+            train_memory(trainee, with_speakers(dialogues, ["Ann", "Bo", "Cy"]), output=tmp_path / "out", config=FAST)
+        assert caught[0].filename == __file__
+    finally:
+        del trainee.model.config.training_speakers
 
 
 def test_one_labelled_utterance_with_a_past_gives_no_warning(demo, dialogues, tmp_path):

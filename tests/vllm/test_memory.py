@@ -141,6 +141,24 @@ def test_any_schedule_equals_one_utterance_after_the_other(adapter: MemoryAdapte
     assert engine.memory.requests <= len(live.keys() | engine.finished)
 
 
+def test_a_control_without_a_past_counts_utterances_and_reads_the_same_each_time():
+    torch.manual_seed(0)
+    config = MemoryConfig(hidden_size=WIDTH, memory_dim=8, num_heads=2, update="none")
+    control = MemoryAdapter(config).double().eval().requires_grad_(False)
+    for parameter in (control.readout_out.weight, *control.initial):
+        torch.nn.init.normal_(parameter)
+    engine, reference = engine_of(control), Reference(control)
+    requests = [request(name, "call", (4,), turn=turn) for turn, name in enumerate("abc")]
+    for r in requests:
+        found = run(engine, r)[r.req_id]
+        assert torch.allclose(found, reference.answer(r, prompt_length(r)), atol=1e-12)
+        assert torch.allclose(found, Reference(control).answer(r, prompt_length(r)), atol=1e-12)
+        engine.finish(r)
+    counted = reference.states["call"]
+    assert counted.utterances.item() == 3
+    assert not any(layer.any() for layer in counted.weights)
+
+
 def test_tokens_without_audio_keep_their_bits(adapter: MemoryAdapter):
     engine = engine_of(adapter)
     r, other = request("r", "a", (3,)), request("other", None, (4,))

@@ -25,6 +25,10 @@ class Arm(NamedTuple):
 ARMS: Mapping[str, Arm] = MappingProxyType(
     {
         "host_only": Arm("without memory", "The host recognises each utterance alone."),
+        "control": Arm(
+            "control without a past",
+            "The same adapter, trained and read with an empty memory: what training the read-out alone brings.",
+        ),
         "own": Arm("with memory", "Each dialogue has its own memory."),
         "reset": Arm("empty memory", "The memory is empty before each utterance."),
         "swapped": Arm(
@@ -48,7 +52,8 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
 )
 #: The arms with a wrong past. The gain is specific to the dialogue's own history if accuracy is lower with each.
 WRONG_PASTS = ("reset", "swapped", "other_dialogues")
-#: The arms that run by default. An arm that needs a longer prompt or the true speakers is requested by name.
+#: The arms that run by default; with a control, the arm "control" too. An arm that needs a longer prompt or the true
+#: speakers is requested by name.
 AUDIT = ("host_only", "own", *WRONG_PASTS, "shuffled")
 
 
@@ -58,7 +63,7 @@ def check_arms(arms: Sequence[str]) -> None:
     Example:
         >>> check_arms(["own", "left"])
         Traceback (most recent call last):
-        mal_adapter.errors.ConfigError: arms are own, left; expected different ones of host_only, own, ...
+        mal_adapter.errors.ConfigError: arms are own, left; expected different ones of host_only, control, ...
     """
     if not arms or len(set(arms)) != len(arms) or not set(arms) <= set(ARMS):
         raise ConfigError(f"arms are {', '.join(arms) or 'none'}; expected different ones of {', '.join(ARMS)}")

@@ -15,7 +15,8 @@ import numpy as np
 import soundfile
 from scipy.optimize import linear_sum_assignment
 
-from mal_adapter.errors import AudioError, AudioTooLongError
+from mal_adapter.errors import AudioError, AudioTooLongError, HostError
+from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.recognizer.audio import load_waveform
 from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
@@ -42,6 +43,7 @@ def audit(
     batch_size: int,
     history: int,
     seed: int,
+    control: MemoryAdapter | None = None,
     on_answers: Callable[[int], object] = lambda count: None,
 ) -> tuple[Answers, dict[Key, float]]:
     """Recognise a group of dialogues once per arm.
@@ -56,6 +58,7 @@ def audit(
         history: How many earlier utterances the arm "history" joins; fewer where the host does not accept so much
             audio.
         seed: Chooses the random orders of "shuffled" and "other_dialogues".
+        control: The adapter of the arm "control".
         on_answers: Called with the number of new answers, for a progress bar.
 
     Returns:
@@ -70,6 +73,8 @@ def audit(
             continue  # runs beside "own", whose states it reads
         if arm == "own":
             found |= _own(recognizer, turns, batch_size, surprise, on_answers, swapped="swapped" in arms)
+        elif arm == "control" and control is not None:
+            found[arm] = _without_past(recognizer, control, [u for us in turns for u in us], batch_size, on_answers)
         elif arm == "reset":
             found[arm] = _side_by_side(recognizer, [[u] for us in turns for u in us], batch_size, on_answers)
         elif arm == "host_only":
@@ -176,6 +181,26 @@ def _side_by_side(
             found.update((_key(answer.utterance), answer) for answer in answers)
             on_answers(len(answers))
         _forget(recognizer, part)
+    return found
+
+
+def _without_past(
+    recognizer: EmotionRecognizer,
+    control: MemoryAdapter,
+    utterances: list[Utterance],
+    batch_size: int,
+    on_answers: Callable[[int], object],
+) -> dict[Key, Answer]:
+    """Recognise each utterance with `control` in place of the memory's adapter, and with an empty memory."""
+    found: dict[Key, Answer] = {}
+    with _memory_of(recognizer).using(control):
+        for first in range(0, len(utterances), batch_size):
+            part = utterances[first : first + batch_size]
+            for answered in recognizer.answer_from(part, [None] * len(part)):
+                if isinstance(answered.result, HostError):
+                    raise answered.result
+                found[_key(answered.result.utterance)] = answered.result
+            on_answers(len(part))
     return found
 
 

@@ -10,25 +10,29 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
-from mal_adapter.errors import ConfigError, EvaluationError, MalAdapterError, raise_problems
-from mal_adapter.memory.config import check_integer
+from mal_adapter.errors import EvaluationError, raise_problems
+from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.ser.dialogue import Dialogue
-from mal_adapter.ser.evaluation.arms import AUDIT, check_arms
+from mal_adapter.ser.evaluation.activations import SharedActivations
+from mal_adapter.ser.evaluation.arguments import argument_problems
+from mal_adapter.ser.evaluation.arms import AUDIT
 from mal_adapter.ser.evaluation.audit import Answer, audit
+from mal_adapter.ser.evaluation.control import load_control
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.names import composed_all
 from mal_adapter.ser.progress import progress_bar
 from mal_adapter.ser.provenance import digest_of, versions
 from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
 from mal_adapter.ser.recognizer.results import Prediction
-from mal_adapter.ser.suitability import id_problems, label_problems, sound_problems, warn_of_no_past
+from mal_adapter.ser.suitability import sound_problems, warn_of_no_past
 from mal_adapter.serialization.atomic import folder_problem, write_atomically
 from mal_adapter.serialization.strict_json import parse_json
 from mal_adapter.serialization.text import in_unicode
@@ -69,12 +73,18 @@ def evaluate(
     dialogues: Sequence[Dialogue],
     *,
     output: str | os.PathLike[str],
+    control: MemoryAdapter | str | os.PathLike[str] | None = None,
     arms: Sequence[str] | None = None,
     history: int = 3,
     batch_size: int = 8,
     seed: int = 0,
+    activations: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """Recognise dialogues once per arm and keep all answers in `output`.
+
+    The encoder and the layers up to the memory's run once per utterance, for all arms but "history". Their output is on
+    disk in the host's dtype, seq_len · hidden_size numbers per utterance, for at most 16 dialogues per process at a
+    time. If a host can't run from it, each arm runs the whole host; this is logged once.
 
     Call it again to continue an evaluation that was stopped; a complete one is read from `output`. Under `accelerate
     launch` each process runs a part of the dialogues. Arguments and data are checked before the host runs, and one
@@ -87,17 +97,25 @@ def evaluate(
         dialogues: With different ids. Utterances whose emotion is not one of the recogniser's labels are part of the
             history and are not scored.
         output: A folder for `evaluation.json` and `answers.jsonl`.
-        arms: Some of `mal_adapter.ser.evaluation.arms.ARMS`. Default: `AUDIT`; without a memory, "host_only" alone.
+        control: The adapter of the arm "control": a folder, a Hub id or a loaded one, trained as the memory was, but
+            with `MemoryConfig(update="none")`. Without it, no verdict can tell the memory's gain from that of the
+            read-out.
+        arms: Some of `mal_adapter.ser.evaluation.arms.ARMS`. Default: `AUDIT`, and "control" if one is given; without a
+            memory, "host_only" alone.
         history: How many utterances the arm "history" joins in front of each.
         batch_size: Utterances in one forward.
         seed: Chooses the random orders of the arms "shuffled" and "other_dialogues".
+        activations: A folder for the output of the memory's layer, of all dialogues, which is left there. Evaluations
+            and trainings with the same host, layer, prompt and sound files can share it. Unless given, it is a
+            temporary one in `output`.
 
     Returns:
         All answers, on every process.
 
     Raises:
-        ConfigError: An arm is unknown, or needs a memory, more dialogues or more speakers; a dialogue id is repeated;
-            or a number is not an integer or too small.
+        ConfigError: An arm is unknown, or needs a memory, a control, more dialogues or more speakers; `control` is not
+            that of this memory; a dialogue id is repeated; or a number is not an integer or too small.
+        AdapterNotFoundError, AdapterFormatError, HubError: The control can't be loaded.
         LabelError: No utterance has one of the labels.
         AudioError: The sound files of all labelled utterances are missing.
         SessionError: The memory is detached, or the caller has a session open.
@@ -109,10 +127,13 @@ def evaluate(
     """
     dialogues = list(dialogues)
     chosen = (arms,) if isinstance(arms, str) else None if arms is None else tuple(arms)
+    control = None if control is None else load_control(control)
     if chosen is None:
-        chosen = AUDIT if recognizer.reads_memory else ("host_only",)
+        audited = ("host_only", "control", *AUDIT[1:]) if control is not None else AUDIT
+        chosen = audited if recognizer.reads_memory else ("host_only",)
     folder = Path(output)
-    problems = _problems(recognizer, dialogues, chosen, {"batch_size": batch_size, "history": history, "seed": seed})
+    settings = {"batch_size": batch_size, "history": history, "seed": seed}
+    problems = argument_problems(recognizer, dialogues, chosen, control, activations, settings)
     if problem := folder_problem(folder):
         problems.append(EvaluationError(problem))
     if not problems and not (folder / ANSWERS_NAME).exists():  # otherwise the answers are read, and no sound is needed
@@ -124,6 +145,7 @@ def evaluate(
         with recognizer.memory.session(write=False):  # raises SessionError before any arm has run
             pass
     run = _identity(recognizer, dialogues, chosen, history, seed)
+    run["control"] = None if control is None else control.fingerprint()
     state = PartialState()
     if state.is_main_process:
         _begin(folder, run)
@@ -131,6 +153,16 @@ def evaluate(
     if not (folder / ANSWERS_NAME).exists():
         groups = _groups(dialogues)
         parts = [folder / PARTS_NAME / f"{number:06d}-of-{len(groups):06d}.jsonl" for number in range(len(groups))]
+        shared = None
+        if activations is not None or len(set(chosen) - {"history"}) > 1:
+            temporary = folder / PARTS_NAME / f"activations-{state.process_index}"
+            shared = SharedActivations(
+                recognizer,
+                temporary if activations is None else Path(activations),
+                batch_size=batch_size,
+                keep=activations is not None,
+                log=state.is_main_process,
+            )
         own = range(state.process_index, len(groups), state.num_processes)
         missing = [number for number in own if not parts[number].exists()]
         with progress_bar(
@@ -140,7 +172,8 @@ def evaluate(
             shown=state.is_main_process,
         ) as bar:
             for number in missing:
-                lines = _answer_lines(recognizer, groups[number], chosen, batch_size, history, seed, bar.update)
+                with nullcontext(recognizer) if shared is None else shared.of(groups[number]) as fast:
+                    lines = _answer_lines(fast, groups[number], chosen, batch_size, history, seed, control, bar.update)
                 write_atomically(parts[number], lines.encode(errors="replace"))  # a path need not be Unicode
         state.wait_for_everyone()
         if state.is_main_process:
@@ -168,56 +201,6 @@ def read_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
         raise EvaluationError(f"{folder} holds no complete evaluation; `mal-adapter evaluate` writes one") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"the evaluation in {folder} can't be read: {error}") from error
-
-
-def _problems(
-    recognizer: EmotionRecognizer, dialogues: list[Dialogue], arms: Sequence[str], settings: Mapping[str, object]
-) -> list[MalAdapterError]:
-    """All problems of the arguments."""
-    problems = _arm_problems(recognizer, dialogues, arms)
-    for name, value in settings.items():
-        try:
-            check_integer(name, value, 0 if name == "seed" else 1)
-        except ConfigError as error:
-            problems.append(error)
-    # Each arm chooses its own session ids, so that a dialogue id need not be a valid session id.
-    if ids := id_problems(dialogues, reads_memory=False, needed=True):
-        return problems + ids
-    return problems + label_problems(dialogues, recognizer.labels)
-
-
-def _arm_problems(
-    recognizer: EmotionRecognizer, dialogues: list[Dialogue], arms: Sequence[str]
-) -> list[MalAdapterError]:
-    try:
-        check_arms(arms)
-    except ConfigError as error:
-        return [error]
-    problems: list[MalAdapterError] = []
-    if not recognizer.reads_memory and (needed := sorted(set(arms) - {"host_only", "history"})):
-        problems.append(ConfigError(f"the arms {', '.join(needed)} need a memory, and this recogniser has none"))
-    if "swapped" in arms and "own" not in arms:
-        problems.append(
-            ConfigError(
-                "the arm 'swapped' reads the memories that 'own' writes; give both arms, or leave out 'swapped'"
-            )
-        )
-    if len(dialogues) == 1 and {"swapped", "other_dialogues"} & set(arms):
-        problems.append(
-            ConfigError(
-                "the arms 'swapped' and 'other_dialogues' need at least two dialogues, got 1; add dialogues, or leave "
-                "out these arms"
-            )
-        )
-    speakers = [{getattr(u, "speaker", None) for u in getattr(d, "utterances", ())} for d in dialogues]
-    if "oracle_speakers" in arms and max(map(len, speakers), default=0) == 1:
-        problems.append(
-            ConfigError(
-                "the arm 'oracle_speakers' has one memory per true speaker, but no dialogue has two speakers, so it "
-                "would repeat 'own'; name the speakers, or leave out this arm"
-            )
-        )
-    return problems
 
 
 def _identity(
@@ -273,11 +256,19 @@ def _answer_lines(
     batch_size: int,
     history: int,
     seed: int,
+    control: MemoryAdapter | None,
     on_answers: Callable[[int], object],
 ) -> str:
     """Run the arms on these dialogues; returns their lines of `answers.jsonl`."""
     found, surprise = audit(
-        recognizer, group, arms, batch_size=batch_size, history=history, seed=seed, on_answers=on_answers
+        recognizer,
+        group,
+        arms,
+        batch_size=batch_size,
+        history=history,
+        seed=seed,
+        control=control,
+        on_answers=on_answers,
     )
     lines = []
     for dialogue in group:

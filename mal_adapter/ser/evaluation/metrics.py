@@ -15,7 +15,7 @@ from mal_adapter.extras import explain_missing
 from mal_adapter.ser.evaluation.scores import METRICS, ClassScores, Comparison, Scores, TurnScores
 from mal_adapter.ser.labels import LabelSet
 
-__all__ = ["compare", "score"]
+__all__ = ["compare", "difference_intervals", "fold_intervals", "score"]
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.int64]
@@ -160,6 +160,91 @@ def compare(
         larger += int((np.abs(differences) >= abs(scores[1] - scores[0]) - ROUNDING).sum())
     p_value = (larger + 1) / (resamples + 1)
     return Comparison(metric, scores[0], scores[1], scores[1] - scores[0], p_value, len(exchange))
+
+
+def difference_intervals(
+    truth: Sequence[str | None],
+    first: Sequence[str],
+    second: Sequence[str],
+    clusters: Sequence[Hashable],
+    labels: LabelSet,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Paired intervals of the difference of two systems, by a bootstrap over clusters of utterances.
+
+    Both systems are scored on the same resamples, so what makes a cluster easy for both does not widen the interval.
+
+    Args:
+        truth: The emotion of each utterance. Utterances with None are left out.
+        first, second: The answers of the systems, as many as in `truth`.
+        clusters: The cluster of each utterance: its dialogue, or its speaker. Whole clusters are drawn.
+        labels: The classes.
+        resamples: Number of draws.
+        seed: Of the draws.
+
+    Returns:
+        Metric -> (low, high) of second - first: 95 % percentiles.
+
+    Raises:
+        MetricsError: Lengths differ, or no utterance has a label.
+        LabelError: An emotion or answer is not in the label set.
+
+    Example:
+        >>> labels = LabelSet(("neutral", "happy"))
+        >>> truth, dialogues = ["neutral", "happy"] * 8, [n // 2 for n in range(16)]
+        >>> difference_intervals(truth, ["neutral"] * 16, truth, dialogues, labels)["wa"]
+        (0.5, 0.5)
+    """
+    y_true, systems, numbers, _ = _checked(truth, [first, second], clusters, labels)
+    before, after = (
+        _bootstrap(_tables(y_true, answers, numbers, len(labels)), resamples, np.random.default_rng(seed))
+        for answers in systems
+    )
+    bounds = {name: np.percentile(after[name] - before[name], (2.5, 97.5)) for name in METRICS}
+    return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
+
+
+def fold_intervals(
+    truth: Sequence[str | None],
+    first: Sequence[str],
+    second: Sequence[str],
+    folds: Sequence[Hashable],
+    labels: LabelSet,
+) -> dict[str, tuple[float, float]]:
+    """Intervals of the mean difference over folds, by Student's t: folds are too few for a bootstrap.
+
+    Args:
+        truth, first, second, labels: As for `difference_intervals`.
+        folds: The fold of each utterance, at least two different ones.
+
+    Returns:
+        Metric -> (low, high) of second - first, 95 %.
+
+    Raises:
+        MetricsError: Lengths differ, no utterance has a label, or there is one fold only.
+        LabelError: An emotion or answer is not in the label set.
+
+    Example:
+        >>> labels, folds = LabelSet(("neutral", "happy")), [n // 4 for n in range(8)]
+        >>> truth = ["neutral", "happy"] * 4
+        >>> fold_intervals(truth, ["neutral"] * 8, truth, folds, labels)["wa"]
+        (0.5, 0.5)
+    """
+    from scipy.stats import t
+
+    y_true, systems, numbers, _ = _checked(truth, [first, second], folds, labels)
+    count = int(numbers.max()) + 1
+    if count < 2:
+        raise MetricsError("an interval over folds needs at least two of them; give several evaluations")
+    before, after = (_from_tables(_tables(y_true, answers, numbers, len(labels)), len(labels)) for answers in systems)
+    intervals = {}
+    for name in METRICS:
+        differences = after[name] - before[name]
+        half = float(t.ppf(0.975, count - 1)) * float(differences.std(ddof=1)) / count**0.5
+        intervals[name] = (float(differences.mean()) - half, float(differences.mean()) + half)
+    return intervals
 
 
 def _sklearn_metrics() -> Any:

@@ -67,9 +67,13 @@ def _gain_by_turn(figures: Mapping[str, Any]) -> tuple[str, str, str]:
     rows = rows or figures["gain_by_turn"][:_LONGEST]
     turns = [row["turn"] for row in rows]
     figure, (above, below) = _figure(2, height=5.0, sharex=True)
-    for arm, name in _COMPARED.items():
+    base = figures["gain_over"]
+    for arm in dict.fromkeys(("host_only", base, "own")):
         by_turn = {row["turn"]: row["wa"] for row in figures["arms"][arm]["by_turn"]}
-        above.plot(turns, [by_turn[turn] for turn in turns], marker="o", markersize=4, color=GREYS[name], label=name)
+        style: dict[str, Any] = {"color": _AGAINST, "linestyle": "--"}
+        style = style if arm == "control" else {"color": GREYS[ARMS[arm].title]}
+        values = [by_turn[turn] for turn in turns]
+        above.plot(turns, values, marker="o", markersize=4, label=ARMS[arm].title, **style)
     above.set(ylabel="accuracy", ylim=(0, 1.02))
     above.yaxis.set_major_formatter(in_percent())
     legend_above(above)
@@ -82,7 +86,10 @@ def _gain_by_turn(figures: Mapping[str, Any]) -> tuple[str, str, str]:
     below.set(xlabel="turn of the dialogue", ylabel="gain in accuracy, points")
     below.yaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f}" if value else "0")
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
-    words = f"The band is a 95 % interval. Turns that fewer than {_FEWEST} dialogues reach are not drawn."
+    words = (
+        f"The gain is over the {'control' if base == 'control' else 'host alone'}, with a 95 % interval. Turns that "
+        f"fewer than {_FEWEST} dialogues reach are not drawn."
+    )
     return "Gain by turn", _svg(figure), words
 
 

@@ -17,7 +17,7 @@ from mal_adapter.extras import missing_dependency
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.evaluation.arms import ARMS, WRONG_PASTS
 from mal_adapter.ser.evaluation.evaluation import Evaluation
-from mal_adapter.ser.evaluation.metrics import compare, score
+from mal_adapter.ser.evaluation.metrics import compare, difference_intervals, fold_intervals, score
 from mal_adapter.ser.evaluation.scores import METRICS
 from mal_adapter.ser.evaluation.verdict import verdict_of
 from mal_adapter.ser.labels import LabelSet
@@ -25,6 +25,7 @@ from mal_adapter.serialization.atomic import folder_problem, write_atomically
 
 __all__ = [
     "FEWEST_DIALOGUES",
+    "FEWEST_SPEAKERS",
     "card_entry",
     "figures_of",
     "pooled",
@@ -40,6 +41,9 @@ _BINS = 10  # of the reliability plot
 _ABSENT = object()
 FEWEST_DIALOGUES = 6
 """With fewer dialogues, no difference is significant at 5 %: with n dialogues, p is at least 2 / 2 ** n."""
+FEWEST_SPEAKERS = 6
+"""With fewer speakers, a bootstrap over them is too narrow."""
+FEWEST_FOLDS = 3
 
 
 def write_report(
@@ -135,10 +139,13 @@ def pooled(evaluations: Sequence[Evaluation]) -> Evaluation:
             if name in owners:
                 raise EvaluationError(f"the dialogue {name!r} is in {owners[name]} and in {evaluation.name}")
             owners[name] = evaluation.name
-    fingerprints = [evaluation.run["fingerprint"] for evaluation in evaluations]
-    run = {**first.run, "fingerprint": fingerprints[0] if len(set(fingerprints)) == 1 else fingerprints}
+    run = dict(first.run)
+    for part in ("fingerprint", "control"):
+        found = [evaluation.run.get(part) for evaluation in evaluations]
+        run[part] = found[0] if len(set(found)) == 1 else found
     name = ", ".join(evaluation.name for evaluation in evaluations)
-    return Evaluation(name, run, [answer for evaluation in evaluations for answer in evaluation.answers])
+    answers = [{**answer, "fold": number} for number, one in enumerate(evaluations) for answer in one.answers]
+    return Evaluation(name, run, answers)
 
 
 def figures_of(evaluation: Evaluation, against: Sequence[Evaluation] = ()) -> dict[str, Any]:
@@ -146,8 +153,10 @@ def figures_of(evaluation: Evaluation, against: Sequence[Evaluation] = ()) -> di
 
     Returns:
         `run`; `arms` (arm -> `Scores.to_dict` and `reliability`); `against` (name -> the same); `compared` (a list of
-        `first`, `second` and, per metric, difference and p); `audit` (wrong past -> share of the gain that is lost with
-        it); `verdict`, in words; `gain_by_turn`; and `left_out` (utterance -> why it could not be processed).
+        `first`, `second`, per metric difference and p, and `intervals` of the difference: over what -> metric -> low
+        and high); `clusters` (over what -> how many); `audit` (wrong past -> share of the gain that is lost with it);
+        `verdict`, in words; `gain_by_turn`, over `gain_over`; and `left_out` (utterance -> why it could not be
+        processed).
 
     Raises:
         EvaluationError: Two systems have the same name, or `against` is of other utterances.
@@ -167,17 +176,28 @@ def figures_of(evaluation: Evaluation, against: Sequence[Evaluation] = ()) -> di
 
     truth, ids = [answer["truth"] for answer in judged], [answer["dialogue_id"] for answer in judged]
     turns = [answer["turn"] for answer in judged]
+    clusters = _clusters(judged)
     answers = {name: [_best(row) for row in rows] for name, rows in probabilities.items()}
     figures: dict[str, Any] = {"run": evaluation.run, "arms": {}, "against": {}, "compared": []}
+    figures["clusters"] = {kind: len(set(numbers)) for kind, numbers in clusters.items()}
     for name, rows in probabilities.items():
         scores = score(truth, answers[name], ids, labels, turns=turns).to_dict()
         figures["arms" if name in arms else "against"][name] = scores | {"reliability": _reliability(rows, truth)}
         if name != main:
             tests = {m: compare(truth, answers[name], answers[main], ids, labels, metric=m).to_dict() for m in METRICS}
-            figures["compared"].append({"first": name, "second": main, **tests})
+            intervals = {
+                kind: (fold_intervals if kind == "folds" else difference_intervals)(
+                    truth, answers[name], answers[main], numbers, labels
+                )
+                for kind, numbers in clusters.items()
+            }
+            as_json = {kind: {m: list(pair) for m, pair in bounds.items()} for kind, bounds in intervals.items()}
+            figures["compared"].append({"first": name, "second": main, **tests, "intervals": as_json})
     figures["audit"] = _audit(figures["arms"])
     figures["verdict"] = verdict_of(figures)
-    figures["gain_by_turn"] = _gain_by_turn(judged) if {"host_only", "own"} <= set(arms) else []
+    base = next((arm for arm in ("control", "host_only") if arm in arms), None)
+    figures["gain_over"] = base if "own" in arms else None
+    figures["gain_by_turn"] = [] if base is None or "own" not in arms else _gain_by_turn(judged, base)
     figures["left_out"] = {
         f"{answer['dialogue_id']}/{answer['utterance_id']}": answer["error"]
         for answer in evaluation.answers
@@ -240,12 +260,28 @@ def _audit(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     return {arm: loss / gain if gain > 0 else None for arm, loss in lost.items()}
 
 
-def _gain_by_turn(judged: Rows) -> list[dict[str, Any]]:
-    """Difference in accuracy at each turn, with a 95 % normal interval; each dialogue has one utterance per turn."""
+def _clusters(judged: Rows) -> dict[str, list[Any]]:
+    """What intervals are over -> the cluster of each utterance.
+
+    An utterance belongs to its own speaker, so the speakers of a dialogue are drawn independently of each other; that
+    the utterances of a dialogue depend on each other is in the interval over dialogues. With few speakers, folds take
+    their place.
+    """
+    clusters: dict[str, list[Any]] = {"dialogues": [answer["dialogue_id"] for answer in judged]}
+    speakers, folds = [answer["speaker"] for answer in judged], [answer.get("fold", 0) for answer in judged]
+    if len(set(speakers)) >= FEWEST_SPEAKERS:
+        clusters["speakers"] = speakers
+    elif len(set(folds)) >= FEWEST_FOLDS:
+        clusters["folds"] = folds
+    return clusters
+
+
+def _gain_by_turn(judged: Rows, base: str) -> list[dict[str, Any]]:
+    """Own minus `base` in accuracy at each turn, with a 95 % normal interval; a dialogue has one utterance per turn."""
     gains: dict[int, list[int]] = {}
     for answer in judged:
-        own, host_only = (_best(answer["arms"][arm]) == answer["truth"] for arm in ("own", "host_only"))
-        gains.setdefault(answer["turn"], []).append(int(own) - int(host_only))
+        own, without = (_best(answer["arms"][arm]) == answer["truth"] for arm in ("own", base))
+        gains.setdefault(answer["turn"], []).append(int(own) - int(without))
     rows = []
     for turn, values in sorted(gains.items()):
         half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mal_adapter.errors import ConfigError, CopyError, HostError, SessionError, StoreError, raise_problems
@@ -313,7 +313,8 @@ class EmotionRecognizer:
         prepared = self.prepare(utterances)
         probabilities = None
         if prepared.audio_s:
-            sessions = self._session([ids[index] for index in prepared.audio_s], write=write)
+            rows = [ids[index] for index in prepared.audio_s]
+            sessions = self._session(rows, write=write, audio_mask=prepared.audio_mask)
             probabilities = self._score(prepared.inputs, sessions).softmax(-1)
         results = self._results(utterances, prepared, probabilities, started)
         if (nan := next((result for result in results if isinstance(result, HostError)), None)) is not None:
@@ -352,8 +353,9 @@ class EmotionRecognizer:
         prepared = self.prepare(utterances) if prepared is None else prepared
         probabilities, reached = None, {}
         if prepared.audio_s:
-            with torch.no_grad(), self.memory.session_from([states[index] for index in prepared.audio_s]) as session:
-                scores = self._label_log_probs(prepared.inputs, self._run(prepared.inputs))
+            rows = [states[index] for index in prepared.audio_s]
+            with torch.no_grad(), self.memory.session_from(rows, audio_mask=prepared.audio_mask) as session:
+                scores = self.log_probs(prepared.inputs)
             probabilities = scores.softmax(-1)
             reached = dict(zip(prepared.audio_s, session.state.split(), strict=True))
         results = self._results(utterances, prepared, probabilities, started)
@@ -414,7 +416,7 @@ class EmotionRecognizer:
         scores = None
         try:
             with sessions:
-                scores = self._label_log_probs(inputs, self._run(inputs))
+                scores = self.log_probs(inputs)
         except StoreError:
             if scores is None:
                 raise
@@ -445,10 +447,12 @@ class EmotionRecognizer:
             logits: Tensor = self.model(**longer, use_cache=False, **last_only).logits[:, -len(tokens) :]
         return logits
 
-    def _session(self, session_ids: list[str], *, write: bool) -> contextlib.AbstractContextManager[Any]:
+    def _session(
+        self, session_ids: list[str], *, write: bool, audio_mask: Bool[Tensor, "batch seq_len"] | None
+    ) -> contextlib.AbstractContextManager[Any]:
         if self.memory is None or not self._reads_memory:
             return self._without_session()
-        return self.memory.session(session_ids, write=write)
+        return self.memory.session(session_ids, write=write, audio_mask=audio_mask)
 
     def _without_session(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if self.memory is None else self.memory.disabled()

@@ -1,7 +1,8 @@
 """Run the frozen part of a host once per utterance, and keep the output of the hooked layer on disk.
 
-Up to that layer nothing is trained and nothing depends on the dialogue. In training the host's own forward then runs
-without audio, and its layers up to the hooked one return the kept hidden states without computing anything.
+Up to that layer nothing is trained and nothing depends on the dialogue. In training, and in the arms of an evaluation,
+the host's own forward then runs without audio, and its layers up to the hooked one return the kept hidden states
+without computing anything.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from mal_adapter.serialization.atomic import write_atomically
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
 
-__all__ = ["CachedHost"]
+__all__ = ["ADVICE", "CachedHost"]
 
-_REFUSED = "this host can't be run from cached activations ({}); leave cache_activations off"
+ADVICE = "; leave cache_activations off"
+_REFUSED = "this host can't be run from cached activations ({})" + ADVICE
 # Largest difference of log-probabilities with and without the cache; float32 hosts differ by about 1e-6.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _TOLERANCE_HALF = 0.1
@@ -69,6 +71,7 @@ class CachedHost:
         self._extras: dict[nn.Module, int | None] = {}  # number of Nones after the hidden states; None if no tuple
         self._rows: DeviceRows | None = None
         self._audio_masks: dict[tuple[object, ...], Tensor] = {}
+        self._failures: dict[tuple[object, ...], AudioError] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def keep(self, utterances: Sequence[Utterance]) -> list[Failure]:
@@ -84,6 +87,7 @@ class CachedHost:
         if not missing and self._extras:
             return []
         prepared = self._recognizer.prepare(missing or utterances[:1])
+        self._failures |= {_key(failure.utterance): failure.error for failure in prepared.failures.values()}
         rows = [(missing or utterances)[index] for index in prepared.audio_s]
         if not rows:
             return list(prepared.failures.values())
@@ -126,8 +130,21 @@ class CachedHost:
             raise HostError(_REFUSED.format("its layers see other positions than its input ids"))
         return hidden, mask
 
+    def has(self, utterance: Utterance) -> bool:
+        """Whether `prepare` knows this utterance: it is kept, or `keep` could not use it."""
+        return _key(utterance) in self._failures or self._is_kept(utterance)
+
     def prepare(self, utterances: Sequence[Utterance]) -> Prepared:
-        """Load the inputs of utterances that `keep` has saved, padded on the left."""
+        """Load the inputs of utterances that `keep` has saved, padded on the left. Those that it could not use fail."""
+        failures = {
+            index: Failure(utterance, self._failures[_key(utterance)])
+            for index, utterance in enumerate(utterances)
+            if _key(utterance) in self._failures
+        }
+        rows = [index for index in range(len(utterances)) if index not in failures]
+        utterances = [utterances[index] for index in rows]
+        if not utterances:
+            return Prepared({}, {}, failures)
         if not self._extras:  # this process had no usable utterance in its own share
             self.keep(utterances[:1])
         if self._rows is None:  # only now: until the first batch, the host is still being moved and run
@@ -145,8 +162,17 @@ class CachedHost:
         inputs["attention_mask"] = to_device(batch([torch.ones(n, dtype=ids.dtype) for n in lengths]), ids.device)
         # On the host, where the session looks for the audio before the forward.
         audio_mask = batch([self._audio_masks[_key(utterance)] for utterance in utterances])
-        audio_s = dict.fromkeys(range(len(kept)), float("nan"))
-        return Prepared(self._recognizer.with_positions(inputs), audio_s, {}, audio_mask)
+        audio_s = dict.fromkeys(rows, float("nan"))
+        return Prepared(self._recognizer.with_positions(inputs), audio_s, failures, audio_mask)
+
+    def forget(self, utterances: Sequence[Utterance]) -> None:
+        """Delete what was kept of these utterances, on disk and on the device."""
+        for utterance in utterances:
+            self._audio_masks.pop(_key(utterance), None)
+            if self._rows is not None:
+                self._rows.forget(_key(utterance))
+            if self._is_kept(utterance):
+                self._path(utterance).unlink(missing_ok=True)
 
     def _load(self, utterance: Utterance) -> dict[str, Tensor]:
         tensors = load_file(self._path(utterance))

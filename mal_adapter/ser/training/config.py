@@ -43,8 +43,9 @@ class TrainingConfig:
             leaves the host unchanged.
         gradient_checkpointing: Recompute the decoder layers in backward: less memory, more time. Needs labels of one
             token each.
-        cache_activations: Run the frozen part of the host, up to the memory, once per utterance, and save its output
-            on disk, in `activations` of the output folder. Needs labels of one token each and no LoRA.
+        cache_activations: Run the frozen part of the host, up to the memory, once per utterance of the training and of
+            the dev dialogues, and save its output on disk, in `activations` of the output folder. Needs labels of one
+            token each and no LoRA.
         mixed_precision: "bf16" runs under bfloat16 autocast; the memory's state stays float32.
         checkpoint_every: Steps between two checkpoints; there is one at the end of each epoch, too.
         seed: Of the order of dialogues, of dropout and of a LoRA's initial weights.

@@ -49,6 +49,10 @@ class DeviceRows:
             self.nbytes += nbytes
         return self._rows[key]
 
+    def forget(self, key: Hashable) -> None:
+        """Free the memory of one utterance."""
+        self.nbytes -= sum(tensor.nbytes for tensor in self._rows.pop(key, {}).values())
+
 
 def free_bytes(device: torch.device) -> int:
     """How much of a GPU's memory cached activations may take. On other devices none: there the files are in memory

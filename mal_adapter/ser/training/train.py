@@ -18,10 +18,11 @@ from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.progress import progress_bar
 from mal_adapter.ser.provenance import digest_of
 from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
-from mal_adapter.ser.suitability import warn_of_no_past
+from mal_adapter.ser.suitability import warn_of_no_past, warn_of_shared_speakers
 from mal_adapter.ser.training.arguments import argument_problems, trainable_memory
 from mal_adapter.ser.training.batches import Unusable, batches_of_epoch, report_unusable
 from mal_adapter.ser.training.cached_host import CachedHost
+from mal_adapter.ser.training.cached_recognizer import CachedRecognizer
 from mal_adapter.ser.training.checkpoint import CHECKPOINT_NAME, Progress, load_checkpoint, save_checkpoint
 from mal_adapter.ser.training.config import TrainingConfig
 from mal_adapter.ser.training.step import Stepper
@@ -31,7 +32,7 @@ from mal_adapter.ser.training.utterance_length import usual_tokens
 from mal_adapter.ser.training.validation import dev_scores
 from mal_adapter.serialization.atomic import remove_leftovers, write_atomically
 
-__all__ = ["train_memory"]
+__all__ = ["ACTIVATIONS_NAME", "train_memory"]
 
 REPORT_NAME, LORA_NAME, ACTIVATIONS_NAME = "training.json", "lora", "activations"
 
@@ -97,6 +98,8 @@ def train_memory(
     Warns:
         UninformativeDataWarning: No labelled utterance has an earlier one in its dialogue, so the memory can learn
             nothing.
+        SharedSpeakersWarning: The training dialogues have speakers in common with the dev dialogues, or with the
+            `training_speakers` in the host's config.
     """
     output, config = Path(output), TrainingConfig() if config is None else config
     raise_problems(
@@ -106,6 +109,7 @@ def train_memory(
     )
     warn_of_no_past(train, recognizer.labels, "training")
     warn_of_no_past(dev, recognizer.labels, "dev")
+    warn_of_shared_speakers(train, dev, getattr(recognizer.model, "config", None))
     cache_folder = output / ACTIVATIONS_NAME if activations is None else Path(activations)
     run = _Run(recognizer, train, dev, output, config, cache_folder, log_with)
     run.train()
@@ -142,6 +146,7 @@ class _Run:
         self.steps_per_epoch = math.ceil(len(train) / config.batch_size)
         total = self.steps_per_epoch * config.epochs
         self.cached = CachedHost(recognizer, memory, cache_folder) if config.cache_activations else None
+        self.on_dev = recognizer if self.cached is None else CachedRecognizer(recognizer, self.cached)
         self.stepper = Stepper(
             self.cached or recognizer, memory, self.trainable, train, config, self.accelerator, total
         )
@@ -156,7 +161,7 @@ class _Run:
             if self.cached is not None:
                 self._fill_cache(self.cached)
             if self.dev and self.progress.host_dev is None:
-                self.progress.host_dev = self._score_dev(self.recognizer.without_memory())
+                self.progress.host_dev = self._score_dev(self.on_dev.without_memory())
             while not self._finished():
                 self._run_epoch()
                 self._end_epoch()
@@ -181,7 +186,7 @@ class _Run:
     def _start_gates(self) -> None:
         """Let the gates of a fresh Titans memory start for utterances as long as these, unless their length is given."""
         adapter = self.memory.adapter
-        if adapter.config.update != "titans" or adapter.config.utterance_tokens is not None or not adapter.is_fresh:
+        if adapter.config.update not in ("titans", "none") or adapter.config.utterance_tokens is not None or not adapter.is_fresh:
             return
         tokens = usual_tokens(self.recognizer, self.dialogues, self.config.side_by_side)
         if tokens is not None:
@@ -220,14 +225,20 @@ class _Run:
     def _fill_cache(self, cached: CachedHost) -> None:
         """Cache the activations of all utterances; each process runs a share of the dialogues."""
         here = self.accelerator
-        own = [u for d in self.dialogues[here.process_index :: here.num_processes] for u in d.utterances]
+        share = slice(here.process_index, None, here.num_processes)
+        own = [u for d in self.dialogues[share] for u in d.utterances]
         own = [u for u in own if (u.dialogue_id, u.utterance_id) not in self.unusable]
+        of_dev = [u for d in self.dev[share] for u in d.utterances]
         size = self.config.side_by_side
-        with progress_bar(desc="caching", total=len(own), unit="utterance", shown=here.is_main_process) as bar:
+        total = len(own) + len(of_dev)
+        with progress_bar(desc="caching", total=total, unit="utterance", shown=here.is_main_process) as bar:
             for start in range(0, len(own), size):
                 for failure in cached.keep(own[start : start + size]):
                     report_unusable(failure, self.unusable)
                 bar.update(len(own[start : start + size]))
+            for start in range(0, len(of_dev), size):
+                cached.keep(of_dev[start : start + size])
+                bar.update(len(of_dev[start : start + size]))
         here.wait_for_everyone()
         self.unusable.update(gather_object(list(self.unusable.items())))
 
@@ -277,7 +288,7 @@ class _Run:
             "utterances": progress.utterances,
         }
         if self.dev:
-            entry["dev"] = self._score_dev(self.recognizer)
+            entry["dev"] = self._score_dev(self.on_dev)
             self._log({f"dev_{name}": value for name, value in entry["dev"].items()})
         if self._is_best(entry):
             progress.best_epoch = entry["epoch"]

@@ -1,11 +1,15 @@
 """Evaluations made by hand, so that every figure of their report is known."""
 
+import dataclasses
 from typing import Any
 
+import torch
+
+from mal_adapter import MemoryAdapter
 from mal_adapter.ser.evaluation import Evaluation
 from mal_adapter.ser.evaluation.arms import ARMS
 
-__all__ = ["LABELS", "RIGHT", "RUN", "made_evaluation"]
+__all__ = ["LABELS", "RIGHT", "RUN", "made_evaluation", "make_control"]
 
 LABELS = ["neutral", "sad"]
 RUN = {
@@ -16,6 +20,7 @@ RUN = {
 #: Per arm, which of the four turns of each dialogue are right.
 RIGHT = {
     "host_only": "1010",
+    "control": "1010",
     "own": "1111",
     "reset": "1010",
     "swapped": "1000",
@@ -45,3 +50,14 @@ def made_evaluation(name: str = "calls", dialogues: int = 12, first: int = 0, **
                 }
             )  # fmt: skip
     return Evaluation(name, run, rows)
+
+
+def make_control(memory: MemoryAdapter, **changes: Any) -> MemoryAdapter:
+    """An untrained control of a memory, whose random parameters change the answers."""
+    torch.manual_seed(5)
+    control = MemoryAdapter(dataclasses.replace(memory.config, **{"update": "none", **changes})).eval()
+    with torch.no_grad():
+        for parameter in control.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    control.metadata = memory.metadata
+    return control

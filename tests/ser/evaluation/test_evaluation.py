@@ -24,6 +24,7 @@ from mal_adapter.ser.evaluation.audit import _join, _other_dialogues
 from mal_adapter.ser.recognizer import EmotionRecognizer
 from mal_adapter.ser.recognizer.audio import load_waveform
 from tests.commands import mal_adapter
+from tests.ser.evaluation.made_evaluations import make_control
 from tests.ser.training_world import make_dialogues
 
 LENGTHS = (4, 2, 3)
@@ -40,9 +41,14 @@ def recognizer():
 
 
 @pytest.fixture(scope="module")
-def answered(recognizer, dialogues, tmp_path_factory):
+def control(recognizer):
+    return make_control(recognizer.memory.adapter)
+
+
+@pytest.fixture(scope="module")
+def answered(recognizer, dialogues, control, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "all"
-    return evaluate(recognizer, dialogues, output=folder, arms=list(ARMS), batch_size=2)
+    return evaluate(recognizer, dialogues, output=folder, arms=list(ARMS), control=control, batch_size=2)
 
 
 def of_arm(evaluation, arm):
@@ -240,10 +246,12 @@ def test_a_folder_with_other_content_is_refused(recognizer, dialogues, answered,
         read_evaluation(tmp_path / "one")
 
 
-def test_an_utterance_that_cannot_be_read_is_left_out_of_all_arms(recognizer, dialogues, answered, tmp_path):
+def test_an_utterance_that_cannot_be_read_is_left_out_of_all_arms(recognizer, dialogues, control, tmp_path):
     gone = dataclasses.replace(dialogues[0].utterances[1], audio=tmp_path / os.fsdecode(b"gone\xe9.wav"))
     first = Dialogue(dialogues[0].dialogue_id, (dialogues[0].utterances[0], gone, *dialogues[0].utterances[2:]))
-    evaluation = evaluate(recognizer, [first, *dialogues[1:]], output=tmp_path / "out", arms=list(ARMS))
+    evaluation = evaluate(
+        recognizer, [first, *dialogues[1:]], output=tmp_path / "out", arms=list(ARMS), control=control
+    )
     rows = {(row["dialogue_id"], row["utterance_id"]): row for row in evaluation.answers}
     assert len(rows) == sum(LENGTHS)
     broken = rows.pop((gone.dialogue_id, gone.utterance_id))

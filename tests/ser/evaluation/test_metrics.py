@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mal_adapter.errors import LabelError, MetricsError, MissingDependencyError
 from mal_adapter.ser.evaluation import metrics
-from mal_adapter.ser.evaluation.metrics import compare, score
+from mal_adapter.ser.evaluation.metrics import compare, difference_intervals, fold_intervals, score
 from mal_adapter.ser.evaluation.scores import METRICS
 from mal_adapter.ser.labels import IEMOCAP_4, MELD, LabelSet
 
@@ -268,3 +268,37 @@ def test_ten_thousand_dialogues_take_seconds():
     score(truth, answers, dialogues, MELD, resamples=1000)
     compare(truth, answers, truth, dialogues, MELD, resamples=1000)
     assert time.process_time() - start < 30
+
+
+def test_paired_intervals_are_those_of_a_slow_bootstrap_over_clusters():
+    truth, first, clusters = made(utterances=300, dialogues=12)
+    second = made(utterances=300, dialogues=12, right=0.7)[1]
+    found = difference_intervals(truth, first, second, clusters, MELD)
+    rng = np.random.default_rng(1)
+    rows = {name: [n for n, cluster in enumerate(clusters) if cluster == name] for name in set(clusters)}
+    differences = []
+    for _ in range(2000):
+        drawn = [n for name in rng.choice(sorted(rows), len(rows)) for n in rows[name]]
+        true = np.array(truth)[drawn]
+        differences.append((np.array(second)[drawn] == true).mean() - (np.array(first)[drawn] == true).mean())
+    assert found["wa"] == pytest.approx(tuple(np.percentile(differences, (2.5, 97.5))), abs=0.01)
+    # What is hard for both systems does not widen a paired interval.
+    assert difference_intervals(truth, first, first, clusters, MELD)["weighted_f1"] == (0.0, 0.0)
+
+
+def test_a_paired_interval_has_the_difference_in_19_of_20_draws():
+    inside = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        easy = rng.normal(0, 0.2, 30).repeat(10)  # a speaker is easier or harder for both systems
+        truth = ["a"] * 300
+        first, second = (np.where(rng.random(300) < 0.5 + gain + easy, "a", "b").tolist() for gain in (0.0, 0.1))
+        low, high = difference_intervals(truth, first, second, [n // 10 for n in range(300)], ABC, resamples=400)["wa"]
+        shares = np.clip(0.5 + 0.1 + easy, 0, 1) - np.clip(0.5 + easy, 0, 1)
+        inside += low <= shares.mean() <= high
+    assert inside >= 88
+
+
+def test_an_interval_over_folds_needs_two():
+    with pytest.raises(MetricsError, match="at least two"):
+        fold_intervals(["a"], ["a"], ["a"], [0], ABC)

@@ -47,7 +47,20 @@ def with_copied_arm(source, target):
         (made_evaluation(), Finding.SPECIFIC_GAIN, ["+50.0", "reset, swapped and other_dialogues"]),
         (with_copied_arm("own", "swapped"), Finding.UNSPECIFIC_GAIN, ["+50.0", "accuracy of swapped is not"]),
         (made_evaluation(arms=["host_only", "own", "shuffled"]), Finding.UNTESTED_GAIN, ["+50.0"]),
-        (made_evaluation(arms=["host_only", "own", "reset"]), Finding.SPECIFIC_GAIN, ["+50.0", "accuracy of reset is"]),
+        (
+            made_evaluation(arms=["host_only", "control", "own", "reset"]),
+            Finding.SPECIFIC_GAIN,
+            [
+                "+50.0 points of accuracy over the control (95 %: +50.0 to +50.0 over 12 dialogues; too few",
+                "of reset is",
+            ],
+        ),
+        (
+            made_evaluation(arms=["host_only", "own", "reset"]),
+            Finding.UNCONTROLLED_GAIN,
+            ["+50.0", "accuracy of reset is", "mal-adapter train --with-control", "--control"],
+        ),
+        (with_copied_arm("own", "control"), Finding.READOUT_GAIN, ["+0.0 points of accuracy over the control", "+50"]),
         (made_evaluation(dialogues=2), Finding.NO_GAIN, ["+50.0"]),  # too few for 5 %
         (with_copied_arm("host_only", "own"), Finding.NO_GAIN, ["+0.0", "p = 1.0000"]),
         (with_copied_arm("history", "own"), Finding.NO_GAIN, ["-50.0"]),  # significantly worse
@@ -59,6 +72,62 @@ def test_the_verdict_does_not_say_more_than_was_shown(evaluation, finding, named
     assert finding_of(json.loads(json.dumps(figures))) is finding
     assert figures["verdict"].startswith(finding.value)
     assert [words for words in named if words not in figures["verdict"]] == []
+
+
+def of_speakers(evaluation, count):
+    """The same with so many speakers, two in each dialogue."""
+    for row in evaluation.answers:
+        row["speaker"] = f"s{(int(row['dialogue_id'][1:]) + row['turn'] % 2) % count}"
+    return evaluation
+
+
+def with_gain_for(evaluation, favoured):
+    """An evaluation whose control is as good as the memory, except for `favoured` rows."""
+    for row in evaluation.answers:
+        row["arms"]["control"] = row["arms"]["host_only" if favoured(row) else "own"]
+    return evaluation
+
+
+def test_a_gain_of_few_speakers_is_not_a_gain():
+    # 48 dialogues show it, but it is that of one speaker out of eight
+    one = with_gain_for(of_speakers(made_evaluation(dialogues=48), 8), lambda row: row["speaker"] == "s3")
+    figures = figures_of(one)
+    assert figures["clusters"] == {"dialogues": 48, "speakers": 8}
+    (entry,) = [entry for entry in figures["compared"] if entry["first"] == "control"]
+    assert entry["wa"]["p_value"] <= 0.05
+    assert entry["intervals"]["dialogues"]["wa"][0] > 0 >= entry["intervals"]["speakers"]["wa"][0]
+    assert finding_of(figures) is Finding.READOUT_GAIN
+    assert "over 48 dialogues; +0.0 to" in figures["verdict"]
+    all_of_them = figures_of(with_gain_for(of_speakers(made_evaluation(dialogues=48), 8), lambda row: True))
+    assert finding_of(all_of_them) is Finding.SPECIFIC_GAIN
+    assert "over 8 speakers" in all_of_them["verdict"]
+
+
+def test_with_few_speakers_the_interval_is_over_folds():
+    folds = [made_evaluation(f"fold{n}", 8, first=8 * n) for n in range(3)]
+    figures = figures_of(pooled(folds))
+    assert figures["clusters"] == {"dialogues": 24, "folds": 3}
+    assert finding_of(figures) is Finding.SPECIFIC_GAIN
+    with_gain_for(folds[0], lambda row: False)
+    with_gain_for(folds[1], lambda row: False)
+    figures = figures_of(pooled(folds))
+    (entry,) = [entry for entry in figures["compared"] if entry["first"] == "control"]
+    # 0, 0 and 0.5: a mean of 1/6, and t of two degrees of freedom
+    half = 4.302653 * (0.5 / 3**0.5) / 3**0.5
+    assert entry["intervals"]["folds"]["wa"] == pytest.approx([1 / 6 - half, 1 / 6 + half], abs=1e-5)
+    assert finding_of(figures) is Finding.READOUT_GAIN
+    assert "over 3 folds" in figures["verdict"]
+
+
+def test_the_gain_by_turn_is_over_the_control_if_there_is_one():
+    control = made_evaluation(arms=["host_only", "control", "own"])
+    for row in control.answers:
+        row["arms"]["control"] = row["arms"]["own"]
+    figures = figures_of(control)
+    assert figures["gain_over"] == "control"
+    assert [row["gain"] for row in figures["gain_by_turn"]] == [0, 0, 0, 0]
+    assert figures_of(made_evaluation(arms=["host_only", "own"]))["gain_over"] == "host_only"
+    assert figures_of(made_evaluation(arms=["host_only"]))["gain_over"] is None
 
 
 def test_the_audit_gives_the_share_of_the_gain_that_is_lost():
@@ -169,6 +238,16 @@ def test_a_browser_shows_every_plot_and_logs_nothing(tmp_path):
     shot = tmp_path / "page.png"
     in_browser(tmp_path / "report.html", f"--screenshot={shot}", f"--user-data-dir={tmp_path / 'profile'}")
     assert shot.stat().st_size > 20_000
+
+
+def test_the_table_has_the_intervals_of_the_differences(tmp_path):
+    figures = write_report(tmp_path, [of_speakers(made_evaluation(dialogues=24), 8)])
+    page = (tmp_path / "report.html").read_text()
+    for entry in figures["compared"]:
+        for kind, bounds in entry["intervals"].items():
+            low, high = bounds["wa"]
+            assert f"<small>{kind} {low:+.3f} to {high:+.3f}</small>" in page
+    assert "bootstraps over 24 dialogues and over 8 speakers" in page
 
 
 def test_one_arm_is_enough_for_a_report(tmp_path):

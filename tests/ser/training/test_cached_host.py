@@ -74,6 +74,19 @@ def test_a_run_from_the_cache_ends_with_the_weights_of_a_run_without(train, tmp_
         torch.testing.assert_close(two[name], tensor, rtol=2e-3, atol=5e-4)
 
 
+def test_dev_scores_from_the_cache_are_those_without(train, tmp_path):
+    dev = make_dialogues(tmp_path / "dev", (3, 2, 4), "dev")
+    missing = dataclasses.replace(dev[0].utterances[1], audio=tmp_path / "missing.wav")
+    dev[0] = dataclasses.replace(dev[0], utterances=(dev[0].utterances[0], missing, dev[0].utterances[2]))
+    _, expected = run(tmp_path / "plain", train, dev, dropout=0.0, epochs=1)
+    _, report = run(tmp_path / "cached", train, dev, dropout=0.0, epochs=1, cache_activations=True)
+    assert report["host_dev"] == pytest.approx(expected["host_dev"], abs=1e-5)
+    assert report["epochs"][0]["dev"] == pytest.approx(expected["epochs"][0]["dev"], abs=2e-3)
+    assert report["epochs"][0]["dev"]["utterances"] == 8
+    assert report["left_out"] == expected["left_out"] == []
+    assert len(list((tmp_path / "cached" / "activations").iterdir())) == 19 + 8
+
+
 def test_a_batch_saves_the_same_activations_as_its_utterances_one_at_a_time(train, tmp_path):
     """Utterances of different length are padded in a batch; the saved activations have no padding."""
     recognizer = make_recognizer()

@@ -31,6 +31,10 @@ def test_what_fits_is_read_once_and_the_rest_at_each_use(sizes, budget, asked):
         if key not in held and sum(4 * sizes[k] for k in held) + 4 * sizes[key] <= budget:
             held.add(key)
     assert rows.nbytes == sum(4 * sizes[key] for key in held) <= budget
+    for key in range(6):  # held or not
+        rows.forget(key)
+        held.discard(key)
+        assert rows.nbytes == sum(4 * sizes[k] for k in held)
 
 
 def test_nothing_is_held_where_the_files_are_in_memory_anyway():
