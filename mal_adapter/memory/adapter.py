@@ -19,7 +19,7 @@ from mal_adapter.memory.half import HalfCache, versions
 from mal_adapter.memory.hub_mixin import Pretrained
 from mal_adapter.memory.projections import FullProjections, Layers, Projections
 from mal_adapter.memory.recurrent import GRU, RunningMean
-from mal_adapter.memory.rule import Rule, TokensByHead, Weights
+from mal_adapter.memory.rule import InitialWeights, Rule, TokensByHead, Weights
 from mal_adapter.memory.spans import Spans
 from mal_adapter.memory.state import MemoryState
 from mal_adapter.memory.titans import Titans
@@ -72,15 +72,16 @@ class MemoryAdapter(Pretrained):
         self.norm = nn.LayerNorm(config.hidden_size)
         # First the rows of a read, then the rows of a write, so that each is one GEMM. A read needs the query and the
         # read-out's view of the token; a write needs key, value and the three gates of each head.
-        rows = 4 * width + 3 * heads
+        reads = config.read_rows
+        rows = reads + 2 * width + 3 * heads
         self.in_proj = nn.Linear(config.hidden_size, rows)
         self.pool_proj = nn.Linear(config.hidden_size, rows, bias=False) if config.pool_utterance else None
         self.initial = nn.ParameterList(
             torch.randn(heads, *shape) / math.sqrt(shape[0]) for shape in config.layer_shapes
         )
         self.recurrence = RULES[config.update](config)  # the name of its keys in saved files
-        self.readout_norm = nn.LayerNorm(2 * width)
-        self.readout_in = nn.Linear(2 * width, 2 * readout)
+        self.readout_norm = nn.LayerNorm(reads)
+        self.readout_in = nn.Linear(reads, 2 * readout)
         self.dropout = nn.Dropout(config.dropout)
         self.readout_out = nn.Linear(readout, config.hidden_size, bias=False)
         self._fingerprint: tuple[object, str] | None = None
@@ -89,18 +90,18 @@ class MemoryAdapter(Pretrained):
 
     @torch.no_grad()
     def _reset(self, heads: int, d: int) -> None:
-        width = heads * d
+        width, keys = heads * d, self.config.read_rows
         for proj in filter(None, (self.in_proj, self.pool_proj)):
-            proj.weight[2 * width : 3 * width] = proj.weight[:width]  # a query finds what an equal key wrote
-            proj.weight[4 * width :] = 0  # gates start equal for every token
+            proj.weight[keys : keys + width] = proj.weight[:width]  # a query finds what an equal key wrote
+            proj.weight[keys + 2 * width :] = 0  # gates start equal for every token
         # The constant component: one direction per head, as long as a typical projection (LayerNorm has rows of length
         # √hidden_size, nn.Linear's weights variance 1/(3 hidden_size)). A query with this component only reads the
         # running mean.
         direction = F.normalize(torch.randn(heads, d), dim=-1) * math.sqrt(d / 3)
         self.in_proj.bias.zero_()
         self.in_proj.bias[:width] = direction.flatten()
-        self.in_proj.bias[2 * width : 3 * width] = direction.flatten()
-        self.in_proj.bias[4 * width :] = torch.tensor(gate_biases(self.config)).repeat_interleave(heads)
+        self.in_proj.bias[keys : keys + width] = direction.flatten()
+        self.in_proj.bias[keys + 2 * width :] = torch.tensor(gate_biases(self.config)).repeat_interleave(heads)
         self.initial[-1].zero_()  # an empty memory answers zero
         self.readout_out.weight.zero_()
 
@@ -232,10 +233,11 @@ class MemoryAdapter(Pretrained):
             (5, 8)
         """
         self._check(state, tokens, spans, valid)
-        use, rows = self._projections(tokens), slice(0, 2 * self.config.memory_dim)
-        query, token = use.project(tokens, spans, valid, causal, rows).chunk(2, dim=-1)
+        use, width = self._projections(tokens), self.config.memory_dim
+        projected = use.project(tokens, spans, valid, causal, slice(0, self.config.read_rows))
+        query, token = projected[:, :width], projected[:, width:]  # no columns unless the read-out sees the token
         query = self._by_head(query).to(self.state_dtype)
-        answer = self.rule.read(tuple(self.initial), state, query, spans)
+        answer = self.rule.read(self._initial_weights(), state, query, spans)
         return use.read_out(answer.flatten(1), token, valid).to(tokens.dtype)
 
     def write_tokens(
@@ -273,11 +275,19 @@ class MemoryAdapter(Pretrained):
             finite = spans.all_by_row(known)
             written = spans.spread(finite) if valid is None else spans.spread(finite) & valid
         width, heads = self.config.memory_dim, self.config.num_heads
-        projected = self._projections(tokens).project(tokens, spans, written, causal, slice(2 * width, None))
+        rows = slice(self.config.read_rows, None)
+        projected = self._projections(tokens).project(tokens, spans, written, causal, rows)
         key, value, *logits = torch.split(projected, [width] * 2 + [heads] * 3, dim=-1)
         key, value = (self._by_head(t).to(self.state_dtype) for t in (key, value))
-        new = self.rule.write(tuple(self.initial), state, key, value, Gates(*logits), spans, written)
+        new = self.rule.write(self._initial_weights(), state, key, value, Gates(*logits), spans, written)
         return commit(state, *new, spans, valid, finite)
+
+    def _initial_weights(self) -> InitialWeights:
+        """The initial weights. If the read-out must not see the token, it must not see it through them either: an empty
+        memory answers zero, in training too."""
+        if self.config.readout_token:
+            return tuple(self.initial)
+        return (*self.initial[:-1], self.initial[-1].detach())
 
     def _layers(self) -> Layers:
         return Layers(

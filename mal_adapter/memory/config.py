@@ -15,6 +15,7 @@ _ONE_VECTOR = ("running_mean", "gru")
 # Far above any host. No product of such sizes overflows 64 bits, so the shapes of a file can be compared safely.
 _LARGEST = 2**20
 _SIZES = ("memory_dim", "num_heads", "depth", "expansion", "chunk_size")
+_NEW = {"utterance_tokens": None, "readout_token": True}
 _OPTIONAL_SIZES = ("hidden_size", "readout_dim", "utterance_tokens")
 
 
@@ -32,6 +33,9 @@ class MemoryConfig:
         readout_dim: Inner width of the gated read-out; `memory_dim` if None.
         pool_utterance: Whether keys, queries, values, gates and read-out also depend on the mean of the utterance's
             audio tokens. A voice is a property of the utterance, so this helps to recognise a speaker again.
+        readout_token: Whether the read-out sees the token beside the memory's answer. Without it, the last layer of
+            initial weights stays zero too, and the residual depends on the past alone: that of an empty memory is the
+            same for every token. So the read-out can't learn the task itself from a small corpus.
         dropout: Dropout probability inside the read-out, while training.
         step_bias: Bias of the logit of the step size θ at the start.
         momentum_bias: Bias of the logit of the momentum η at the start.
@@ -66,6 +70,7 @@ class MemoryConfig:
     chunk_size: int = 64
     readout_dim: int | None = None
     pool_utterance: bool = True
+    readout_token: bool = True
     dropout: float = 0.0
     step_bias: float = -4.0
     momentum_bias: float = 0.0
@@ -82,8 +87,9 @@ class MemoryConfig:
             # In -1e4 … 1e4 every gate's logarithm is finite in float64. NaN and infinities are out of this range.
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e4 <= value <= 1e4:
                 raise ConfigError(f"{field}={value!r} is not a finite number between -1e4 and 1e4")
-        if not isinstance(self.pool_utterance, bool):
-            raise ConfigError(f"pool_utterance={self.pool_utterance!r} is not True or False")
+        for field in ("pool_utterance", "readout_token"):
+            if not isinstance(getattr(self, field), bool):
+                raise ConfigError(f"{field}={getattr(self, field)!r} is not True or False")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} is not in [0, 1)")
         if self.update not in UPDATES:
@@ -101,6 +107,11 @@ class MemoryConfig:
         return self.memory_dim // self.num_heads
 
     @property
+    def read_rows(self) -> int:
+        """How many rows of the adapter's projections belong to a read; those of a write follow."""
+        return self.memory_dim * (2 if self.readout_token else 1)
+
+    @property
     def layer_shapes(self) -> tuple[tuple[int, int], ...]:
         """(d_in, d_out) of each layer of one head's memory."""
         if self.update in _ONE_VECTOR:
@@ -111,11 +122,10 @@ class MemoryConfig:
         return ((self.head_dim, inner), (inner, self.head_dim))
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values, in their order; without `utterance_tokens`, which is new, if it is None."""
+        """The fields as plain JSON values, in their order; without those that older versions don't know, if they have
+        their defaults."""
         fields = dataclasses.asdict(self)
-        if self.utterance_tokens is None:
-            del fields["utterance_tokens"]
-        return fields
+        return {name: value for name, value in fields.items() if name not in _NEW or value != _NEW[name]}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "MemoryConfig":

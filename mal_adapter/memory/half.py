@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mal_adapter.memory.precision import full_precision
-from mal_adapter.memory.projections import Layers
+from mal_adapter.memory.projections import Layers, Seen
 from mal_adapter.memory.spans import Spans
 
 __all__ = ["HalfCache", "HalfProjections", "versions"]
@@ -66,9 +66,7 @@ class HalfProjections:
         mean = spans.pad(x).mean(1) if valid is None and spans.equal else _means(x, spans, valid)
         return spans.add_rows_(_linear(x, weight), _linear(mean, pool, bias))
 
-    def read_out(
-        self, answer: Float[Tensor, "tokens memory_dim"], token: Float[Tensor, "tokens memory_dim"], valid: Valid | None
-    ) -> Tokens:
+    def read_out(self, answer: Float[Tensor, "tokens memory_dim"], token: Seen, valid: Valid | None) -> Tokens:
         """See `Projections`. Returns half precision."""
         with full_precision(token.device):
             evidence = torch.cat((answer, token), dim=-1)

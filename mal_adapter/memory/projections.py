@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from mal_adapter.memory.spans import Spans
 
-__all__ = ["FullProjections", "Layers", "Projections"]
+__all__ = ["FullProjections", "Layers", "Projections", "Seen"]
 
 Tokens = Float[Tensor, "tokens hidden_size"]
 Narrow = Float[Tensor, "tokens memory_dim"]
+Seen = Float[Tensor, "tokens _memory_dim_or_none"]
+"""The read-out's view of the tokens. It has no columns if the read-out does not see them."""
 Valid = Bool[Tensor, " tokens"]
 
 
@@ -44,7 +46,7 @@ class Projections(Protocol):
             rows: Those of `in_proj` and `pool_proj`.
         """
 
-    def read_out(self, answer: Narrow, token: Narrow, valid: Valid | None) -> Tokens:
+    def read_out(self, answer: Narrow, token: Seen, valid: Valid | None) -> Tokens:
         """The residual of each token.
 
         Args:
@@ -86,7 +88,7 @@ class FullProjections:
         mean = (share[:, None] @ padded).squeeze(1)
         return spans.add_rows(projected, F.linear(mean.to(x.dtype), pool))
 
-    def read_out(self, answer: Narrow, token: Narrow, valid: Valid | None) -> Tokens:
+    def read_out(self, answer: Narrow, token: Seen, valid: Valid | None) -> Tokens:
         """See `Projections`."""
         evidence = self._layers.readout_norm(torch.cat((answer.to(token.dtype), token), dim=-1))
         value, gate = self._layers.readout_in(evidence).chunk(2, dim=-1)

@@ -115,6 +115,21 @@ def test_every_parameter_learns_from_a_later_utterance(depth):
     assert silent == []
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_without_the_token_the_readout_knows_the_past_alone(depth):
+    adapter = make_adapter(depth=depth, readout_token=False).train()
+    with torch.no_grad():
+        adapter.initial[-1].zero_()
+    hidden = torch.randn(1, 20, 16)
+    empty = adapter.read(adapter.initial_state(), hidden)
+    assert torch.equal(empty, empty[:, :1].expand_as(empty))
+    state = adapter.write(adapter.initial_state(), hidden)
+    state = adapter.write(state, torch.randn(1, 20, 16))
+    adapter.read(state, torch.randn(1, 20, 16)).square().sum().backward()
+    silent = [name for name, p in adapter.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert silent == [f"initial.{depth - 1}"]
+
+
 def test_wrong_shapes_are_refused_with_both_shapes():
     adapter = make_adapter()
     with pytest.raises(AudioMaskError, match=r"\(1, 4, 15\).*16"):

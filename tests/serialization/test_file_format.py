@@ -28,6 +28,8 @@ VARIANTS = [
     {"update": "running_mean"},
     {"update": "gru", "num_heads": 1},
     {"utterance_tokens": 4},
+    {"readout_token": False},
+    {"readout_token": False, "depth": 1, "pool_utterance": False},
     {"update": "none"},
 ]
 
@@ -51,14 +53,15 @@ def expected_shapes(memory):
     m = {**DEFAULTS, **memory}
     H, W, N, E = m["hidden_size"], m["memory_dim"], m["num_heads"], m["expansion"]
     D, R = W // N, m["readout_dim"] or W
+    read = 2 * W if m.get("readout_token", True) else W
     shapes = {
         "norm.weight": (H,),
         "norm.bias": (H,),
-        "in_proj.weight": (4 * W + 3 * N, H),
-        "in_proj.bias": (4 * W + 3 * N,),
+        "in_proj.weight": (read + 2 * W + 3 * N, H),
+        "in_proj.bias": (read + 2 * W + 3 * N,),
     }
     if m["pool_utterance"]:
-        shapes["pool_proj.weight"] = (4 * W + 3 * N, H)
+        shapes["pool_proj.weight"] = (read + 2 * W + 3 * N, H)
     if m["update"] in ("running_mean", "gru"):
         shapes["initial.0"] = (N, 1, D)
     elif m["depth"] == 1:
@@ -70,7 +73,7 @@ def expected_shapes(memory):
     if m["update"] == "gru":
         cell = {"weight_ih": (3 * W, W), "weight_hh": (3 * W, W), "bias_ih": (3 * W,), "bias_hh": (3 * W,)}
         shapes |= {f"recurrence.cell.{name}": shape for name, shape in cell.items()}
-    shapes |= {"readout_norm.weight": (2 * W,), "readout_norm.bias": (2 * W,), "readout_in.weight": (2 * R, 2 * W)}
+    shapes |= {"readout_norm.weight": (read,), "readout_norm.bias": (read,), "readout_in.weight": (2 * R, read)}
     return shapes | {"readout_in.bias": (2 * R,), "readout_out.weight": (H, R)}
 
 

@@ -184,9 +184,10 @@ class _Run:
     # -------------------------------------------------------------------------------------------------- the start
 
     def _start_gates(self) -> None:
-        """Let the gates of a fresh Titans memory start for utterances as long as these, unless their length is given."""
+        """Start the gates of a fresh memory for utterances as long as these, unless their length is given."""
         adapter = self.memory.adapter
-        if adapter.config.update not in ("titans", "none") or adapter.config.utterance_tokens is not None or not adapter.is_fresh:
+        has_gates = adapter.config.update in ("titans", "none")
+        if not has_gates or adapter.config.utterance_tokens is not None or not adapter.is_fresh:
             return
         tokens = usual_tokens(self.recognizer, self.dialogues, self.config.side_by_side)
         if tokens is not None:
