@@ -3,15 +3,17 @@
     python -m tests.benchmarks.study --cache .cache/study     # hours; adds what is missing to study.jsonl
     python -m tests.benchmarks.study --table                  # the tables, as Markdown
 
-Three settings, each trained by `train_memory` on 3000 `train` dialogues of seed 0, as settings.json of the controlled
+Four settings, each trained by `train_memory` on 3000 `train` dialogues of seed 0, as settings.json of the controlled
 benchmark (examples/controlled_benchmark) has it:
 
     voices  2 epochs; an emotion is a shift from the speaker's private baseline
     mood    2 epochs; the same utterances dealt into new dialogues: each has another voice, and what persists is the
             emotion
+    tokens  2 epochs, on the voices; the memory gets each utterance as 1, 4 or 50 tokens instead of 18, with the gates'
+            start for that length or as they are per token
     final   the shipped memory's own configuration against the simple memories of its width, on the voices
 
-The first two are measured on 300 `dev` dialogues of seed 0, the last on 300 `test` dialogues of seed 0, by which
+The first three are measured on 300 `dev` dialogues of seed 0, the last on 300 `test` dialogues of seed 0, by which
 nothing was chosen.
 """
 
@@ -34,9 +36,10 @@ from torch import Tensor
 from torch.nn import functional
 
 import mal_adapter.memory.chunk
-from mal_adapter import MemoryAdapter, MemoryConfig, attach_memory
+from mal_adapter import MemoryAdapter, MemoryConfig, MemoryState, attach_memory
 from mal_adapter.demo import EMOTIONS, HOST_FOLDER, LAYER_IDX, PROMPT
 from mal_adapter.demo.dialogues import make_dialogues, write_wavs
+from mal_adapter.memory.spans import Spans
 from mal_adapter.ser.dialogue import Dialogue, Utterance, read_manifest
 from mal_adapter.ser.evaluation import Evaluation, evaluate
 from mal_adapter.ser.loading import load_host
@@ -48,7 +51,7 @@ RESULTS = Path(__file__).with_name("study.jsonl")
 SETTINGS = json.loads((Path(__file__).parents[2] / "examples/controlled_benchmark/settings.json").read_text())
 SHIPPED = SETTINGS.pop("memory")
 COUNTS = {"train": 3000, "dev": 300, "test": 300}
-EPOCHS = {"voices": 2, "mood": 2, "final": SETTINGS["epochs"]}
+EPOCHS = {"voices": 2, "mood": 2, "tokens": 2, "final": SETTINGS["epochs"]}
 BASE = {"memory_dim": 64, "num_heads": 1, "depth": 1, "dropout": 0.1}
 MOOD = 0.75  # probability that an utterance of the setting "mood" has its dialogue's emotion
 
@@ -63,6 +66,7 @@ class Variant(NamedTuple):
     tweak: Callable[[MemoryAdapter, Voices], None] = lambda adapter, voices: None
     layer_idx: int = LAYER_IDX
     trusted: bool = True
+    tokens: int | None = None
 
 
 def no_constant(adapter: MemoryAdapter, _: Voices) -> None:
@@ -74,6 +78,30 @@ def no_constant(adapter: MemoryAdapter, _: Voices) -> None:
 def frozen_start(adapter: MemoryAdapter, _: Voices) -> None:
     """Initial weights are not learned: no persistent memory."""
     adapter.initial.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def tokens_per_utterance(count: int | None) -> Iterator[None]:
+    """Within this block a memory is written means of pieces of an utterance, so that it gets `count` tokens of each."""
+    if count is None:
+        yield
+        return
+    write_tokens = MemoryAdapter.write_tokens
+
+    def write(
+        self: MemoryAdapter,
+        state: MemoryState,
+        tokens: Tensor,
+        spans: Spans,
+        valid: None = None,
+        *,
+        causal: bool = False,
+    ) -> MemoryState:
+        rows = [functional.adaptive_avg_pool1d(row.T[None], count)[0].T for row in tokens.split(list(spans.lengths))]
+        return write_tokens(self, state, torch.cat(rows), Spans([count] * len(rows), tokens.device), causal=causal)
+
+    with mock.patch.object(MemoryAdapter, "write_tokens", write):
+        yield
 
 
 def answer_alone(adapter: MemoryAdapter, _: Voices) -> None:
@@ -146,6 +174,14 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "no constant component": Variant(tweak=no_constant),
         "nothing pooled": Variant({"pool_utterance": False}),
     },
+    "tokens": {
+        name: Variant(changes, tokens=count)
+        for count in (1, 4, 50)
+        for name, changes in (
+            (f"{count} tokens", {}),
+            (f"{count} tokens, gates as for 18", {"utterance_tokens": 18}),
+        )
+    },
     "final": {
         "demo": Variant(SHIPPED),
         "running mean": Variant({**SHIPPED, "update": "running_mean"}),
@@ -170,9 +206,10 @@ def run(setting: str, name: str, seed: int, cache: Path) -> dict[str, Any]:
     output = cache / "runs" / f"{setting} {name} {seed}"
     training = TrainingConfig.from_dict({**SETTINGS, "epochs": EPOCHS[setting], "seed": seed})
     with (
+        tokens_per_utterance(variant.tokens),
         contextlib.nullcontext()
         if variant.trusted
-        else mock.patch.object(mal_adapter.memory.chunk, "_bound", _all_of_it)
+        else mock.patch.object(mal_adapter.memory.chunk, "_bound", _all_of_it),
     ):
         train_memory(recognizer, train, output=output, config=training, resume=True, activations=activations)
         evaluation = evaluate(recognizer, test, output=output / "evaluation", batch_size=training.side_by_side)
