@@ -47,7 +47,7 @@ class TurnTaking(str, Enum):
     ),
     (
         "Your own clips, as calls/Anna/angry_017.wav",
-        'mal-adapter simulate calls --pattern "{speaker}/{emotion}_{}.wav" --output dialogues',
+        'mal-adapter simulate calls --pattern "{speaker}/{emotion}_{}.wav" \\\n--output dialogues',
     ),
 )
 def simulate(

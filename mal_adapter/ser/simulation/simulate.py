@@ -52,8 +52,8 @@ def simulate(
         >>> made = simulate([ClipCorpus("calls", tuple(clips))], config)
         >>> {split: len(dialogues) for split, dialogues in made.splits.items()}
         {'train': 10, 'dev': 2, 'test': 2}
-        >>> [(turn.speaker, turn.emotion) for turn in made.splits["test"][0].utterances][:2]
-        [('D', 'neutral'), ('B', 'neutral')]
+        >>> [turn.emotion for turn in made.splits["test"][0].utterances][:2]
+        ['neutral', 'neutral']
     """
     config = config or SimulationConfig()
     if len({corpus.name for corpus in corpora}) < max(1, len(corpora)):
