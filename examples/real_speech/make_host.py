@@ -1,7 +1,7 @@
 """A small but genuine Qwen2-Audio with Whisper's encoder, trained on single clips of some speakers.
 
     mal-adapter simulate ravdess=clips/RAVDESS emodb=clips/EmoDB --host-share 0.25 … --output dialogues
-    python examples/real_speech/train_host.py host --whisper openai/whisper-base --clips dialogues/host.jsonl
+    python examples/real_speech/make_host.py host --whisper openai/whisper-base --clips dialogues/host.jsonl
 
 The encoder stays as it is, so each clip goes through it once. What is trained is the projector and a decoder with
 random first weights, by three questions about each clip: the emotion, how high the voice is and how loud, since a host
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--encoded", type=Path, help="file for the encoded clips, for other seeds (default: beside output)"
+        "--encoded", type=Path, help="file of the encoded clips, for other seeds (default: beside output)"
     )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -86,10 +86,9 @@ def main() -> None:
     clips = encode_once(model, processor, utterances, cache, [options.whisper, options.layers, options.seconds])
     train, dev = by_speaker(clips, options.seed)
     accuracy = train_host(model, processor, train, dev, steps=options.steps, seed=options.seed)
+    # `mal-adapter train` warns where a memory's dialogues have speakers that its host knows
+    model.config.training_speakers = sorted({clip.speaker for clip in clips})
     save_host(model, processor, options.output)
-    speakers = sorted({clip.speaker for clip in clips})
-    record = {"speakers": speakers, "clips": len(clips), "emotions": list(corpus.labels), "dev_accuracy": accuracy}
-    (options.output / "training_speakers.json").write_text(json.dumps(record, indent=2) + "\n")
     heldout = len({clip.speaker for clip in dev})
     print(f"saved in {options.output}; accuracy on the clips of {heldout} dev speakers: {accuracy:.3f}")
 
