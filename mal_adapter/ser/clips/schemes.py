@@ -38,7 +38,7 @@ class Scheme:
 
     def parse(self, path: str) -> dict[str, str] | None:
         """The parts of a path without suffix, in lower case; None if it has another form."""
-        match = re.search(f"(?:^|/)(?:{self.name})$", path, re.IGNORECASE)
+        match = re.search(f"(?:^|/)(?:{self.name})\\Z", path, re.IGNORECASE)
         return None if match is None else {part: text.lower() for part, text in match.groupdict().items()}
 
 

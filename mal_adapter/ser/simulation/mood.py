@@ -4,6 +4,7 @@ A turn copies the emotion of its speaker's previous turn, or of the dialogue's p
 `fitted` finds the probabilities of the two copies with which the emotions persist as often as asked.
 """
 
+import functools
 import random
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple, TypeVar
@@ -74,6 +75,7 @@ def persistence(dialogues: Sequence[Sequence[tuple[Hashable, Hashable]]]) -> Per
     return Persistence(*(same / total if total else 0.0 for same, total in counts.values()))
 
 
+@functools.lru_cache(maxsize=16)  # corpora with as many emotions share it
 def fitted(config: SimulationConfig, emotions: int) -> Mood:
     """The probabilities of copying with which emotions persist as the configuration asks.
 
