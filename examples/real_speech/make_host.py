@@ -218,7 +218,7 @@ def train_host(
     dev: Sequence[Clip],
     *,
     steps: int = 1000,
-    batch_size: int = 32,
+    batch_size: int = 24,
     learning_rate: float = 2e-3,
     seed: int = 0,
 ) -> float:
@@ -238,6 +238,7 @@ def train_host(
     by_emotion: dict[str, list[Clip]] = {}
     for clip in train:
         by_emotion.setdefault(clip.answers["emotion"], []).append(clip)
+    others = [task for task in QUESTIONS if task != "emotion"]
     best, kept = (math.inf, 0.0), {}
     every = max(1, steps // 20)
     with tqdm(range(1, steps + 1), desc="training the host", unit="step", mininterval=5) as bar:
@@ -246,15 +247,15 @@ def train_host(
             groups = list(by_emotion.values())
             picked = [groups[emotion][order.integers(len(groups[emotion]))] for emotion in chosen]
             model.train()
-            loss = rows.losses(model, picked, order)
+            emotion, other = rows.losses(model, picked, ["emotion", others[step % len(others)]], order)
             optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss[0] + 0.5 * loss[1:].mean())
+            torch.autograd.backward(emotion + 0.5 * other)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
             if step % every == 0 or step == steps:
                 dev_loss, accuracy = rows.measured(model.eval(), dev)
-                bar.set_postfix(loss=f"{loss[0]:.3f}", dev=f"{dev_loss:.3f}", accuracy=f"{accuracy:.3f}")
+                bar.set_postfix(loss=f"{emotion:.3f}", dev=f"{dev_loss:.3f}", accuracy=f"{accuracy:.3f}")
                 if dev_loss < best[0]:
                     best = dev_loss, accuracy
                     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -276,42 +277,50 @@ class Rows:
         before, after = prompt_text(processor, "QUESTION").split("QUESTION")
         audio = before.index(processor.audio_token)
         self._before = ids(before[:audio])
-        turn = before[before.index("<|im_start|>") :].split("\n", 1)[0] + "\n"
-        asked = before[audio + len(processor.audio_token) :]
-        self._asked = [
-            ids((asked if place == 0 else "<|im_end|>\n" + turn) + question + after)
-            for place, question in enumerate(QUESTIONS.values())
-        ]
-        self._answer = {text: ids(text) for text in tokenizer.get_vocab() if ids(text) and len(ids(text)) == 1}
-        self._pad = tokenizer.pad_token_id
+        first = before[audio + len(processor.audio_token) :]
+        later = "<|im_end|>\n<|im_start|>user\n"
+        self._first = {task: ids(first + question + after) for task, question in QUESTIONS.items()}
+        self._later = {task: ids(later + question + after) for task, question in QUESTIONS.items()}
+        self._answer = {text: found for text in tokenizer.get_vocab() if len(found := ids(text)) == 1}
 
     def losses(
-        self, model: Qwen2AudioForConditionalGeneration, clips: Sequence[Clip], order: np.random.Generator | None = None
-    ) -> Tensor:
-        """Mean cross entropy of each question's answer; with `order` of a random part of each audio."""
-        logits, answers = self._logits(model, clips, order)
-        return torch.stack([functional.cross_entropy(z, a) for z, a in zip(logits, answers, strict=True)])
+        self,
+        model: Qwen2AudioForConditionalGeneration,
+        clips: Sequence[Clip],
+        tasks: Sequence[str],
+        order: np.random.Generator,
+    ) -> list[Tensor]:
+        """The mean cross entropy of each task's answer, of random parts of the audio."""
+        audios = [functional.dropout(_part(clip.audio.float(), order), 0.1) for clip in clips]
+        logits, answers = self._logits(model, clips, audios, tasks)
+        return [functional.cross_entropy(z, a) for z, a in zip(logits, answers, strict=True)]
 
     @torch.no_grad()
     def measured(self, model: Qwen2AudioForConditionalGeneration, clips: Sequence[Clip]) -> tuple[float, float]:
         """(loss, accuracy) of the emotion."""
         loss, right = 0.0, 0
         for start in range(0, len(clips), 32):
-            logits, answers = self._logits(model, clips[start : start + 32], None)
-            loss += float(functional.cross_entropy(logits[0], answers[0], reduction="sum"))
-            right += int((logits[0].argmax(-1) == answers[0]).sum())
+            some = clips[start : start + 32]
+            (logits,), (answers,) = self._logits(model, some, [clip.audio.float() for clip in some], ["emotion"])
+            loss += float(functional.cross_entropy(logits, answers, reduction="sum"))
+            right += int((logits.argmax(-1) == answers).sum())
         return loss / len(clips), right / len(clips)
 
     def _logits(
-        self, model: Qwen2AudioForConditionalGeneration, clips: Sequence[Clip], order: np.random.Generator | None
+        self,
+        model: Qwen2AudioForConditionalGeneration,
+        clips: Sequence[Clip],
+        audios: Sequence[Tensor],
+        tasks: Sequence[str],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        audios = [clip.audio.float() if order is None else _part(clip.audio.float(), order) for clip in clips]
+        """Of each task the logits where its answer is predicted, (batch, vocabulary), and the answers, (batch,)."""
         embed = model.get_input_embeddings()
         rows, places = [], []
         for clip, audio in zip(clips, audios, strict=True):
-            heard = model.model.multi_modal_projector(functional.dropout(audio, 0.1, training=order is not None))
-            pieces, at = [embed(torch.tensor(self._before)), heard], []
-            for task, asked in zip(QUESTIONS, self._asked, strict=True):
+            pieces = [embed(torch.tensor(self._before)), model.model.multi_modal_projector(audio)]
+            at = []
+            for place, task in enumerate(tasks):
+                asked = (self._later if place else self._first)[task]
                 pieces.append(embed(torch.tensor(asked)))
                 at.append(sum(map(len, pieces)) - 1)
                 pieces.append(embed(torch.tensor(self._answer[clip.answers[task]])))
@@ -322,9 +331,8 @@ class Rows:
         mask = torch.arange(padded.shape[1]) < lengths[:, None]
         hidden = model.model.language_model(inputs_embeds=padded, attention_mask=mask.long(), use_cache=False)
         found = hidden.last_hidden_state[torch.arange(len(rows))[:, None], torch.tensor(places)]
-        logits = model.lm_head(found)
-        answers = [torch.tensor([self._answer[clip.answers[task]][0] for clip in clips]) for task in QUESTIONS]
-        return list(logits.unbind(1)), answers
+        answers = [torch.tensor([self._answer[clip.answers[task]][0] for clip in clips]) for task in tasks]
+        return list(model.lm_head(found).unbind(1)), answers
 
 
 def _part(audio: Tensor, order: np.random.Generator) -> Tensor:
