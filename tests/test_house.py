@@ -53,7 +53,7 @@ ser.corpora.folder ser.corpora.corpus ser.corpora.manifests ser.corpora.emorynlp
 ser.corpora.m3ed ser.corpora.meld ser.corpora
 ser.clips.clip ser.clips.schemes ser.clips.pattern ser.clips.reading ser.clips
 ser.simulation.config ser.simulation.order ser.simulation.mood ser.simulation.splits ser.simulation.draw
-ser.simulation.simulation ser.simulation.simulate ser.simulation
+ser.simulation.pools ser.simulation.simulation ser.simulation.simulate ser.simulation
 ser.training.batch_scorer ser.training.device_rows ser.training.cached_host ser.training.batches ser.training.loss
 ser.training.step
 ser.training.validation

@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from random import Random
 from typing import Any
 
 from mal_adapter.errors import ConfigError
@@ -13,8 +12,8 @@ from mal_adapter.ser.clips.clip import Clip, ClipCorpus
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelSet, emotions_that_occur
 from mal_adapter.ser.simulation.config import SimulationConfig
-from mal_adapter.ser.simulation.draw import Pool, clips_needed
-from mal_adapter.ser.simulation.mood import Mood, fitted, persistence
+from mal_adapter.ser.simulation.mood import persistence
+from mal_adapter.ser.simulation.pools import Pools
 from mal_adapter.ser.simulation.simulation import Simulation
 from mal_adapter.ser.simulation.splits import HOST, SPLITS, split_clips
 from mal_adapter.serialization.versions import installed_version
@@ -37,8 +36,8 @@ def simulate(
             leaves out all clips that are neither. Unless given, all that occur.
 
     Raises:
-        ConfigError: A split would have too few speakers, a persistence can't be had, or no emotion is neutral though
-            speakers should start so.
+        ConfigError: A split would have too few speakers, a label occurs nowhere, a persistence can't be had, or no
+            emotion is neutral though speakers should start so.
 
     Example:
         >>> from pathlib import Path
@@ -61,37 +60,32 @@ def simulate(
     label_set = labels or _all_labels(corpora)
     neutral = _neutral(label_set) if config.neutral_start else None
     renamed = [replace(corpus, clips=_labelled(corpus.clips, label_set)) for corpus in corpora]
+    there = {clip.emotion for corpus in renamed for clip in corpus.clips}
+    if missing := [name for name in label_set if name not in there]:
+        occurring = emotions_that_occur(clip.emotion for corpus in corpora for clip in corpus.clips)
+        raise ConfigError(f"no clip has the label {missing[0]!r}; the emotions that occur are {', '.join(occurring)}")
     of_splits = split_clips(renamed, config)
-    emotions = {corpus.name: len({clip.emotion for clip in corpus.clips}) for corpus in renamed}
-    moods = {name: fitted(config, max(2, count)) for name, count in emotions.items()}
-    notes = [note for corpus in renamed for note in _unlabelled(corpus, corpora, label_set)]
-    made: dict[str, tuple[Dialogue, ...]] = {}
-    records: dict[str, Any] = {}
+    pools = Pools(renamed, config, label_set, neutral)
+    drawn: dict[str, list[list[Clip]]] = {}
     for split in SPLITS:
         count = config.dialogues if split == "train" else config.eval_dialogues
-        wanted = count and (split == "train" or _share(split, config) > 0)
-        pools, used = (
-            _pools(of_splits[split], split, config, label_set, neutral, emotions, moods, notes) if wanted else ({}, [])
-        )
-        if wanted and not pools:
-            raise ConfigError(_too_few(split, of_splits[split], config))
-        if pools:
-            drawn = _drawn(pools, used, count)
-            made[split] = tuple(_dialogue(f"{split}-{n:05d}", turns) for n, turns in enumerate(drawn))
-            records[split] = _record(made[split])
+        if count and (split == "train" or _share(split, config) > 0):
+            drawn[split] = pools.dialogues(split, of_splits[split], count)
     if config.host_share:
-        alone = [[clip] for corpus in of_splits[HOST].values() for clip in corpus]
-        if not alone:
+        drawn[HOST] = [[clip] for clips in of_splits[HOST].values() for clip in clips]
+        if not drawn[HOST]:
             raise ConfigError(f"the host has no speakers with host_share={config.host_share}; give it a larger share")
-        made[HOST] = tuple(_dialogue(f"{HOST}-{n:05d}", turns) for n, turns in enumerate(alone))
-        records[HOST] = _record(made[HOST])
+    made = {
+        split: tuple(_dialogue(f"{split}-{number:05d}", turns) for number, turns in enumerate(dialogues))
+        for split, dialogues in drawn.items()
+    }
     record = {
         "mal_adapter": installed_version("mal-adapter"),
         "config": asdict(config),
         "labels": {"names": list(label_set.names), "aliases": dict(label_set.aliases)},
         "corpora": {corpus.name: _corpus_record(corpus) for corpus in corpora},
-        "notes": notes,
-        "splits": records,
+        "notes": [note for corpus in corpora for note in _unlabelled(corpus, label_set)] + pools.notes,
+        "splits": {split: _record(dialogues) for split, dialogues in made.items()},
     }
     return Simulation(made, record)
 
@@ -116,9 +110,8 @@ def _labelled(clips: Sequence[Clip], labels: LabelSet) -> tuple[Clip, ...]:
     return tuple(replace(clip, emotion=labels.lookup(clip.emotion)) for clip in clips if clip.emotion in labels)
 
 
-def _unlabelled(corpus: ClipCorpus, corpora: Sequence[ClipCorpus], labels: LabelSet) -> list[str]:
-    whole = next(other for other in corpora if other.name == corpus.name)
-    gone = Counter(clip.emotion for clip in whole.clips if clip.emotion not in labels)
+def _unlabelled(corpus: ClipCorpus, labels: LabelSet) -> list[str]:
+    gone = Counter(clip.emotion for clip in corpus.clips if clip.emotion not in labels)
     shown = ", ".join(f"{count} {emotion}" for emotion, count in gone.most_common())
     notes = [f"{corpus.name}: clips that have no label are left out: {shown}"] if gone else []
     if any(clip.text_id is None for clip in corpus.clips):
@@ -128,69 +121,6 @@ def _unlabelled(corpus: ClipCorpus, corpora: Sequence[ClipCorpus], labels: Label
 
 def _share(split: str, config: SimulationConfig) -> float:
     return config.dev_share if split == "dev" else 1.0 if config.folds else config.test_share
-
-
-def _pools(
-    of_corpora: Mapping[str, Sequence[Clip]],
-    split: str,
-    config: SimulationConfig,
-    labels: LabelSet,
-    neutral: str | None,
-    of_corpus: Mapping[str, int],
-    moods: Mapping[str, Mood],
-    notes: list[str],
-) -> tuple[dict[str, Pool], list[int]]:
-    """The pool of each corpus with enough speakers in a split, and its number of clips. Notes those without."""
-    pools: dict[str, Pool] = {}
-    sizes: list[int] = []
-    for name, clips in of_corpora.items():
-        count = Counter(clip.speaker for clip in clips)
-        has: defaultdict[str, set[str]] = defaultdict(set)
-        for clip in clips:
-            has[clip.speaker].add(clip.emotion)
-        # A voice that has few of the emotions would tell them.
-        speakers = {who for who in count if count[who] >= clips_needed(config) and len(has[who]) > of_corpus[name] / 2}
-        if few := len(count) - len(speakers):
-            notes.append(
-                f"{split}: {few} speakers of {name} have fewer than {clips_needed(config)} clips, or half of the "
-                "emotions or fewer, and are left out"
-            )
-        if len(speakers) < config.speakers:
-            notes.append(f"{split} has no dialogues of {name}, which has {len(speakers)} speakers for it")
-            continue
-        enough = [clip for clip in clips if clip.speaker in speakers]
-        chance = Random(f"{config.seed}/{split}/{name}")
-        pools[name] = Pool(enough, config, list(labels), neutral, moods[name], chance)
-        sizes.append(len(enough))
-    return pools, sizes
-
-
-def _too_few(split: str, of_corpora: Mapping[str, Sequence[Clip]], config: SimulationConfig) -> str:
-    speakers = {name: len({clip.speaker for clip in clips}) for name, clips in of_corpora.items()}
-    shown = ", ".join(f"{count} of {name}" for name, count in speakers.items()) or "none"
-    return (
-        f"{split} has no corpus with {config.speakers} speakers for a dialogue (and {clips_needed(config)} clips of "
-        f"each): it has {shown}; give it a larger share, use fewer folds, speakers or turns per dialogue, or set "
-        + (
-            "eval_dialogues to 0"
-            if split == "test"
-            else "dev_share to 0"
-            if split == "dev"
-            else "smaller shares of others"
-        )
-    )
-
-
-def _drawn(pools: Mapping[str, Pool], sizes: Sequence[int], count: int) -> list[list[Clip]]:
-    """Dialogues of all corpora in turn, each as often as it has clips."""
-    shares = {name: size / sum(sizes) for name, size in zip(pools, sizes, strict=True)}
-    made: Counter[str] = Counter()
-    dialogues = []
-    for number in range(1, count + 1):
-        name = max(pools, key=lambda name: shares[name] * number - made[name])
-        made[name] += 1
-        dialogues.append(pools[name].draw())
-    return dialogues
 
 
 def _dialogue(dialogue_id: str, clips: Sequence[Clip]) -> Dialogue:

@@ -246,6 +246,8 @@ def test_what_can_not_be_had(corpus: ClipCorpus, config: dict[str, Any], message
 def test_labels_and_corpora_that_do_not_fit():
     with pytest.raises(ConfigError, match="other name 'neutral'"):
         simulate([made_corpus()], labels=LabelSet(("happy", "sad")))
+    with pytest.raises(ConfigError, match=r"'bored'; the emotions that occur are angry, happy, neutral, sad"):
+        simulate([made_corpus()], labels=LabelSet(("neutral", "bored")))
     with pytest.raises(ConfigError, match="different names"):
         simulate([made_corpus(), made_corpus()])
     with pytest.raises(ConfigError, match="two or more"):
