@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -84,7 +84,11 @@ def simulate(
         "config": asdict(config),
         "labels": {"names": list(label_set.names), "aliases": dict(label_set.aliases)},
         "corpora": {corpus.name: _corpus_record(corpus) for corpus in corpora},
-        "notes": [note for corpus in corpora for note in _unlabelled(corpus, label_set)] + pools.notes,
+        "notes": [
+            *(note for corpus in corpora for note in _unlabelled(corpus, label_set)),
+            *_dropped(renamed, of_splits, config),
+            *pools.notes,
+        ],
         "splits": {split: _record(dialogues) for split, dialogues in made.items()},
     }
     return Simulation(made, record)
@@ -117,6 +121,16 @@ def _unlabelled(corpus: ClipCorpus, labels: LabelSet) -> list[str]:
     if any(clip.text_id is None for clip in corpus.clips):
         notes.append(f"{corpus.name}: the sentences are not known, so one that tells the emotion may be in two splits")
     return notes
+
+
+def _dropped(
+    corpora: Sequence[ClipCorpus], of_splits: Mapping[str, Mapping[str, Sequence[Clip]]], config: SimulationConfig
+) -> Iterator[str]:
+    for corpus in corpora:
+        kept = sum(len(of_corpora.get(corpus.name, ())) for of_corpora in of_splits.values())
+        if gone := len(corpus.clips) - kept:
+            why = "" if config.disjoint_texts else ", spoken in one emotion only,"
+            yield f"{corpus.name}: {gone} clips are left out because their sentence{why} is in another split"
 
 
 def _share(split: str, config: SimulationConfig) -> float:

@@ -200,6 +200,9 @@ def test_sentences_that_tell_the_emotion_are_in_one_split(tmp_path: Path):
     made = simulate([corpus], config)
     texts = [{path.stem for path in audio_of(made.splits[split])} for split in ("train", "test")]
     assert texts[0] & texts[1] == set()
+    assert (
+        "savee: 126 clips are left out because their sentence, spoken in one emotion only," in made.record["notes"][0]
+    )
     assert {text[:2].rstrip("0") for text in texts[0]} == {"a", "d", "f", "h", "n", "sa", "su"}
 
 
