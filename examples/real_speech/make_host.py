@@ -174,7 +174,9 @@ def encode(
     longest = processor.feature_extractor.n_samples
     for utterance in tqdm(utterances, desc="encoding", unit="clip"):
         sound = load_waveform(utterance, RATE)[:longest]
-        made = processor.feature_extractor(sound, sampling_rate=RATE, return_tensors="pt", padding="max_length")
+        made = processor.feature_extractor(
+            sound, sampling_rate=RATE, return_tensors="pt", padding="max_length", return_attention_mask=True
+        )  # of frames; without the last argument it is of samples
         frames = int(made["attention_mask"].sum())
         # the first convolutions see two frames more than the encoder attends to
         audio = tower_output(model, made["input_features"][:, :, : frames + 3], frames)[0]

@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-from mal_adapter.ser.dialogue import read_manifest
+from mal_adapter.ser.dialogue import Utterance, read_manifest
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer
 from tests.commands import mal_adapter
@@ -167,6 +167,37 @@ def test_the_tower_is_the_first_layers_of_whisper(layers: int, whisper, scripts,
             expected = hooked[0]
         pooled = torch.nn.functional.avg_pool1d(expected.transpose(1, 2), 2, 2).transpose(1, 2)
         torch.testing.assert_close(found, truth.layer_norm(pooled), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seconds", [0.4, 1.13, 4.0])
+def test_a_clip_is_trained_on_as_the_recogniser_hears_it(seconds: float, whisper, scripts, tmp_path: Path):
+    """The encoded clip is the tower's output in the model's own forward, without its padding, and so are the logits."""
+    whisper.save_pretrained(tmp_path)
+    encoder = scripts.whisper_encoder.load_encoder(str(tmp_path))
+    options = {"layers": 2, "seconds": 4, "width": 32, "decoder_layers": 2, "seed": 0}
+    model, processor = scripts.make_host.build_host(encoder, EMOTIONS, **options)
+    sound = np.random.default_rng(0).normal(0, 0.1, round(seconds * 16_000))
+    soundfile.write(tmp_path / "clip.wav", sound, 16_000, subtype="FLOAT")
+    utterance = Utterance("call-42", "0", "A", tmp_path / "clip.wav", emotion="sad")
+    (clip,) = scripts.make_host.encode(model, processor, [utterance])
+
+    towers: list[torch.Tensor] = []
+    handle = model.model.multi_modal_projector.register_forward_pre_hook(lambda _, inputs: towers.append(inputs[0]))
+    recognizer = EmotionRecognizer(model.eval(), processor, None, EMOTIONS, scripts.make_host.QUESTIONS["emotion"])
+    inputs = recognizer.prepare([utterance]).inputs
+    with torch.no_grad():
+        expected = recognizer.log_probs(inputs)
+    handle.remove()
+    assert int((inputs["input_ids"] == model.config.audio_token_index).sum()) == len(clip.audio)
+    half = clip.audio.float()
+    torch.testing.assert_close(towers[0][0, : len(half)], half, atol=float(half.abs().max()) * 1e-3, rtol=0)
+
+    rows = scripts.make_host.Rows(processor)
+    with torch.no_grad():
+        (logits,), (answer,) = rows._logits(model, [clip], [towers[0][0, : len(half)]], ["emotion"])
+    ids = processor.tokenizer.convert_tokens_to_ids(list(EMOTIONS))
+    torch.testing.assert_close(logits.log_softmax(-1)[:, ids], expected, atol=1e-4, rtol=0)
+    assert int(answer) == ids[EMOTIONS.index("sad")]
 
 
 def test_silence_at_the_ends_is_cut_and_names_are_kept(run, tmp_path: Path):
