@@ -54,6 +54,9 @@ ser.recognizer.recognizer
 ser.recognizer
 ser.corpora.folder ser.corpora.corpus ser.corpora.manifests ser.corpora.emorynlp ser.corpora.iemocap
 ser.corpora.m3ed ser.corpora.meld ser.corpora
+ser.clips.clip ser.clips.schemes ser.clips.pattern ser.clips.reading ser.clips
+ser.simulation.config ser.simulation.order ser.simulation.mood ser.simulation.splits ser.simulation.draw
+ser.simulation.pools ser.simulation.simulation ser.simulation.simulate ser.simulation
 ser.training.utterance_length ser.training.batch_scorer ser.training.device_rows ser.training.cached_host
 ser.training.cached_recognizer ser.training.batches ser.training.loss
 ser.training.step
@@ -68,7 +71,7 @@ server.limits server.refusals server.spaces server.keys server.tenant_store serv
 server.metrics server.logs server.drain server.requests server.turns server.service server.utterance_routes
 server.session_routes server.probe_routes server.flush server.app server.start server
 cli.output cli.data cli.failures cli.usage cli.options cli.adapters cli.demo cli.hosts cli.evaluate cli.predict
-cli.serve_vllm cli.serve cli.states cli.train cli cli.__main__
+cli.serve_vllm cli.serve cli.simulate cli.states cli.train cli cli.__main__
 """
 ORDER = PLACES.split()
 

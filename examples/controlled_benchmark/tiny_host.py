@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ __all__ = [
     "build_tokenizer",
     "prompt_text",
     "save_host",
+    "tower_output",
 ]
 
 HOP_LENGTH = 320  # samples (20 ms); after the encoder's two halvings one audio token is 80 ms
@@ -65,8 +67,12 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer: any text encodes without an unknown token, every word of the tasks is one token."""
+def build_tokenizer(texts: Iterable[str] | None = None) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer: any text encodes without an unknown token.
+
+    Args:
+        texts: Every word of them becomes one token; the benchmark's questions and answers unless given.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -77,7 +83,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(tokenizer_corpus(), trainer)
+    tokenizer.train_from_iterator(tokenizer_corpus() if texts is None else texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=_PAD,
@@ -100,16 +106,34 @@ def build_feature_extractor() -> WhisperFeatureExtractor:
     )
 
 
-def build_processor() -> Qwen2AudioProcessor:
-    """The processor: feature extractor, tokenizer and chat template."""
-    return Qwen2AudioProcessor(build_feature_extractor(), build_tokenizer(), chat_template=CHAT_TEMPLATE)
+def build_processor(
+    extractor: WhisperFeatureExtractor | None = None, texts: Iterable[str] | None = None
+) -> Qwen2AudioProcessor:
+    """The processor: feature extractor, tokenizer and chat template.
+
+    Args:
+        extractor: Of another encoder's features.
+        texts: As in `build_tokenizer`.
+    """
+    extractor = extractor or build_feature_extractor()
+    return Qwen2AudioProcessor(extractor, build_tokenizer(texts), chat_template=CHAT_TEMPLATE)
 
 
 def build_model(
-    tokenizer: Any, seed: int, width: int = 96, decoder_layers: int = 4
+    tokenizer: Any,
+    seed: int,
+    width: int = 96,
+    decoder_layers: int = 4,
+    audio: Qwen2AudioEncoderConfig | None = None,
+    dropout: float = 0.0,
 ) -> Qwen2AudioForConditionalGeneration:
-    """An untrained host of about 0.8 M parameters with random weights from `seed`."""
-    audio = Qwen2AudioEncoderConfig(
+    """An untrained host with random weights from `seed`; by default of about 0.8 M parameters.
+
+    Args:
+        audio: Of another audio tower.
+        dropout: Of the decoder's attention, in training.
+    """
+    audio = audio or Qwen2AudioEncoderConfig(
         num_mel_bins=MEL_BINS,
         d_model=width,
         encoder_layers=2,
@@ -127,6 +151,7 @@ def build_model(
         num_key_value_heads=4,
         max_position_embeddings=1024,
         initializer_range=0.06,
+        attention_dropout=dropout,
         tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
@@ -180,6 +205,14 @@ def audio_tokens(
     Returns:
         Embeddings at the audio positions.
     """
+    embeddings: Tensor = model.model.multi_modal_projector(tower_output(model, mels, frames))
+    return embeddings
+
+
+def tower_output(
+    model: Qwen2AudioForConditionalGeneration, mels: Float[Tensor, "batch mel_bins frames"], frames: int
+) -> Float[Tensor, "batch audio_tokens tower_width"]:
+    """What the audio tower gives to the projector; see `audio_tokens`."""
     tower = model.model.audio_tower
     after_convolutions = (frames - 1) // 2 + 1
     hidden = torch.nn.functional.gelu(tower.conv1(mels))
@@ -188,8 +221,8 @@ def audio_tokens(
     for layer in tower.layers:
         hidden = layer(hidden, None)
     hidden = tower.avg_pooler(hidden.transpose(1, 2)).transpose(1, 2)
-    embeddings: Tensor = model.model.multi_modal_projector(tower.layer_norm(hidden))
-    return embeddings
+    normed: Tensor = tower.layer_norm(hidden)
+    return normed
 
 
 def _sinusoids(length: int, width: int) -> Float[Tensor, "{length} {width}"]:

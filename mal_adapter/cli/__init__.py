@@ -16,6 +16,7 @@ from mal_adapter.cli.failures import guarded, plain_warnings
 from mal_adapter.cli.output import take_any_text
 from mal_adapter.cli.predict import predict
 from mal_adapter.cli.serve import serve
+from mal_adapter.cli.simulate import simulate
 from mal_adapter.cli.states import states
 from mal_adapter.cli.train import train
 from mal_adapter.cli.usage import Group, add, examples, prose
@@ -53,7 +54,7 @@ Environment
   CUDA_VISIBLE_DEVICES   the GPUs that may be used; empty for none
   NO_COLOR, FORCE_COLOR  no colours, or colours into a pipe too""",
 )
-for command in (demo, predict, train, evaluate, report, serve, push, pull, inspect):
+for command in (demo, predict, simulate, train, evaluate, report, serve, push, pull, inspect):
     add(app, command)
 app.add_typer(states, name="states", rich_help_panel="Keep and share")
 

@@ -17,6 +17,7 @@ from mal_adapter.ser.paths import existing_path, existing_sound, paths_alike
 from mal_adapter.ser.recognizer.audio import sound_info
 
 __all__ = [
+    "SUFFIXES",
     "Clips",
     "Folder",
     "clean_text",
@@ -171,6 +172,10 @@ class Folder:
             )
         return {key: found[key] for key in names if key in found}
 
+    def sounds(self) -> list[Path]:
+        """All sound files, those nearest to the root first."""
+        return [path for path in self._files if path.suffix.casefold() in SUFFIXES]
+
     def clips(self, *, by_split: bool) -> Clips:
         """The sound files, by split and name.
 
@@ -179,7 +184,7 @@ class Folder:
                 nearest folder above it names, so that a clip that is missing in one split is not taken from another.
                 If False, the split is always "".
         """
-        sounds = [path for path in self._files if path.suffix.casefold() in SUFFIXES]
+        sounds = self.sounds()
         splits = [self._split_of(path) if by_split else "" for path in sounds]
         return Clips((split, path) for split, path in zip(splits, sounds, strict=True) if split is not None)
 
