@@ -17,6 +17,8 @@ __all__ = ["become_vllm", "check_options"]
 _FOR_VLLM = {"engine", "vllm_flags", "model", "adapter", "dtype", "store", "ttl_s", "host", "port"}
 _OURS = ("--additional-config", "--worker-cls", "--worker_cls", "--additional_config")
 _PLUGINS = "VLLM_PLUGINS"
+# vLLM's default is to kill the engine at once, with states that the store could not take during an outage.
+_SAVE_AT_END = ("--shutdown-timeout", "30")
 
 
 def check_options(context: typer.Context, vllm_flags: Sequence[str], *, vllm: bool) -> None:
@@ -57,7 +59,7 @@ def become_vllm(
         dtype: Of the model's weights.
         host: The address to listen at.
         port: The port; 0 is not possible.
-        vllm_flags: Appended as they are.
+        vllm_flags: Appended as they are. With a store, `--shutdown-timeout` is 30 unless it is among them.
 
     Raises:
         ConfigError: vLLM has an unknown version; or the adapter was not trained, or with a LoRA.
@@ -75,7 +77,8 @@ def become_vllm(
     load_libraries()
     model = _check(model, adapter)
     address = ["--dtype", dtype, "--host", host, "--port", str(port)]
-    command = ["serve", model, *serve_flags(arguments), *address, *vllm_flags]
+    ending = () if store is None or any(f.startswith(_SAVE_AT_END[0]) for f in vllm_flags) else _SAVE_AT_END
+    command = ["serve", model, *serve_flags(arguments), *address, *ending, *vllm_flags]
     if not any(point.name == "mal_adapter" for point in entry_points(group="vllm.endpoint_plugins")):
         note("mal-adapter is not installed, only imported from a folder; so the session routes are missing")
     environment = {**os.environ, _PLUGINS: _plugins(os.environ)}

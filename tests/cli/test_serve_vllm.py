@@ -61,6 +61,19 @@ def test_it_becomes_vllm_with_every_flag_that_a_memory_needs(monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("vllm")
+def test_with_a_store_the_engine_has_time_to_save_at_its_end():
+    stored = ("--adapter", ADAPTER_FOLDER, "--store", "redis://localhost/0")
+    for given, expected in (
+        (stored, ["--shutdown-timeout", "30"]),
+        ((*stored, "--", "--shutdown-timeout=5"), ["--shutdown-timeout=5"]),
+        (("--adapter", ADAPTER_FOLDER), []),
+    ):
+        words, _ = started(*given)
+        found = [index for index, word in enumerate(words) if word.startswith("--shutdown-timeout")]
+        assert [word for index in found for word in words[index : index + len(expected)]] == expected
+
+
+@pytest.mark.usefixtures("vllm")
 @pytest.mark.parametrize(
     ("arguments", "advice"),
     [
