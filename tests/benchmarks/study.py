@@ -184,6 +184,7 @@ VARIANTS: dict[str, dict[str, Variant]] = {
     },
     "final": {
         "demo": Variant(SHIPPED),
+        "control without a past": Variant({**SHIPPED, "update": "none"}),
         "running mean": Variant({**SHIPPED, "update": "running_mean"}),
         "GRU": Variant({**SHIPPED, "update": "gru"}),
         "demo at layer 0": Variant(SHIPPED, layer_idx=0),
