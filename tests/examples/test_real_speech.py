@@ -265,6 +265,13 @@ def test_from_clips_to_a_report(run, whisper, tmp_path: Path):
     recognizer = EmotionRecognizer(model, processor, None, EMOTIONS, "How does the speaker feel?")
     assert len(list(recognizer.recognize(read_manifest(folder / "test.jsonl")[0]))) == 4
 
+    quick = ("--layers", 2, "--encoded", tmp_path / "all-encoded.safetensors", "--seeds", 1, "--steps", 50)
+    table = run("levers.py", folder, "--whisper", tmp_path / "whisper", *quick).splitlines()
+    rows = {cells[1].strip(): cells[2:-1] for cells in (line.split("|") for line in table if line.startswith("|"))}
+    assert {"host alone", "control", "mean", "matrix, read-out without the clip"} < rows.keys()
+    assert rows["control"][0] == rows["control"][1]  # without a past, another dialogue's is no other
+    assert rows["control"][2].strip() == "+0.0 ± 0.0"
+
     settings = tmp_path / "settings.json"
     shipped = json.loads((FOLDER / "settings.json").read_text())
     settings.write_text(json.dumps({**shipped, "epochs": 1, "memory": {"memory_dim": 8, "num_heads": 1}}))
