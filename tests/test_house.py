@@ -59,7 +59,7 @@ ser.training.utterance_length ser.training.batch_scorer ser.training.device_rows
 ser.training.cached_recognizer ser.training.batches ser.training.loss
 ser.training.step
 ser.training.validation
-ser.training.arguments ser.training.train ser.training
+ser.training.arguments ser.training.train ser.training.members ser.training
 ser.evaluation.activations ser.evaluation.control ser.evaluation.arguments ser.evaluation.audit
 ser.evaluation.evaluation ser.evaluation.report ser.evaluation
 ser
