@@ -71,6 +71,7 @@ class MemoryEnsemble(Pretrained):
         super().__init__(first.config)
         self.members = cast("Sequence[MemoryAdapter]", nn.ModuleList(members))
         self.metadata = first.metadata
+        self.train(any(member.training for member in members))  # a new module would be in training mode
 
     @property
     def section(self) -> dict[str, Any]:

@@ -62,9 +62,9 @@ def train_members(
 ) -> dict[str, Any]:
     """Train memories with the seeds `config.seed`, `config.seed + 1`, …, and save them in `output` as one adapter.
 
-    Each member is what `train_memory` makes of a fresh memory with its seed, to the bit, and is also saved alone, in the
-    folder `members/0`, `members/1`, … of `output`, with its checkpoint and report. With one member, `output` is that
-    folder. With `cache_activations` the frozen part of the host runs once for all members.
+    Each member is what `train_memory` makes of a fresh memory with its seed, to the bit, and is also saved alone, in
+    the folder `members/0`, `members/1`, … of `output`, with its checkpoint and report. With one member, `output` is
+    that folder. With `cache_activations` the frozen part of the host runs once for all members.
 
     What is mutated: As for `train_memory`. The model has no memory afterwards.
 

@@ -1,4 +1,4 @@
-"""An adapter with several members answers with the mean of what its members answer alone, from one pass below the layer."""
+"""An adapter with several members answers with the mean of its members' answers, from one pass below the layer."""
 
 import copy
 import logging
@@ -83,7 +83,8 @@ def test_one_pass_below_the_layer_and_one_per_member_above(dialogues):
     recognizer.answer([turns[0]])  # checks that the host can start behind its lower layers
     layers = recognizer.memory.decoder_layers
     at = recognizer.memory.layer_idx
-    encoder = count_calls([recognizer.model.audio_tower])
+    towers = [module for name, module in recognizer.model.named_modules() if name.endswith("audio_tower")]
+    encoder = count_calls(towers)
     below = count_calls([layer.self_attn for layer in layers[: at + 1]])
     above = count_calls([layer.self_attn for layer in layers[at + 1 :]])
     recognizer.answer([turns[1]])
@@ -102,8 +103,8 @@ def test_labels_of_several_tokens_run_the_whole_host_per_member(dialogues, caplo
     for key, mean in found.items():
         torch.testing.assert_close(mean, (alone[0][key] + alone[1][key]) / 2, rtol=0, atol=1e-6)
     assert [r.message for r in caplog.records if "whole host" in r.message] == [
-        "each member of the memory runs the whole host, which takes longer: labels of several tokens need the cache of all "
-        "layers"
+        "each member of the memory runs the whole host, which takes longer: labels of several tokens need the cache of "
+        "all layers"
     ]
 
 
@@ -178,7 +179,7 @@ def test_a_member_that_fails_leaves_no_other_ahead(dialogues):
     recognizer.answer([turn], session_ids=["call"])
     before = memory.states["call"]
 
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("no memory left")
 
     second = memory.adapter.members[1]
