@@ -28,8 +28,8 @@ class MeanOfMembers:
     """Scores the labels with each member, in one forward of the whole host, and for each further member one of the
     layers above the memory. Below it nothing depends on the member.
 
-    Probabilities are averaged, as deep ensembles do (arXiv 1612.01474), and not logits: a mean of probabilities is the
-    answer of a mixture, in which no member can veto a label, and it is better calibrated than one member's.
+    Probabilities are averaged, as deep ensembles do (arXiv 1612.01474), and not logits: a mean of logits is a product,
+    in which one member that rules a label out decides for all.
 
     A host that can't run so runs as a whole for each member; this is logged once.
 
