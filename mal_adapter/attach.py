@@ -217,9 +217,8 @@ class AttachedMemory:
             raise SessionError("there are no states; give one per prompt of the batch, None for a new dialogue")
         if audio_mask is not None:
             check_audio_mask(audio_mask, len(states))
-        rows = self._stack(states)
-        session = Session((None,) * len(states), rows, self.states, write, audio_mask, self.adapter)
-        del rows
+        ids = (None,) * len(states)
+        session = Session(ids, self._stack(states), self.states, write, audio_mask, self.adapter)
         with self._hooks.active(session):
             yield session
 
@@ -277,6 +276,7 @@ class AttachedMemory:
         session = self._hooks.session
         if session is None or not isinstance(session.adapter, MemoryEnsemble):
             raise SessionError("no session of several members is open here; by_member runs within one")
+        session.used = True
         adapter, answers, reached = session.adapter, [], []
         with self._one_at_a_time:
             before = session.state

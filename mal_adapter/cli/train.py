@@ -216,8 +216,8 @@ def train(
             problems += label_problems(given_dialogues, label_set, what)
             problems += sound_problems(given_dialogues, label_set, what)
     folders = [output, output / CONTROL_NAME] if with_control else [output]
-    for folder in folders:
-        problems += members_problems(folder, members, settings, resume)
+    of_folders = [problem for folder in folders for problem in members_problems(folder, members, settings, resume)]
+    problems += {str(problem): problem for problem in of_folders}.values()
     raise_problems(problems)
     if state.is_main_process:
         note_omissions([*dialogues, *dev_dialogues], label_set)

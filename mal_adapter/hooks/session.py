@@ -254,7 +254,6 @@ class Session:
             SessionError: The block has been left.
             SessionConflictError, StoreError: As `end`.
         """
-        self.used = True
         with self._lock:
             if self.closed:
                 raise SessionError(_LEFT.format(list(self.ids)))

@@ -113,6 +113,7 @@ class MemoryEnsemble(Pretrained):
             before: The state that all members started from.
             after: Each member's state after the utterance.
         """
+        before = before.to(after[0].device)  # a host that was moved has taken its members along
         joined = _joined(after, before.fingerprint)
         old = _joined(self.split(before), before.fingerprint)
         skipped = torch.stack([part.skipped_writes > before.skipped_writes for part in after]).any(0)

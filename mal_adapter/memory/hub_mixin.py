@@ -144,7 +144,8 @@ class Pretrained(nn.Module):
 
         Raises:
             AdapterNotFoundError: There is no such folder, repository or revision, or access is denied.
-            AdapterFormatError: Files are missing or damaged, have a newer format, or do not fit the configuration.
+            AdapterFormatError: Files are missing or damaged, have a newer format, or do not fit the configuration; or
+                the adapter is of the other class, with several members or with one.
             HubError: The Hub can't be reached, and the files are not in the cache.
         """
         options = HubOptions(revision, subfolder, token, cache_dir, local_files_only, force_download)
