@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mal_adapter.hosts.spec import HostSpec
     from mal_adapter.memory.adapter import MemoryAdapter
     from mal_adapter.memory.config import MemoryConfig
+    from mal_adapter.memory.ensemble import MemoryEnsemble
     from mal_adapter.memory.state import MemoryState
 
     __version__: str
@@ -18,6 +19,7 @@ __all__ = [
     "HostSpec",
     "MemoryAdapter",
     "MemoryConfig",
+    "MemoryEnsemble",
     "MemoryState",
     "attach_memory",
     "register_host",
@@ -28,6 +30,7 @@ _MODULES = {
     "HostSpec": "hosts.spec",
     "MemoryAdapter": "memory.adapter",
     "MemoryConfig": "memory.config",
+    "MemoryEnsemble": "memory.ensemble",
     "MemoryState": "memory.state",
     "attach_memory": "attach",
     "register_host": "hosts.registry",

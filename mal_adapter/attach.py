@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from jaxtyping import Bool
@@ -20,6 +21,7 @@ from mal_adapter.hosts.spec import HostSpec
 from mal_adapter.memory import fused
 from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.memory.config import MemoryConfig
+from mal_adapter.memory.ensemble import AnyAdapter, MemoryEnsemble, load_adapter
 from mal_adapter.memory.state import MemoryState
 from mal_adapter.stores import as_store
 from mal_adapter.stores.base import SessionStore
@@ -27,12 +29,14 @@ from mal_adapter.stores.states import SessionStates
 
 __all__ = ["AttachedMemory", "attach_memory"]
 
+_Answer = TypeVar("_Answer")
+
 
 def attach_memory(
     model: nn.Module,
     layer_idx: int | None = None,
     *,
-    adapter: MemoryAdapter | str | os.PathLike[str] | None = None,
+    adapter: AnyAdapter | str | os.PathLike[str] | None = None,
     config: MemoryConfig | None = None,
     host: HostSpec | None = None,
     store: SessionStore | str | os.PathLike[str] | None = None,
@@ -47,7 +51,8 @@ def attach_memory(
         model: An audio language model, in PEFT, compile or DDP wrappers if need be; or any module, with `host`.
         layer_idx: Index of the decoder layer after which the memory is read, 0 … num_hidden_layers − 1. A loaded
             adapter brings its own.
-        adapter: A `MemoryAdapter`, a folder that `save_pretrained` wrote, or a Hub id. A fresh one unless given.
+        adapter: A `MemoryAdapter`, a folder that `save_pretrained` wrote, or a Hub id. A fresh one unless given. With
+            several members (a `MemoryEnsemble`), only an `EmotionRecognizer` answers in the memory's sessions.
         config: Sizes of a fresh adapter; `MemoryConfig()` unless given. Its hidden_size is the host's.
         host: Where detection needs help.
         store: Where the sessions' states are kept: a `SessionStore`, a folder, or the URL of a Redis. Unless given, an
@@ -85,7 +90,7 @@ def attach_memory(
     store = as_store(store)
     resolved = Host.resolve(model, host)
     if adapter is not None:
-        adapter = adapter if isinstance(adapter, MemoryAdapter) else MemoryAdapter.from_pretrained(adapter)
+        adapter = adapter if isinstance(adapter, MemoryAdapter | MemoryEnsemble) else load_adapter(adapter)
         if config not in (None, adapter.config, dataclasses.replace(adapter.config, hidden_size=None)):
             raise ConfigError("pass adapter= or config=, not both: a trained adapter brings its configuration")
         resolved.check_adapter(adapter.metadata, adapter.config.hidden_size)
@@ -127,7 +132,7 @@ class AttachedMemory:
         states: All sessions' states by id, a mapping.
     """
 
-    def __init__(self, host: Host, adapter: MemoryAdapter, layer_idx: int, store: SessionStore) -> None:
+    def __init__(self, host: Host, adapter: AnyAdapter, layer_idx: int, store: SessionStore) -> None:
         from mal_adapter.hooks.wiring import MemoryHooks
 
         self.adapter = adapter
@@ -135,8 +140,9 @@ class AttachedMemory:
         self.host = host.spec
         self.states = SessionStates(store, adapter.check_state)
         self._root: nn.Module | None = host.model
-        self._hooks = MemoryHooks(adapter, host.spec)
+        self._hooks = MemoryHooks(host.spec)
         self._hooks.register(host, layer_idx)
+        self._one_at_a_time = threading.RLock()  # of the forwards of several members
 
     @contextmanager
     def session(
@@ -177,7 +183,7 @@ class AttachedMemory:
             check_audio_mask(audio_mask, len(ids))
         with self.states.opened(named) as found:
             states = self._stack([None if i is None else found.get(i) for i in ids])
-            session = Session(tuple(ids), states, self.states, write, audio_mask)
+            session = Session(tuple(ids), states, self.states, write, audio_mask, self.adapter)
             del states  # or those from before the block would be kept until its end
             with self._hooks.active(session):
                 yield session
@@ -211,12 +217,13 @@ class AttachedMemory:
             raise SessionError("there are no states; give one per prompt of the batch, None for a new dialogue")
         if audio_mask is not None:
             check_audio_mask(audio_mask, len(states))
-        session = Session((None,) * len(states), self._stack(states), self.states, write, audio_mask)
+        ids = (None,) * len(states)
+        session = Session(ids, self._stack(states), self.states, write, audio_mask, self.adapter)
         with self._hooks.active(session):
             yield session
 
     @contextmanager
-    def using(self, adapter: MemoryAdapter) -> Iterator[None]:
+    def using(self, adapter: AnyAdapter) -> Iterator[None]:
         """Within this block another adapter is read and written, in every thread: to compare adapters on one host.
 
         What is mutated: `adapter` moves to this one's device. Open the block's sessions with `session_from`; the stored
@@ -241,11 +248,47 @@ class AttachedMemory:
         own = self.adapter
         try:
             self.adapter = adapter
-            self._hooks.use(adapter)
             yield
         finally:
             self.adapter = own
-            self._hooks.use(own)
+
+    @property
+    def has_members(self) -> bool:
+        """Whether a session of an adapter with several members is open here, so that an answer takes `by_member`."""
+        session = self._hooks.session
+        return session is not None and len(session.adapter.members) > 1
+
+    def by_member(self, run: Callable[[Session], _Answer]) -> list[_Answer]:
+        """Call `run` once per member of the open session's adapter, each time in a session of that member alone; then
+        commit what all of them wrote as one state, so that no member is ahead of another. One thread at a time.
+
+        Args:
+            run: Runs a forward of the host; it is given the member's session.
+
+        Returns:
+            What `run` returned, in the order of the members.
+
+        Raises:
+            SessionError: No session of several members is open here.
+            SessionConflictError, StoreError: As the end of a forward does; and all that `run` raises. Then nothing of
+                this utterance is committed.
+        """
+        session = self._hooks.session
+        if session is None or not isinstance(session.adapter, MemoryEnsemble):
+            raise SessionError("no session of several members is open here; by_member runs within one")
+        session.used = True
+        adapter, answers, reached = session.adapter, [], []
+        with self._one_at_a_time:
+            before = session.state
+            parts = adapter.split(before)
+            for member, part in zip(adapter.members, parts, strict=True):
+                own = Session((None,) * len(session.ids), part, self.states, session.write, session.audio_mask, member)
+                with self._hooks.active(own):
+                    answers.append(run(own))
+                reached.append(own.state)
+            if any(after is not part for after, part in zip(reached, parts, strict=True)):
+                session.advance(adapter.join(before, reached))
+        return answers
 
     def _check_usable(self, *, has_mask: bool) -> None:
         if self._root is None:

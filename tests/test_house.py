@@ -26,7 +26,7 @@ memory.fused.support memory.fused.parts memory.fused.scalars memory.fused.write_
 memory.fused.read_kernels memory.fused.commit_kernels memory.fused.ops memory.fused.trial memory.fused
 memory.titans memory.recurrent memory.reference memory.commit memory.unwritten memory.projections memory.half
 memory.hub_mixin
-memory.adapter memory
+memory.adapter memory.ensemble memory
 hosts.spec hosts.remote_code hosts.registry hosts.audio_mask hosts.detect hosts.host hosts
 stores.base stores.folder_files stores.folder stores.redis_client stores.forking stores.in_memory
 stores.redis_errors stores.redis stores stores.unsaved stores.states
@@ -50,6 +50,7 @@ ser.recognizer.sound ser.recognizer.sound.source ser.recognizer.sound.chunks ser
 ser.recognizer.sound.levels ser.recognizer.sound.ogg ser.recognizer.sound.tags ser.recognizer.sound.mpeg
 ser.recognizer.sound.layout ser.recognizer.sound.reader
 ser.recognizer.audio ser.recognizer.spectrum ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.pretrained
+ser.recognizer.lower_layers ser.recognizer.members
 ser.recognizer.recognizer
 ser.recognizer
 ser.corpora.folder ser.corpora.corpus ser.corpora.manifests ser.corpora.emorynlp ser.corpora.iemocap
@@ -61,7 +62,7 @@ ser.training.utterance_length ser.training.batch_scorer ser.training.device_rows
 ser.training.cached_recognizer ser.training.batches ser.training.loss
 ser.training.step
 ser.training.validation
-ser.training.arguments ser.training.train ser.training
+ser.training.arguments ser.training.train ser.training.members ser.training
 ser.evaluation.activations ser.evaluation.control ser.evaluation.arguments ser.evaluation.audit
 ser.evaluation.evaluation ser.evaluation.report ser.evaluation
 ser

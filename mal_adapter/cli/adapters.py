@@ -12,7 +12,7 @@ from mal_adapter.cli.usage import shown
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mal_adapter.memory.adapter import MemoryAdapter
+    from mal_adapter.memory.ensemble import AnyAdapter
     from mal_adapter.memory.state import MemoryState
 
 __all__ = ["inspect", "pull", "push"]
@@ -76,11 +76,11 @@ def push(
     with write access: --token, HF_TOKEN or `hf auth login`.
     """
     load_libraries()
-    from mal_adapter import MemoryAdapter
+    from mal_adapter.memory.ensemble import load_adapter
 
     if (folder / "lora").is_dir():
         note(f"{folder / 'lora'} is not pushed, but the memory was trained with it; push it with peft")
-    done = MemoryAdapter.from_pretrained(folder).push_to_hub(
+    done = load_adapter(folder).push_to_hub(
         repo_id,
         private=private or None,
         commit_message=message,
@@ -153,12 +153,13 @@ def inspect(
     Adapters with the same fingerprint are identical; a state names the fingerprint of its adapter.
     """
     load_libraries()
-    from mal_adapter import MemoryAdapter, MemoryState
+    from mal_adapter import MemoryState
+    from mal_adapter.memory.ensemble import load_adapter
 
     if Path(target).is_file():
         content = _describe_state(MemoryState.load(target))
     else:
-        adapter = MemoryAdapter.from_pretrained(target, revision=revision, subfolder=subfolder, token=token)
+        adapter = load_adapter(target, revision=revision, subfolder=subfolder, token=token)
         content = _describe_adapter(adapter)
     if as_json:
         print_json(content)
@@ -166,7 +167,7 @@ def inspect(
         print_line("\n".join(_lines(content)))
 
 
-def _describe_adapter(adapter: "MemoryAdapter") -> dict[str, Any]:
+def _describe_adapter(adapter: "AnyAdapter") -> dict[str, Any]:
     from dataclasses import asdict
 
     tensors = adapter.state_dict()
@@ -176,7 +177,7 @@ def _describe_adapter(adapter: "MemoryAdapter") -> dict[str, Any]:
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "bytes": sum(tensor.nbytes for tensor in tensors.values()),
         "host": {name: value for name, value in asdict(adapter.metadata).items() if value is not None},
-        "memory": adapter.config.to_dict(),
+        "memory": adapter.section,
         "tensors": _describe_tensors(tensors),
     }
 

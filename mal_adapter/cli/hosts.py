@@ -95,15 +95,15 @@ def load_recognizer(
         HostError: The model is unknown or can't be loaded.
         LabelError: The labels are not a valid label set, or `dialogues` have none of them.
     """
-    from mal_adapter import MemoryAdapter
     from mal_adapter.errors import HostError, raise_problems
+    from mal_adapter.memory.ensemble import load_adapter
     from mal_adapter.ser.labels import DEMO
     from mal_adapter.ser.recognizer.pretrained import find_host
     from mal_adapter.ser.recognizer.prompt import choose_task
     from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
     from mal_adapter.ser.suitability import label_problems
 
-    adapter = None if adapter_name is None else MemoryAdapter.from_pretrained(adapter_name)
+    adapter = None if adapter_name is None else load_adapter(adapter_name)
     if model_name is None and adapter is not None:
         model_name = find_host(adapter.metadata, adapter_name)
     if not model_name:

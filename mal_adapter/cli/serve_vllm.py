@@ -62,7 +62,8 @@ def become_vllm(
         vllm_flags: Appended as they are. With a store, `--shutdown-timeout` is 30 unless it is among them.
 
     Raises:
-        ConfigError: vLLM has an unknown version; or the adapter was not trained, or with a LoRA.
+        ConfigError: vLLM has an unknown version; or the adapter was not trained, or with a LoRA, or
+            has several members.
         HostMismatchError: The adapter was trained for another kind of model.
         MissingDependencyError: vLLM is not installed.
     """
@@ -99,12 +100,13 @@ def _check(model: str | None, adapter: str) -> str:
     """The model's name, after what can be checked without loading it."""
     from transformers import AutoConfig
 
-    from mal_adapter import MemoryAdapter
     from mal_adapter.errors import ConfigError, HostError
+    from mal_adapter.memory.ensemble import load_adapter
     from mal_adapter.ser.recognizer.pretrained import find_host
+    from mal_adapter.vllm.checks import one_member
     from mal_adapter.vllm.layers import check_host
 
-    trained = MemoryAdapter.from_pretrained(adapter)
+    trained = one_member(load_adapter(adapter))
     if trained.metadata.layer_idx is None:
         raise ConfigError(f"{adapter} names no layer_idx: it was not trained; give a trained adapter")
     if (Path(adapter) / "lora").is_dir():

@@ -51,6 +51,11 @@ PANEL = "Training"
         "--model Qwen/Qwen2-Audio-7B-Instruct --layer 16 --output my-memory",
     ),
     (
+        "Three memories from three seeds, whose answers are averaged",
+        "mal-adapter train train.jsonl --dev dev.jsonl --members 3 \\\n"
+        "--model Qwen/Qwen2-Audio-7B-Instruct --layer 16 --output my-memory",
+    ),
+    (
         "On MELD, with a file of settings; continue an interrupted run",
         "mal-adapter train meld --root MELD.Raw --dev dev --resume \\\n"
         "--config settings.json --model Qwen/Qwen2-Audio-7B-Instruct --layer 16 \\\n"
@@ -128,11 +133,20 @@ def train(
             rich_help_panel=PANEL,
         ),
     ] = None,
+    members: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Train N memories, with the seeds --seed, --seed + 1, …, as one adapter, and average their answers. "
+            "An answer takes one forward below the layer and N above it (default: 1).",
+            rich_help_panel=PANEL,
+        ),
+    ] = 1,
     with_control: Annotated[
         bool,
         typer.Option(
             "--with-control",
-            help="Also train the control: the same memory without a past, from the same seed and batches, in the "
+            help="Also train the control: the same memory without a past, from the same seeds and batches, in the "
             "folder control of the output. evaluate finds it there.",
             rich_help_panel=PANEL,
         ),
@@ -167,7 +181,7 @@ def train(
         bool,
         json_option(
             "output, and those of training.json: config, memory, labels, train, host_dev, epochs, best_epoch, left_out "
-            "and others; control, the same of --with-control"
+            "and others; with several --members, members with a report each; control, the same of --with-control"
         ),
     ] = False,
 ) -> None:
@@ -177,17 +191,13 @@ def train(
     with --resume: the result is the same as without the interruption.
     """
     load_libraries()
-    import torch
-
-    from mal_adapter import attach_memory
     from mal_adapter.errors import MalAdapterError, SharedSpeakersWarning, UninformativeDataWarning, raise_problems
     from mal_adapter.ser.evaluation.control import CONTROL_NAME
-    from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
     from mal_adapter.ser.suitability import label_problems, sound_problems
 
     with explain_missing("training", extra="train"):
-        from mal_adapter.ser.training.arguments import output_problem
-        from mal_adapter.ser.training.train import ACTIVATIONS_NAME, train_memory
+        from mal_adapter.ser.training.members import members_problems, train_members
+        from mal_adapter.ser.training.train import ACTIVATIONS_NAME
 
     given: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "lora_rank": lora_rank, "seed": seed}
     given["cache_activations"] = None if activations is None else True
@@ -206,7 +216,8 @@ def train(
             problems += label_problems(given_dialogues, label_set, what)
             problems += sound_problems(given_dialogues, label_set, what)
     folders = [output, output / CONTROL_NAME] if with_control else [output]
-    problems += [problem for folder in folders if (problem := output_problem(folder, resume)) is not None]
+    of_folders = [problem for folder in folders for problem in members_problems(folder, members, settings, resume)]
+    problems += {str(problem): problem for problem in of_folders}.values()
     raise_problems(problems)
     if state.is_main_process:
         note_omissions([*dialogues, *dev_dialogues], label_set)
@@ -216,18 +227,23 @@ def train(
         activations = output / ACTIVATIONS_NAME  # for both
     reports = []
     for folder in folders:
-        torch.manual_seed(settings.seed)
-        with attach_memory(host, layer, config=memory_config) as memory, warnings.catch_warnings():
+        with warnings.catch_warnings():
             if folder != output:
                 for kind in (SharedSpeakersWarning, UninformativeDataWarning):  # the same dialogues again
                     warnings.simplefilter("ignore", kind)
             try:
-                report = train_memory(
-                    EmotionRecognizer(host, processor, memory, label_set, question),
+                report = train_members(
+                    host,
+                    processor,
+                    layer,
                     dialogues,
                     dev_dialogues,
+                    members=members,
                     output=folder,
+                    memory=memory_config,
                     config=settings,
+                    labels=label_set,
+                    prompt=question,
                     resume=resume,
                     activations=activations,
                     log_with=log_with,
@@ -307,6 +323,11 @@ def _print(report: dict[str, Any], output: Path) -> None:
     def described(metrics: dict[str, float]) -> str:
         return f"dev loss {metrics['loss']:.3f}, dev weighted F1 {metrics['weighted_f1']:.3f}"
 
+    if several := report.get("members"):
+        for number, one in enumerate(several):
+            _print(one, output / "members" / str(number))
+        print_line(f"saved in {output}: {len(several)} members")
+        return
     if report["host_dev"]:
         print_line(f"bare host: {described(report['host_dev'])}")
     for entry in report["epochs"]:

@@ -22,7 +22,6 @@ from mal_adapter.hooks.plan import (
 from mal_adapter.hooks.session import Session
 from mal_adapter.hosts.audio_mask import find_audio_mask, find_features, is_cached
 from mal_adapter.hosts.spec import HostSpec
-from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.memory.spans import Spans
 
 __all__ = ["Inside"]
@@ -31,13 +30,13 @@ __all__ = ["Inside"]
 class Inside:
     """What the hooks of one memory do for forwards inside its sessions.
 
+    A session's adapter moves to the device of the hooked layer.
+
     Args:
-        adapter: Moves to the device of the hooked layer.
         host: The host's description.
     """
 
-    def __init__(self, adapter: MemoryAdapter, host: HostSpec) -> None:
-        self.adapter = adapter
+    def __init__(self, host: HostSpec) -> None:
         self.host = host
 
     def see_call(self, session: Session, forward: Forward, module: nn.Module, call: Mapping[str, Any]) -> None:
@@ -102,8 +101,8 @@ class Inside:
                 "sequence. Let the processor expand each clip to its placeholder tokens, or pass "
                 "session(audio_mask=...)"
             )
-        if self.adapter.norm.weight.device != hidden.device:
-            self.adapter.to(hidden.device)
+        if session.reader.norm.weight.device != hidden.device:
+            session.reader.to(hidden.device)
         plan = plan.to(hidden.device)
         session.claim(forward)
         return plan.scatter(hidden, self._with_memory(session, forward, plan, plan.gather(hidden)))
@@ -111,23 +110,23 @@ class Inside:
     def _with_memory(
         self, session: Session, forward: Forward, plan: Plan, tokens: Float[Tensor, "tokens hidden_size"]
     ) -> Float[Tensor, "tokens hidden_size"]:
-        new, prompts = plan.spans, len(session.ids)
+        adapter, new, prompts = session.reader, plan.spans, len(session.ids)
         copies = check_copies(tokens, new, prompts) if plan.copies is None else plan.copies
         tokens, spans = forward.whole_utterance(tokens, new)
         if self._streaming:
-            forward.may_continue(tokens if self.adapter.training else tokens.detach(), spans)
+            forward.may_continue(tokens if adapter.training else tokens.detach(), spans)
         state = forward.state.to(tokens.device)
         read_from = state
         if copies > 1:
             read_from = state.rows(torch.arange(len(spans), device=tokens.device) // copies)
-        understood = tokens + self.adapter.read_tokens(read_from, tokens, spans, causal=self._streaming)
+        understood = tokens + adapter.read_tokens(read_from, tokens, spans, causal=self._streaming)
         if session.write and not forward.repeated:
             # What is written is the utterance as the memory made it understood, so that the next one builds on it.
             written, rows = understood, spans
             if copies > 1:
                 written = torch.cat(torch.split(understood, list(spans.lengths))[::copies])
                 rows = Spans(spans.lengths[::copies], tokens.device)
-            forward.prepare_write(self.adapter.write_tokens(state, written, rows, causal=self._streaming))
+            forward.prepare_write(adapter.write_tokens(state, written, rows, causal=self._streaming))
         if spans is new:
             return understood
         ends = zip(torch.split(understood, list(spans.lengths)), new.lengths, strict=True)
@@ -150,7 +149,7 @@ class Inside:
     def _plan(
         self, session: Session, forward: Forward, mask: Bool[Tensor, "batch seq_len"], embeds: Tensor | None
     ) -> Plan | None:
-        weight = self.adapter.norm.weight
+        weight = session.reader.norm.weight
         plan = plan_audio(mask, weight.device)
         if plan is None:
             return None

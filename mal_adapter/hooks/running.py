@@ -16,7 +16,6 @@ from mal_adapter.hooks.session import Session
 from mal_adapter.hooks.torch_internals import inside_checkpoint, runs_backward
 from mal_adapter.hosts.audio_mask import bind_call, find_features
 from mal_adapter.hosts.spec import HostSpec
-from mal_adapter.memory.adapter import MemoryAdapter
 
 __all__ = ["RunningHooks", "untraced"]
 
@@ -38,7 +37,6 @@ class RunningHooks:
     """The sessions of one memory, and what its hooks do in them.
 
     Args:
-        adapter: The memory's.
         host: The host's description.
 
     Attributes:
@@ -48,18 +46,13 @@ class RunningHooks:
 
     prompt_module: nn.Module
 
-    def __init__(self, adapter: MemoryAdapter, host: HostSpec) -> None:
-        self.adapter = adapter
+    def __init__(self, host: HostSpec) -> None:
         self.host = host
         self.key = object()
-        self._inside = Inside(adapter, host)
+        self._inside = Inside(host)
         self._unrecorded = False
         self._open: set[Session] = set()  # in any thread or task
         self._warned: set[type[Warning]] = set()
-
-    def use(self, adapter: MemoryAdapter) -> None:
-        """Read and write with this adapter from now on."""
-        self.adapter = self._inside.adapter = adapter
 
     @property
     def session(self) -> Session | None:
@@ -133,7 +126,7 @@ class RunningHooks:
         if forward.records_grad:
             # Autograd that is off inside is a reentrant checkpoint, or a host that never trains. Backward shows which.
             self._unrecorded = not torch.is_grad_enabled()
-            if inside_checkpoint() or (self._unrecorded and self.adapter.training):
+            if inside_checkpoint() or (self._unrecorded and session.adapter.training):
                 raise HostError(_CHECKPOINTED)
         changed = self._inside.read_and_write(session, forward, plan, hidden)
         if self.host.stream_idx is not None:
@@ -148,7 +141,7 @@ class RunningHooks:
             return
         session = block.session
         # always_call: this also runs after an exception, so that the failed call commits nothing
-        session.end(module, succeeded=succeeded, keep_graph=self.adapter.training)
+        session.end(module, succeeded=succeeded, keep_graph=session.adapter.training)
         self._warn_of_skipped(session)
 
     def abandon(self) -> None:

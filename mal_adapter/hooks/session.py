@@ -15,6 +15,8 @@ from torch import Tensor
 from mal_adapter.errors import CopyError, SessionError
 from mal_adapter.hooks.forward import Forward, LastPrompt
 from mal_adapter.hooks.skipped import SkippedWrites
+from mal_adapter.memory.adapter import MemoryAdapter
+from mal_adapter.memory.ensemble import AnyAdapter
 from mal_adapter.memory.state import MemoryState
 from mal_adapter.stores.base import encode_session_id
 from mal_adapter.stores.states import SessionStates
@@ -36,6 +38,7 @@ class Session:
             autograd graph through the block.
         write: Whether utterances are written, or only read.
         audio_mask: The user's mask, which wins over detection; may be set between forwards.
+        adapter: Whose state it is.
         skipped: What is known of writes that were skipped.
         used: Whether a forward has begun in the block.
         closed: Whether the block has been left.
@@ -48,11 +51,13 @@ class Session:
         states: SessionStates,
         write: bool,
         audio_mask: Bool[Tensor, "prompts seq_len"] | None,
+        adapter: AnyAdapter,
     ) -> None:
         self.ids = ids
         self.state = state
         self.write = write
         self.audio_mask = audio_mask
+        self.adapter = adapter
         self.skipped = SkippedWrites()
         self.used = False
         self.closed = False
@@ -70,6 +75,17 @@ class Session:
     def forward(self) -> Forward | None:
         """The forward that this thread is running."""
         return self._forwards.get(threading.get_ident())
+
+    @property
+    def reader(self) -> MemoryAdapter:
+        """The adapter that a forward reads and writes with.
+
+        Raises:
+            SessionError: There are several, and a forward has the answer of one.
+        """
+        if isinstance(self.adapter, MemoryAdapter):
+            return self.adapter
+        raise SessionError(_SEVERAL.format(len(self.adapter.members)))
 
     def mask_on_host(self, mask: Bool[Tensor, "prompts seq_len"]) -> Bool[Tensor, "prompts seq_len"]:
         """`audio_mask` on the CPU, copied from its device once."""
@@ -228,9 +244,23 @@ class Session:
             raise SessionError(_LEFT.format(list(self.ids)))
         if forward.prompt is not None:
             self._remember(forward, forward.prompt)
-        if forward.pending is None:
-            return
-        reached = forward.pending.map(_not_inference)
+        if forward.pending is not None:
+            self._reach(forward.pending, keep_graph)
+
+    def advance(self, state: MemoryState) -> None:
+        """Commit a state that forwards of other sessions have reached from this one's; see `AttachedMemory.by_member`.
+
+        Raises:
+            SessionError: The block has been left.
+            SessionConflictError, StoreError: As `end`.
+        """
+        with self._lock:
+            if self.closed:
+                raise SessionError(_LEFT.format(list(self.ids)))
+            self._reach(state, keep_graph=False)
+
+    def _reach(self, state: MemoryState, keep_graph: bool) -> None:
+        reached = state.map(_not_inference)
         detached = reached.detach()
         before, self.state = self.state, reached if keep_graph else detached
         self.skipped.note(before.skipped_writes, self.state.skipped_writes)
@@ -254,6 +284,12 @@ class Session:
             self.closed = True
             self._prompts = []
 
+
+_SEVERAL = (
+    "this adapter has {} members, and one forward of the host has the answer of one member. "
+    "EmotionRecognizer(model, processor, memory) averages their answers; to call the model yourself, attach one of "
+    "them: attach_memory(model, adapter=memory.adapter.members[0])"
+)
 
 _LEFT = (
     "the block of session {} was left while this forward ran, so its utterance is not written; wait for the forward "

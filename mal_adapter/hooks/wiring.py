@@ -21,7 +21,6 @@ from mal_adapter.hooks.running import RunningHooks, untraced
 from mal_adapter.hooks.torch_internals import drop_hooks_of, hook_owners, no_graph_of_its_own
 from mal_adapter.hosts.host import Host
 from mal_adapter.hosts.spec import HostSpec
-from mal_adapter.memory.adapter import MemoryAdapter
 
 __all__ = ["MemoryHooks", "drop_copied_hooks", "has_memory"]
 
@@ -30,18 +29,18 @@ class MemoryHooks(RunningHooks):
     """The hooks of one memory. They can be pickled and hold no tensors of a session: the hooks of a copied or unpickled
     host belong to no session."""
 
-    def __init__(self, adapter: MemoryAdapter, host: HostSpec) -> None:
-        super().__init__(adapter, host)
+    def __init__(self, host: HostSpec) -> None:
+        super().__init__(host)
         self.copied = False
         self._traced = TracedHooks(host)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._moving = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"adapter": self.adapter, "host": self.host}
+        return {"host": self.host}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["adapter"], state["host"])  # type: ignore[misc]
+        self.__init__(state["host"])  # type: ignore[misc]
         self.copied = True
 
     def register(self, host: Host, layer_idx: int) -> None:

@@ -5,6 +5,7 @@ __all__ = [
     "chunk",
     "commit",
     "config",
+    "ensemble",
     "fused",
     "gates",
     "gates32",

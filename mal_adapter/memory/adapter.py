@@ -106,6 +106,11 @@ class MemoryAdapter(Pretrained):
         self.readout_out.weight.zero_()
 
     @property
+    def members(self) -> "tuple[MemoryAdapter, ...]":
+        """Itself: one adapter is its only member, see `MemoryEnsemble`."""
+        return (self,)
+
+    @property
     def is_fresh(self) -> bool:
         """Whether its residual is zero for every state, as before any training."""
         return not bool(self.readout_out.weight.any())

@@ -1,4 +1,4 @@
-"""`Pretrained`: saving, pushing and loading of a `MemoryAdapter`."""
+"""`Pretrained`: saving, pushing and loading of a `MemoryAdapter` or of several."""
 
 import os
 from collections.abc import Mapping
@@ -8,15 +8,19 @@ import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor, nn
 
-from mal_adapter.memory.config import MemoryConfig
-from mal_adapter.serialization.adapter_folder import check_folder, write_folder
+from mal_adapter.errors import ConfigError
+from mal_adapter.memory.config import MemoryConfig, check_integer
+from mal_adapter.serialization.adapter_folder import AdapterConfig, check_folder, write_folder
 from mal_adapter.serialization.hub import HubOptions, push_adapter, read_adapter
 from mal_adapter.serialization.metadata import AdapterMetadata
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing's is new in Python 3.11
 
-__all__ = ["Pretrained"]
+__all__ = ["MEMBERS", "MOST_MEMBERS", "Pretrained", "member_count"]
+
+MEMBERS = "members"
+MOST_MEMBERS = 64
 
 
 class Pretrained(nn.Module):
@@ -46,7 +50,7 @@ class Pretrained(nn.Module):
             >>> loaded.fingerprint() == adapter.fingerprint()
             True
         """
-        write_folder(folder, self.config.to_dict(), self.metadata, self._saved_tensors(), self.shapes_of)
+        write_folder(folder, self.section, self.metadata, self._saved_tensors(), self.shapes_of)
 
     def check_folder(self, folder: str | os.PathLike[str], metadata: AdapterMetadata) -> None:
         """Raise the error that `save_pretrained` into `folder` would raise with `metadata`, and write nothing.
@@ -61,7 +65,7 @@ class Pretrained(nn.Module):
             >>> with TemporaryDirectory() as folder:
             ...     adapter.check_folder(folder, adapter.metadata)
         """
-        check_folder(folder, self.config.to_dict(), metadata, self.shapes_of)
+        check_folder(folder, self.section, metadata, self.shapes_of)
 
     def push_to_hub(
         self,
@@ -96,7 +100,7 @@ class Pretrained(nn.Module):
         """
         return push_adapter(
             repo_id,
-            self.config.to_dict(),
+            self.section,
             self.metadata,
             self._saved_tensors(),
             self.shapes_of,
@@ -106,6 +110,11 @@ class Pretrained(nn.Module):
             create_pr=create_pr,
             token=token,
         )
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """The "memory" section of its `config.json`."""
+        return self.config.to_dict()
 
     def _saved_tensors(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
@@ -135,13 +144,18 @@ class Pretrained(nn.Module):
 
         Raises:
             AdapterNotFoundError: There is no such folder, repository or revision, or access is denied.
-            AdapterFormatError: Files are missing or damaged, have a newer format, or do not fit the configuration.
+            AdapterFormatError: Files are missing or damaged, have a newer format, or do not fit the configuration; or
+                the adapter is of the other class, with several members or with one.
             HubError: The Hub can't be reached, and the files are not in the cache.
         """
         options = HubOptions(revision, subfolder, token, cache_dir, local_files_only, force_download)
-        config, tensors = read_adapter(folder_or_repo, cls.shapes_of, options)
+        return cls.from_files(*read_adapter(folder_or_repo, cls._shapes_of_own, options))
+
+    @classmethod
+    def from_files(cls, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> "Self":
+        """The adapter of files that `read_adapter` has read, in eval mode; it takes the tensors over."""
         with torch.device("meta"):
-            adapter = cls(MemoryConfig.from_dict(config.memory))
+            adapter = cls._from_section(config.memory)
         adapter.load_state_dict(tensors, assign=True)
         adapter.metadata = config.metadata
         for parameter in adapter.parameters():
@@ -149,8 +163,23 @@ class Pretrained(nn.Module):
         return adapter.eval()
 
     @classmethod
+    def _from_section(cls, memory: Mapping[str, Any]) -> "Self":
+        return cls(MemoryConfig.from_dict(memory))
+
+    @classmethod
+    def _shapes_of_own(cls, memory: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """As `shapes_of`; raises `ConfigError` for what another class loads."""
+        if (count := member_count(memory)) > 1:
+            raise ConfigError(
+                f"this adapter has {count} members. EmotionRecognizer.from_pretrained averages their answers; to load "
+                "it, call MemoryEnsemble.from_pretrained, whose members[0] is one MemoryAdapter"
+            )
+        return cls.shapes_of(memory)
+
+    @classmethod
     def shapes_of(cls, memory: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        """The names and shapes of the tensors that the "memory" section of a `config.json` requires.
+        """The names and shapes of the tensors that the "memory" section of a `config.json` requires, whether it is of
+        one adapter or of several members.
 
         Raises:
             ConfigError: A field of the section is unknown, missing or out of range.
@@ -160,7 +189,30 @@ class Pretrained(nn.Module):
             >>> MemoryAdapter.shapes_of({"hidden_size": 32, "depth": 1, "num_heads": 2})["initial.0"]
             (2, 128, 128)
         """
-        config = MemoryConfig.from_dict(memory)
+        count = member_count(memory)
+        config = MemoryConfig.from_dict({name: value for name, value in memory.items() if name != MEMBERS})
         # The meta device allocates nothing, so a configuration of terabytes costs nothing.
         with torch.device("meta"):
-            return {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
+            shapes = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
+        if count == 1:
+            return shapes
+        return {f"{MEMBERS}.{index}.{name}": shape for index in range(count) for name, shape in shapes.items()}
+
+
+def member_count(memory: Mapping[str, Any]) -> int:
+    """How many members the "memory" section of a `config.json` is for; 1 if it does not say.
+
+    Raises:
+        ConfigError: The number is not an integer from 2 to 64.
+
+    Example:
+        >>> member_count({"hidden_size": 32}), member_count({"hidden_size": 32, "members": 3})
+        (1, 3)
+    """
+    if MEMBERS not in memory:
+        return 1
+    count = memory[MEMBERS]
+    check_integer(MEMBERS, count, 2)
+    if count > MOST_MEMBERS:
+        raise ConfigError(f"{MEMBERS}={count} is more than {MOST_MEMBERS}")
+    return int(count)

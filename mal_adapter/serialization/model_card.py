@@ -22,7 +22,7 @@ def model_card(
     """The text of an adapter's `README.md`.
 
     Args:
-        memory: The memory's sizes: `memory_dim`, `num_heads` and `depth`.
+        memory: The memory's sizes: `memory_dim`, `num_heads` and `depth`; and `members`, if there are several.
         metadata: Host, task, training data and results.
         repo_id: The Hub repository that the snippet loads from; a folder if None.
         existing: The present text. The user's own text outside of the two marks is kept, and so are metadata under
@@ -104,7 +104,7 @@ def _body(memory: Mapping[str, Any], metadata: AdapterMetadata, repo_id: str | N
         "into fast weights at test time and reads them back at the later ones, so that the host knows how this speaker "
         f"usually sounds. It is attached to {place}, has a width of {memory['memory_dim']}, and "
         f"{memory['num_heads']} heads of depth {memory['depth']}. "
-        "The host's own weights are unchanged and not part of this repository.",
+        f"{_members(memory.get('members', 1))}The host's own weights are unchanged and not part of this repository.",
         "## Use",
         f"```python\n{_snippet(metadata, repo_id)}\n```",
     ]
@@ -126,6 +126,15 @@ def _body(memory: Mapping[str, Any], metadata: AdapterMetadata, repo_id: str | N
         "spontaneous speech is not known unless it is reported under Results.",
     ]
     return "\n\n".join(parts)
+
+
+def _members(count: int) -> str:
+    if count == 1:
+        return ""
+    return (
+        f"It has {count} members, trained from different seeds, and answers with the mean of their probabilities: one "
+        f"forward of the host, and {count} of the layers above the memory. "
+    )
 
 
 def _snippet(metadata: AdapterMetadata, repo_id: str | None) -> str:

@@ -5,9 +5,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from mal_adapter.errors import ConfigError, MissingDependencyError, raise_problems
+from mal_adapter.memory.adapter import MemoryAdapter
+from mal_adapter.memory.ensemble import AnyAdapter
 from mal_adapter.vllm.config import ADMISSION, MemoryOptions, admission_is_installed
 
-__all__ = ["TESTED", "check_engine", "check_version", "problems_of"]
+__all__ = ["TESTED", "check_engine", "check_version", "one_member", "problems_of"]
 
 TESTED = ((0, 32), (0, 33))
 """The first and the last version of vLLM whose private parts are known; 0.33 by reading its source only."""
@@ -29,6 +31,21 @@ def check_version() -> None:
             f"{name} {found} is not supported: the memory uses private parts of vLLM, which change; install "
             f"'vllm>={first},<{TESTED[1][0]}.{TESTED[1][1] + 1}' (tested: {first}; read: {last})"
         )
+
+
+def one_member(adapter: AnyAdapter) -> MemoryAdapter:
+    """The adapter itself.
+
+    Raises:
+        ConfigError: It has several members.
+    """
+    if isinstance(adapter, MemoryAdapter):
+        return adapter
+    raise ConfigError(
+        f"the adapter has {len(adapter.members)} members, and vLLM runs the layers above the memory once, but the "
+        "residual of each member would need a pass of its own; leave out --engine vllm, or serve one member: its "
+        "folder in members, or what MemoryEnsemble.from_pretrained(...).members[0].save_pretrained(...) writes"
+    )
 
 
 def check_engine(config: Any, options: MemoryOptions) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mal_adapter import MemoryAdapter, MemoryEnsemble
 from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
 from tests.commands import Done, mal_adapter
 
@@ -113,3 +114,14 @@ def test_an_unknown_vllm_is_refused(monkeypatch: pytest.MonkeyPatch):
     done = serve("--adapter", ADAPTER_FOLDER)
     assert done.exit_code == 2
     assert "0.31.0 is not supported" in done.stderr
+
+
+@pytest.mark.usefixtures("vllm")
+def test_several_members_are_refused_with_the_reason(tmp_path: Path):
+    members = [MemoryAdapter.from_pretrained(ADAPTER_FOLDER) for _ in range(2)]
+    MemoryEnsemble(members).save_pretrained(tmp_path / "adapter")
+    done = serve("--adapter", tmp_path / "adapter", "--model", HOST_FOLDER)
+    assert done.exit_code != 0
+    said = " ".join(done.stderr.replace("│", "").split())
+    assert "has 2 members" in said
+    assert "a pass of its own" in said

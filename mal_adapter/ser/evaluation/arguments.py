@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mal_adapter.errors import ConfigError, EvaluationError, MalAdapterError
-from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.memory.config import check_integer
+from mal_adapter.memory.ensemble import AnyAdapter
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.evaluation.arms import check_arms
 from mal_adapter.ser.evaluation.control import HOW_TO_TRAIN, control_problems
@@ -23,7 +23,7 @@ def argument_problems(
     recognizer: EmotionRecognizer,
     dialogues: list[Dialogue],
     arms: Sequence[str],
-    control: MemoryAdapter | None,
+    control: AnyAdapter | None,
     activations: str | os.PathLike[str] | None,
     settings: Mapping[str, object],
 ) -> list[MalAdapterError]:
@@ -97,7 +97,7 @@ def _activations_problems(
 
 
 def _control_problems(
-    recognizer: EmotionRecognizer, control: MemoryAdapter | None, arms: Sequence[str]
+    recognizer: EmotionRecognizer, control: AnyAdapter | None, arms: Sequence[str]
 ) -> list[MalAdapterError]:
     if control is None:
         return [ConfigError(f"the arm 'control' needs a control; {HOW_TO_TRAIN}")] if "control" in arms else []

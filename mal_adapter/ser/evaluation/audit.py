@@ -16,7 +16,7 @@ import soundfile
 from scipy.optimize import linear_sum_assignment
 
 from mal_adapter.errors import AudioError, AudioTooLongError, HostError
-from mal_adapter.memory.adapter import MemoryAdapter
+from mal_adapter.memory.ensemble import AnyAdapter
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.recognizer.audio import load_waveform
 from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
@@ -43,7 +43,7 @@ def audit(
     batch_size: int,
     history: int,
     seed: int,
-    control: MemoryAdapter | None = None,
+    control: AnyAdapter | None = None,
     on_answers: Callable[[int], object] = lambda count: None,
 ) -> tuple[Answers, dict[Key, float]]:
     """Recognise a group of dialogues once per arm.
@@ -186,7 +186,7 @@ def _side_by_side(
 
 def _without_past(
     recognizer: EmotionRecognizer,
-    control: MemoryAdapter,
+    control: AnyAdapter,
     utterances: list[Utterance],
     batch_size: int,
     on_answers: Callable[[int], object],

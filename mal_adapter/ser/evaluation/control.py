@@ -8,6 +8,7 @@ from typing import Any
 
 from mal_adapter.errors import ConfigError, MalAdapterError
 from mal_adapter.memory.adapter import MemoryAdapter
+from mal_adapter.memory.ensemble import AnyAdapter, MemoryEnsemble, load_adapter
 from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
 
 __all__ = ["CONTROL_NAME", "HOW_TO_TRAIN", "control_problems", "load_control"]
@@ -21,7 +22,7 @@ HOW_TO_TRAIN = (
 _SAME = ("memory_dim", "num_heads", "depth", "expansion", "readout_dim", "pool_utterance")
 
 
-def load_control(adapter: MemoryAdapter | str | os.PathLike[str]) -> MemoryAdapter:
+def load_control(adapter: AnyAdapter | str | os.PathLike[str]) -> AnyAdapter:
     """The control of this name, or the adapter itself.
 
     Args:
@@ -31,17 +32,17 @@ def load_control(adapter: MemoryAdapter | str | os.PathLike[str]) -> MemoryAdapt
         ConfigError: A LoRA was trained with it.
         AdapterNotFoundError, AdapterFormatError, HubError: As `MemoryAdapter.from_pretrained`.
     """
-    if isinstance(adapter, MemoryAdapter):
+    if isinstance(adapter, MemoryAdapter | MemoryEnsemble):
         return adapter
     if Path(adapter, "lora").is_dir():
         raise ConfigError(
             f"the control {os.fspath(adapter)} has a LoRA of its own, so it is not the same host as the memory's; "
             "evaluate it alone, as --adapter, and compare it with --against"
         )
-    return MemoryAdapter.from_pretrained(adapter)
+    return load_adapter(adapter)
 
 
-def control_problems(recognizer: EmotionRecognizer, control: MemoryAdapter) -> list[MalAdapterError]:
+def control_problems(recognizer: EmotionRecognizer, control: AnyAdapter) -> list[MalAdapterError]:
     """Why an adapter is not the control of the recogniser's memory."""
     if recognizer.memory is None or not recognizer.reads_memory:
         return [ConfigError("a control is for a memory, and this recogniser has none; leave out one of them")]
@@ -57,9 +58,10 @@ def control_problems(recognizer: EmotionRecognizer, control: MemoryAdapter) -> l
     return problems
 
 
-def _differences(memory: MemoryAdapter, control: MemoryAdapter, layer_idx: int) -> dict[str, tuple[Any, Any]]:
+def _differences(memory: AnyAdapter, control: AnyAdapter, layer_idx: int) -> dict[str, tuple[Any, Any]]:
     """Field -> (the control's, the memory's), where they differ."""
     fields: dict[str, tuple[Any, Any]] = {"hidden_size": (control.config.hidden_size, memory.config.hidden_size)}
+    fields["number of members"] = (len(control.members), len(memory.members))
     if memory.config.update == "titans":  # the memories of other updates have other parameters
         fields |= {name: (getattr(control.config, name), getattr(memory.config, name)) for name in _SAME}
     if control.metadata.layer_idx is not None:

@@ -19,7 +19,7 @@ from typing import Any
 from accelerate import PartialState
 
 from mal_adapter.errors import EvaluationError, raise_problems
-from mal_adapter.memory.adapter import MemoryAdapter
+from mal_adapter.memory.ensemble import AnyAdapter
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.evaluation.activations import SharedActivations
 from mal_adapter.ser.evaluation.arguments import argument_problems
@@ -73,7 +73,7 @@ def evaluate(
     dialogues: Sequence[Dialogue],
     *,
     output: str | os.PathLike[str],
-    control: MemoryAdapter | str | os.PathLike[str] | None = None,
+    control: AnyAdapter | str | os.PathLike[str] | None = None,
     arms: Sequence[str] | None = None,
     history: int = 3,
     batch_size: int = 8,
@@ -212,7 +212,7 @@ def _identity(
         "host": in_unicode(getattr(config, "_name_or_path", "") or config.model_type),
         "model_type": config.model_type,
         "dtype": str(recognizer.model.dtype).removeprefix("torch."),
-        "memory": None if memory is None else memory.adapter.config.to_dict(),
+        "memory": None if memory is None else memory.adapter.section,
         "layer_idx": None if memory is None else memory.layer_idx,
         "fingerprint": None if memory is None else memory.adapter.fingerprint(),
         "labels": list(recognizer.labels),
@@ -256,7 +256,7 @@ def _answer_lines(
     batch_size: int,
     history: int,
     seed: int,
-    control: MemoryAdapter | None,
+    control: AnyAdapter | None,
     on_answers: Callable[[int], object],
 ) -> str:
     """Run the arms on these dialogues; returns their lines of `answers.jsonl`."""

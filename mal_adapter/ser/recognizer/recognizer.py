@@ -16,10 +16,12 @@ from torch import Tensor
 from mal_adapter.errors import ConfigError, CopyError, HostError, SessionError, StoreError, raise_problems
 from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.memory.config import check_integer
+from mal_adapter.memory.ensemble import AnyAdapter, MemoryEnsemble, load_adapter
 from mal_adapter.memory.state import MemoryState
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.recognizer.inputs import HostInputs, Prepared, argument_names
+from mal_adapter.ser.recognizer.members import MeanOfMembers
 from mal_adapter.ser.recognizer.pretrained import find_host, load_named_host, with_lora
 from mal_adapter.ser.recognizer.prompt import AudioPrompt, choose_task
 from mal_adapter.ser.recognizer.results import Continuation, Failure, Prediction
@@ -39,6 +41,9 @@ class EmotionRecognizer:
     The host runs once per utterance, within the memory's session of the dialogue. The utterance reads what earlier
     utterances wrote, and is then written. Labels of several tokens are scored on the cache of that forward. A host
     without a cache runs the prompt again for each label; these runs read what the first run read, and write nothing.
+
+    An adapter with several members answers with the mean of their probabilities: one forward of the whole host, and for
+    each further member one of the layers above the memory, in one thread at a time. Each member has its own memory.
 
     What is mutated: `model` and `memory` are put in eval mode; the memory's states grow with each utterance.
 
@@ -102,12 +107,13 @@ class EmotionRecognizer:
         self._scorer = LabelScorer(tokenizer, self.labels, self._audio.text, _end_ids(model, tokenizer))
         self._scorer.check_host(model)
         self._inputs = HostInputs(model, processor, self._audio, self._scorer.healed_tokens)
+        self._mean: MeanOfMembers | None = None
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in argument_names(model) else {}
 
     @classmethod
     def from_pretrained(
         cls,
-        adapter: MemoryAdapter | str | os.PathLike[str],
+        adapter: AnyAdapter | str | os.PathLike[str],
         model: str | os.PathLike[str] | tuple[Any, Any] | None = None,
         *,
         device: str | torch.device | None = None,
@@ -123,7 +129,7 @@ class EmotionRecognizer:
         LoRA and the model has none.
 
         Args:
-            adapter: A folder, a Hub id, or a loaded `MemoryAdapter`. A LoRA is looked for in the subfolder `lora` of a
+            adapter: A folder, a Hub id, or a loaded adapter. A LoRA is looked for in the subfolder `lora` of a
                 folder only: for a Hub id, load it with peft and pass the pair as `model`.
             model: The host: a folder, a Hub id, or a loaded (model, processor). Unless given, the host that the adapter
                 names; a relative path is looked up in the working directory, then beside the adapter's folder.
@@ -166,18 +172,19 @@ class EmotionRecognizer:
             raise ConfigError(
                 f"model is a {type(model).__name__}, expected a folder, a Hub id or a loaded (model, processor)"
             )
-        if isinstance(adapter, MemoryAdapter):
+        trained: AnyAdapter
+        if isinstance(adapter, MemoryAdapter | MemoryEnsemble):
             trained = adapter
         else:
             shared = {name: model_kwargs[name] for name in _ADAPTER_OPTIONS if name in model_kwargs}
-            trained = MemoryAdapter.from_pretrained(adapter, **shared)
+            trained = load_adapter(adapter, **shared)
         label_set, question = choose_task(trained.metadata, labels, prompt)
         if isinstance(model, tuple):
             host, processor = model
         else:
             options = {"device": device, "dtype": "auto" if dtype is None else dtype, **model_kwargs}
             host, processor = _load_host_of(trained, adapter, model, options)
-        if not isinstance(adapter, MemoryAdapter):
+        if not isinstance(adapter, MemoryAdapter | MemoryEnsemble):
             host = with_lora(host, adapter)
         memory = attach_memory(host, adapter=trained, store=store)
         try:
@@ -404,8 +411,19 @@ class EmotionRecognizer:
             inputs: From `prepare`, one row per dialogue of the session.
 
         Returns:
-            (batch, labels) float32, not normalised over the labels; differentiable where autograd records.
+            (batch, labels) float32, not normalised over the labels; differentiable where autograd records. If the
+            session's adapter has several members, those of the mean of their probabilities, which are normalised.
         """
+        memory = self.memory
+        if memory is None or not memory.has_members:
+            return self._forward(inputs)
+        if self._mean is None:
+            needs_cache = self.labels_need_cache
+            self._mean = MeanOfMembers(memory, self._forward, self.model.dtype, needs_cache=needs_cache)
+        return self._mean(inputs)
+
+    def _forward(self, inputs: dict[str, Any]) -> Float[Tensor, "batch labels"]:
+        """Log-probability of each label in one forward."""
         return self._label_log_probs(inputs, self._run(inputs))
 
     @torch.no_grad()  # not inference_mode: the states written here may be trained through later
@@ -470,10 +488,10 @@ def _check_pair(pair: tuple[Any, ...], options: list[str]) -> None:
 
 
 def _load_host_of(
-    adapter: MemoryAdapter, source: object, model: str | os.PathLike[str] | None, options: dict[str, Any]
+    adapter: AnyAdapter, source: object, model: str | os.PathLike[str] | None, options: dict[str, Any]
 ) -> tuple[Any, Any]:
     """(model, processor) by the given name, else by the one in the adapter."""
-    place = "this adapter" if isinstance(source, MemoryAdapter) else f"the adapter {source}"
+    place = "this adapter" if isinstance(source, MemoryAdapter | MemoryEnsemble) else f"the adapter {source}"
     advice = "pass model=, a folder, a Hub id or a loaded (model, processor)"
     name = find_host(adapter.metadata, source) if model is None else model
     if not name:

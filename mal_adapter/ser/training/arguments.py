@@ -35,13 +35,18 @@ def trainable_memory(recognizer: EmotionRecognizer) -> AttachedMemory:
     """Return the recogniser's memory.
 
     Raises:
-        ConfigError: The recogniser has no memory, or doesn't read it.
+        ConfigError: The recogniser has no memory or doesn't read it, or the adapter has several members.
         SessionError: The memory is detached, or the caller's block has a session open.
     """
     if recognizer.memory is None:
         raise ConfigError("this recogniser has no memory to train; make one with attach_memory(model, layer_idx=...)")
     if not recognizer.reads_memory:
         raise ConfigError("this recogniser was made by without_memory(); train the recogniser that it was made from")
+    if (members := len(recognizer.memory.adapter.members)) > 1:
+        raise ConfigError(
+            f"this adapter has {members} members, which are trained one at a time: mal-adapter train --members "
+            f"{members}, or train_members"
+        )
     with recognizer.memory.session(write=False):  # raises if no session can be opened
         pass
     return recognizer.memory

@@ -19,13 +19,14 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from mal_adapter.errors import AudioError, HostError
 from mal_adapter.memory.transfer import to_device
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.paths import existing_sound
 from mal_adapter.ser.recognizer.inputs import Prepared
+from mal_adapter.ser.recognizer.lower_layers import LowerLayers, SkippingError, check_scores
 from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
 from mal_adapter.ser.recognizer.results import Failure
 from mal_adapter.ser.training.device_rows import DeviceRows, free_bytes
@@ -38,9 +39,6 @@ __all__ = ["ADVICE", "CachedHost"]
 
 ADVICE = "; leave cache_activations off"
 _REFUSED = "this host can't be run from cached activations ({})" + ADVICE
-# Largest difference of log-probabilities with and without the cache; float32 hosts differ by about 1e-6.
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-_TOLERANCE_HALF = 0.1
 
 
 class CachedHost:
@@ -61,14 +59,10 @@ class CachedHost:
     """
 
     def __init__(self, recognizer: EmotionRecognizer, memory: AttachedMemory, folder: Path) -> None:
-        if memory.host.audio_positions == "every" or memory.host.stream_idx is not None:
-            raise HostError(_REFUSED.format("it has audio at every position, or several streams"))
         self.labels = recognizer.labels
         self._recognizer, self._memory, self._folder = recognizer, memory, folder
-        self._layers: list[nn.Module] = list(memory.decoder_layers)[: memory.layer_idx + 1]
-        if any("forward" in vars(layer) for layer in self._layers):
-            raise HostError(_REFUSED.format("its layers are offloaded or wrapped"))
-        self._extras: dict[nn.Module, int | None] = {}  # number of Nones after the hidden states; None if no tuple
+        with _refusing():
+            self._lower = LowerLayers(memory)
         self._rows: DeviceRows | None = None
         self._audio_masks: dict[tuple[object, ...], Tensor] = {}
         self._failures: dict[tuple[object, ...], AudioError] = {}
@@ -84,14 +78,14 @@ class CachedHost:
             HostError: The host can't run from cached activations.
         """
         missing = [utterance for utterance in utterances if not self._is_kept(utterance)]
-        if not missing and self._extras:
+        if not missing and self._lower.seen:
             return []
         prepared = self._recognizer.prepare(missing or utterances[:1])
         self._failures |= {_key(failure.utterance): failure.error for failure in prepared.failures.values()}
         rows = [(missing or utterances)[index] for index in prepared.audio_s]
         if not rows:
             return list(prepared.failures.values())
-        inputs, first = prepared.inputs, not self._extras
+        inputs, first = prepared.inputs, not self._lower.seen
         hidden, mask = self._run(inputs)
         for row, utterance in enumerate(rows if missing else []):
             own = inputs["attention_mask"][row].bool()  # without the padding of this batch
@@ -104,31 +98,16 @@ class CachedHost:
 
     def _run(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the hooked layer's output, (batch, seq_len, hidden_size), and where audio is, (batch, seq_len)."""
-        found: dict[str, Tensor | None] = {}
-        handles = []
-        ids = [f"caching/{row}" for row in range(len(inputs["input_ids"]))]
-        with torch.no_grad(), self._memory.session(ids, write=False) as session:
-
-            def capture(layer: nn.Module, _: Any, output: Any) -> None:
-                states, *rest = output if isinstance(output, tuple) else (output,)
-                if any(value is not None for value in rest):
-                    raise HostError(_REFUSED.format("a layer returns more than hidden states"))
-                self._extras[layer] = len(rest) if isinstance(output, tuple) else None
-                if layer is self._layers[-1] and session.forward is not None:
-                    found["hidden"], found["mask"] = states, session.forward.mask
-
-            # Before the memory's hook, which adds to the output; within a session, which finds the audio positions.
-            for layer in self._layers:
-                handles.append(layer.register_forward_hook(capture, prepend=True))
-            try:
-                self._recognizer.log_probs(inputs)
-            finally:
-                for handle in handles:
-                    handle.remove()
-        hidden, mask = found.get("hidden"), found.get("mask")
-        if hidden is None or mask is None or hidden.shape[:2] != inputs["input_ids"].shape:
-            raise HostError(_REFUSED.format("its layers see other positions than its input ids"))
-        return hidden, mask
+        rows, memory = [None] * len(inputs["input_ids"]), self._memory
+        with (
+            torch.no_grad(),
+            memory.using(memory.adapter.members[0]),  # up to its layer, the host is the same for all members
+            memory.session_from(rows, write=False) as session,
+            self._lower.capturing(session) as captured,
+        ):
+            self._recognizer.log_probs(inputs)
+        with _refusing():
+            return captured.of(inputs)
 
     def has(self, utterance: Utterance) -> bool:
         """Whether `prepare` knows this utterance: it is kept, or `keep` could not use it."""
@@ -145,7 +124,7 @@ class CachedHost:
         utterances = [utterances[index] for index in rows]
         if not utterances:
             return Prepared({}, {}, failures)
-        if not self._extras:  # this process had no usable utterance in its own share
+        if not self._lower.seen:  # this process had no usable utterance in its own share
             self.keep(utterances[:1])
         if self._rows is None:  # only now: until the first batch, the host is still being moved and run
             device = self._recognizer.model.device
@@ -181,21 +160,8 @@ class CachedHost:
 
     def log_probs(self, inputs: dict[str, Any]) -> Float[Tensor, "batch labels"]:
         """As `EmotionRecognizer.log_probs`. The inputs have no audio, so the session needs the `audio_mask`."""
-        with self._skipping(inputs["hidden"]):
+        with self._lower.skipping(inputs["hidden"]):
             return self._recognizer.log_probs({name: value for name, value in inputs.items() if name != "hidden"})
-
-    @contextmanager
-    def _skipping(self, hidden: Float[Tensor, "batch seq_len hidden_size"]) -> Iterator[None]:
-        """Within this block the layers up to the hooked one return `hidden`. All hooks run, those of the memory too."""
-        try:
-            for layer in self._layers:
-                extras = self._extras[layer]
-                output = hidden if extras is None else (hidden, *[None] * extras)
-                layer.forward = lambda *args, output=output, **kwargs: output
-            yield
-        finally:
-            for layer in self._layers:
-                vars(layer).pop("forward", None)
 
     @torch.no_grad()
     def _compare(self, utterance: Utterance) -> None:
@@ -206,9 +172,8 @@ class CachedHost:
                 found = self.log_probs(self.prepare([utterance]).inputs)
             except Exception as error:  # from the host's own code, which needs what is missing here
                 raise HostError(_REFUSED.format(f"{type(error).__name__}: {error}")) from error
-        tolerance = _TOLERANCE.get(self._recognizer.model.dtype, _TOLERANCE_HALF)
-        if (distance := float((found - expected).abs().max())) > tolerance:
-            raise HostError(_REFUSED.format(f"its scores differ by {distance:.2g}"))
+        with _refusing():
+            check_scores(found, expected, self._recognizer.model.dtype)
 
     def _is_kept(self, utterance: Utterance) -> bool:
         try:
@@ -224,6 +189,15 @@ class CachedHost:
             str(self._recognizer.model.dtype),
         ]  # fmt: skip
         return self._folder / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()}.safetensors"
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Say what was tried, and what to do instead."""
+    try:
+        yield
+    except SkippingError as error:
+        raise HostError(_REFUSED.format(error)) from error
 
 
 def _key(utterance: Utterance) -> tuple[object, ...]:

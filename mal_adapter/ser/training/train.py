@@ -32,7 +32,7 @@ from mal_adapter.ser.training.utterance_length import usual_tokens
 from mal_adapter.ser.training.validation import dev_scores
 from mal_adapter.serialization.atomic import remove_leftovers, write_atomically
 
-__all__ = ["ACTIVATIONS_NAME", "train_memory"]
+__all__ = ["ACTIVATIONS_NAME", "REPORT_NAME", "train_memory"]
 
 REPORT_NAME, LORA_NAME, ACTIVATIONS_NAME = "training.json", "lora", "activations"
 
@@ -185,7 +185,7 @@ class _Run:
 
     def _start_gates(self) -> None:
         """Start the gates of a fresh memory for utterances as long as these, unless their length is given."""
-        adapter = self.memory.adapter
+        adapter = self.memory.adapter.members[0]
         has_gates = adapter.config.update in ("titans", "none")
         if not has_gates or adapter.config.utterance_tokens is not None or not adapter.is_fresh:
             return
