@@ -178,8 +178,8 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         name: Variant(changes, tokens=count)
         for count in (1, 4, 50)
         for name, changes in (
-            (f"{count} tokens", {}),
-            (f"{count} tokens, gates as for 18", {"utterance_tokens": 18}),
+            (f"tokens: {count}", {}),
+            (f"tokens: {count}, gates as for 18", {"utterance_tokens": 18}),
         )
     },
     "final": {
