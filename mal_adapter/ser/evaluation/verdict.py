@@ -25,7 +25,7 @@ class Finding(Enum):
     READOUT_GAIN = "There is a gain over the host alone, but none over the control without a past is shown."
     UNTESTED_GAIN = "There is a gain, but it was not tested against a wrong past."
     UNSPECIFIC_GAIN = "There is a gain, but it is not shown to be specific to the dialogue's own history."
-    UNCONTROLLED_GAIN = "There is a gain, but without a control it can't be told from the read-out's."
+    UNCONTROLLED_GAIN = "There is a gain, but without a control it can't be separated from the read-out's."
     SPECIFIC_GAIN = "The gain is specific to the dialogue's own history."
 
 

@@ -30,7 +30,7 @@ class SimulationConfig:
         turns: Turns per dialogue.
         turn_taking: "alternating": the speakers take turns in a fixed order. "random": see `change`.
         change: Probability that the next turn is another speaker's, if the turn-taking is random.
-        neutral_start: Whether each speaker's first turn is neutral, so that the voice is heard first.
+        neutral_start: Whether each speaker's first turn is neutral, so that the voice comes first without emotion.
         speaker_persistence: Probability that a turn has the emotion of the same speaker's previous turn. None: not more
             often than by chance.
         dialogue_persistence: Probability that a turn has the emotion of the dialogue's previous turn; likewise.
