@@ -86,8 +86,8 @@ def simulate(
         Preset,
         typer.Option(
             metavar="PRESET",
-            help="voices (each speaker starts neutral, emotions are drawn at random) or mood (emotions persist about as "
-            "in real conversations).",
+            help="voices (each speaker starts neutral, emotions are drawn at random) or mood (emotions persist "
+            "about as in real conversations).",
             rich_help_panel=DIALOGUES,
         ),
     ] = Preset.voices,
