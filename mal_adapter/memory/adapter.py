@@ -101,7 +101,7 @@ class MemoryAdapter(Pretrained):
         self.in_proj.bias.zero_()
         self.in_proj.bias[:width] = direction.flatten()
         self.in_proj.bias[keys : keys + width] = direction.flatten()
-        self.in_proj.bias[keys + 2 * width :] = torch.tensor(gate_biases(self.config)).repeat_interleave(heads)
+        self._set_gate_biases()
         self.initial[-1].zero_()  # an empty memory answers zero
         self.readout_out.weight.zero_()
 
@@ -128,9 +128,11 @@ class MemoryAdapter(Pretrained):
             ConfigError: It is not a positive integer.
         """
         self.config = dataclasses.replace(self.config, utterance_tokens=utterance_tokens)
-        self.in_proj.bias[-3 * self.config.num_heads :] = torch.tensor(gate_biases(self.config)).repeat_interleave(
-            self.config.num_heads
-        )
+        self._set_gate_biases()
+
+    def _set_gate_biases(self) -> None:
+        heads = self.config.num_heads
+        self.in_proj.bias[-3 * heads :] = torch.tensor(gate_biases(self.config)).repeat_interleave(heads)
 
     @property
     def rule(self) -> Rule:
