@@ -23,7 +23,8 @@
     ├── StateFormatError (ValueError)
     ├── StateMismatchError (ValueError)
     ├── StoreError (OSError)
-    └── TrainingError (RuntimeError)
+    ├── TrainingError (RuntimeError)
+    └── TurnError (ValueError)
 
     MalAdapterWarning (UserWarning)
     ├── AudioOutsideSessionWarning
@@ -73,6 +74,7 @@ __all__ = [
     "StateMismatchError",
     "StoreError",
     "TrainingError",
+    "TurnError",
     "UninformativeDataWarning",
     "UnsavedSessionWarning",
     "raise_problems",
@@ -176,6 +178,10 @@ class MissingDependencyError(MalAdapterError, ImportError):
 
 class TrainingError(MalAdapterError, RuntimeError):
     """Training can't continue: a loss or gradient is not finite, or a checkpoint does not belong to this run."""
+
+
+class TurnError(MalAdapterError, ValueError):
+    """A turn of a recording is no part of one, or a file of turns can't be read."""
 
 
 class EvaluationError(MalAdapterError, RuntimeError):

@@ -42,6 +42,7 @@ class Utterance:
         end_s: End of the utterance in the file, in seconds; None is the end of the file.
         text: The words, if known.
         emotion: The true label, if known.
+        channel: The channel of the file, from 0; None is the mean of all channels.
 
     Raises:
         ManifestError: A field has the wrong type or value. The message says what was given and what was expected.
@@ -62,6 +63,7 @@ class Utterance:
     end_s: float | None = None
     text: str | None = None
     emotion: str | None = None
+    channel: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("dialogue_id", "utterance_id", "speaker"):
@@ -80,6 +82,8 @@ class Utterance:
         object.__setattr__(self, "speaker", cleaned(self.speaker) or composed(self.speaker))
         if self.emotion is not None:
             object.__setattr__(self, "emotion", cleaned(self.emotion))
+        if self.channel is not None and (type(self.channel) is not int or self.channel < 0):
+            raise ManifestError(f"'channel' must be an integer, counted from 0, or null, got {_shown(self.channel)}")
         if self.end_s is not None and self.end_s <= (self.start_s or 0.0):
             raise ManifestError(
                 f"'end_s' must be greater than 'start_s', got start_s={self.start_s} and end_s={self.end_s}"
