@@ -44,7 +44,7 @@ ser.training.config
 ser.evaluation.colors ser.evaluation.drawing ser.evaluation.metrics ser.evaluation.plots
 ser.paths ser.dialogue ser.provenance
 ser.recognizer.results
-ser.turns.turn ser.turns
+ser.turns.turn ser.turns.overlaps ser.turns
 ser.training.summary
 ser.suitability
 ser.recognizer.sound ser.recognizer.sound.source ser.recognizer.sound.chunks ser.recognizer.sound.flac
