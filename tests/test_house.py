@@ -44,7 +44,9 @@ ser.training.config
 ser.evaluation.colors ser.evaluation.drawing ser.evaluation.metrics ser.evaluation.plots
 ser.paths ser.dialogue ser.provenance
 ser.recognizer.results
-ser.turns.turn ser.turns.overlaps ser.turns
+ser.turns.turn ser.turns.overlaps ser.turns.files.span ser.turns.files.text ser.turns.files.columns
+ser.turns.files.rttm ser.turns.files.textgrid ser.turns.files.elan ser.turns.files.subtitles ser.turns.files.audacity
+ser.turns.files.table ser.turns.files.transcripts ser.turns.files.reading ser.turns.files ser.turns
 ser.training.summary
 ser.suitability
 ser.recognizer.sound ser.recognizer.sound.source ser.recognizer.sound.chunks ser.recognizer.sound.flac
