@@ -29,7 +29,7 @@ _TEXTS: dict[str, tuple[tuple[str, ...], Callable[[str], bool], Callable[[str], 
     "json": ((".json", ".jsonl"), looks_like_json, read_transcript),
     "srt": ((".srt",), looks_like_srt, read_srt),
     "rttm": ((".rttm",), looks_like_rttm, read_rttm),
-    "audacity": ((".txt",), looks_like_labels, read_labels),
+    "audacity": ((".txt", ".aud"), looks_like_labels, read_labels),
     "csv": ((".csv", ".tsv"), looks_like_table, read_table),
 }
 FORMATS = ("rttm", "textgrid", "elan", "srt", "webvtt", "audacity", "csv", "json")

@@ -20,7 +20,7 @@ _OTHERS = {
     "SEGMENT", "NOSCORE", "NO_RT_METADATA", "LEXEME", "NON-LEX", "NON-SPEECH", "FILLER", "EDIT", "IP", "SU", "CB",
     "A/P", "SPKR-INFO", "NOISE",
 }  # fmt: skip
-_SPACES = re.compile(r"\s|%|[\x00-\x1f\x7f]")
+_SPACES = re.compile(r"\s|%|\"|[\x00-\x1f\x7f]")
 
 
 def looks_like_rttm(text: str) -> bool:

@@ -84,8 +84,8 @@ def decoded(data: bytes) -> str:
     return text
 
 
-#: "[SPEAKER_00]: text", as WhisperX writes it, or "AGENT: text".
-_IN_BRACKETS = re.compile(r"\[([^\[\]\n]{1,60})\]\s*:\s*(.*)", re.DOTALL)
+#: "[SPEAKER_00]: text" and "[[SPEAKER_00]]text", which WhisperX writes in subtitles and labels.
+_IN_BRACKETS = re.compile(r"(?:\[([^\[\]\n]{1,60})\]\s*:|\[\[([^\[\]\n]{1,60})\]\])\s*(.*)", re.DOTALL)
 _BEFORE_COLON = re.compile(r"([^\W_][^:\n.!?;,]{0,40}?)\s*:(?:\s+(.*)|$)", re.DOTALL)
 _DIARISED = re.compile(r"(?:speaker|spk|sprecher|person|interviewer|interviewee)[ _-]?\w{0,3}", re.IGNORECASE)
 _MAX_WORDS = 4
@@ -114,7 +114,7 @@ def split_names(lines: Sequence[str]) -> list[tuple[str, str]]:
 def _name_in(line: str) -> tuple[str, str, bool]:
     """(Name or "", text, whether it is a name for sure)."""
     if match := _IN_BRACKETS.fullmatch(line):
-        return match[1].strip(), match[2].strip(), True
+        return (match[1] or match[2]).strip(), match[3].strip(), True
     if (match := _BEFORE_COLON.fullmatch(line)) and len(match[1].split()) <= _MAX_WORDS:
         name = match[1].strip()
         return name, (match[2] or "").strip(), name.isupper() or _DIARISED.fullmatch(name) is not None

@@ -227,6 +227,13 @@ def test_columns_have_many_names(read, header: str, row: str):
     assert read("a.csv", f"{header}\n{row}\n") == [Turn(1.5, 2.5, "Ann")]
 
 
+def test_times_of_whispers_tsv_are_milliseconds(read):
+    table = 'start\tend\ttext\n0\t2250\tShe said "Hi\n2500\t7000\tand left.\n'
+    assert read("a.tsv", table) == [Turn(0.0, 2.25, text='She said "Hi'), Turn(2.5, 7.0, text="and left.")]
+    assert read("a.tsv", table.replace("7000", "7000.5").replace('"', ""))[1].end_s == 7000.5
+    assert read("a.tsv", table.replace("end", "stop").replace('"', ""))[1].end_s == 7000
+
+
 def test_tables_may_have_channels_emotions_and_recordings(read):
     table = "file,start,end,channel,emotion\none.wav,0,1,0,sad\ntwo.wav,0,1,1,glad\n"
     with pytest.raises(TurnError, match=r"several recordings; choose one by tiers=: 'one.wav'"):
@@ -249,6 +256,14 @@ def test_other_lists_are_chosen_as_tiers(read):
     assert not any(turn.overlaps for turn in exclusive)
     assert len(read("a.json", FILES["job.json"], tiers="exclusiveDiarization")) == 1
     assert len(read("a.json", FILES["whisperx.json"], tiers=["word_segments"])) == 1
+
+
+def test_offsets_of_whisper_cpp_are_milliseconds(read):
+    content = """{"systeminfo": "", "model": {"type": "base"}, "transcription": [{"timestamps": {"from": "00:00:00,500",
+    "to": "00:00:02,250"}, "offsets": {"from": 500, "to": 2250}, "text": " Hi."}]}"""
+    assert read("a.json", content) == [Turn(0.5, 2.25, text="Hi.")]
+    with pytest.raises(TurnError, match="transcription, item 1: the end is missing"):
+        read("a.json", content.replace('"to": 2250', '"until": 2250'))
 
 
 def test_speakers_may_be_numbers(read):
