@@ -30,7 +30,8 @@ def looks_like_rttm(text: str) -> bool:
 
 
 def rttm_name(name: str) -> str:
-    """A name for a field of RTTM, which can't hold spaces: these and % are written as in URLs.
+    """A name for a field of RTTM, which can't hold spaces: these and % are written as in URLs. So are quotation marks,
+    which pandas, and with it pyannote, would take for the start of a field with spaces.
 
     Example:
         >>> rttm_name("Ann  Lee"), rttm_name("50%"), rttm_name("Zoë")
