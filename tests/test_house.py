@@ -44,8 +44,11 @@ ser.training.config
 ser.evaluation.colors ser.evaluation.drawing ser.evaluation.metrics ser.evaluation.plots
 ser.paths ser.dialogue ser.provenance
 ser.recognizer.results
-ser.turns.turn
+ser.turns.turn ser.turns.overlaps
 ser.turns.voice ser.turns.speech ser.turns.crosstalk ser.turns.detector ser.turns.shaping
+ser.turns.files.span ser.turns.files.text ser.turns.files.columns
+ser.turns.files.rttm ser.turns.files.textgrid ser.turns.files.elan ser.turns.files.subtitles ser.turns.files.audacity
+ser.turns.files.table ser.turns.files.transcripts ser.turns.files.reading ser.turns.files
 ser.training.summary
 ser.suitability
 ser.recognizer.sound ser.recognizer.sound.source ser.recognizer.sound.chunks ser.recognizer.sound.flac
@@ -55,6 +58,9 @@ ser.recognizer.audio
 ser.turns.blocks ser.turns.detect ser.turns
 ser.recognizer.spectrum ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.pretrained
 ser.recognizer.lower_layers ser.recognizer.members
+ser.timeline.timeline ser.timeline.writers.parts ser.timeline.writers.jsonl ser.timeline.writers.table
+ser.timeline.writers.rttm ser.timeline.writers.webvtt ser.timeline.writers.srt ser.timeline.writers.textgrid
+ser.timeline.writers.elan ser.timeline.writers ser.timeline
 ser.recognizer.recognizer
 ser.recognizer
 ser.corpora.folder ser.corpora.corpus ser.corpora.manifests ser.corpora.emorynlp ser.corpora.iemocap
