@@ -51,9 +51,12 @@ ser.suitability
 ser.recognizer.sound ser.recognizer.sound.source ser.recognizer.sound.chunks ser.recognizer.sound.flac
 ser.recognizer.sound.levels ser.recognizer.sound.ogg ser.recognizer.sound.tags ser.recognizer.sound.mpeg
 ser.recognizer.sound.layout ser.recognizer.sound.reader
-ser.recognizer.audio ser.recognizer.spectrum ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.pretrained
+ser.recognizer.audio
+ser.recognizer.spectrum ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.pretrained
 ser.recognizer.lower_layers ser.recognizer.members
 ser.timeline.timeline ser.timeline
+ser.live.codecs ser.live.tracks ser.live.media_streams ser.live.history ser.live.turn_stream ser.live.arrivals
+ser.live.stream ser.live
 ser.recognizer.recognizer
 ser.recognizer
 ser.corpora.folder ser.corpora.corpus ser.corpora.manifests ser.corpora.emorynlp ser.corpora.iemocap

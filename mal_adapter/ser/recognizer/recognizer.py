@@ -28,9 +28,11 @@ from mal_adapter.ser.recognizer.prompt import AudioPrompt, choose_task
 from mal_adapter.ser.recognizer.results import Continuation, Failure, Prediction
 from mal_adapter.ser.recognizer.scoring import LabelScorer
 from mal_adapter.ser.suitability import id_problems
+from mal_adapter.ser.turns.turn import TurnSettings
 
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
+    from mal_adapter.ser.live.stream import EmotionStream
     from mal_adapter.stores.base import SessionStore
 
 __all__ = ["EmotionRecognizer"]
@@ -340,6 +342,48 @@ class EmotionRecognizer:
             raise nan
         return [result for result in results if not isinstance(result, HostError)]
 
+    def stream(
+        self,
+        sampling_rate: int,
+        *,
+        channels: int | Sequence[str] = 1,
+        session_id: str | None = None,
+        settings: TurnSettings | None = None,
+        compare: bool = False,
+    ) -> "EmotionStream":
+        """Begin a live stream of sound: blocks of PCM go in, and each turn comes out with its emotion as it ends.
+
+        What is mutated: each turn is written to `memory.states[session_id]`, in the order of the turns' ends.
+
+        Args:
+            sampling_rate: Of the blocks, in Hz; any.
+            channels: The number of channels, or the name of each channel's speaker. Channels are never mixed.
+            session_id: Of the memory; a new one unless given. An existing session is continued.
+            settings: How turns are found in the sound. Turns are split at 30 s unless `max_s` is given, or at what the
+                host takes if that is less.
+            compare: Ask the plain host as well; `entry.without_memory` is its answer.
+
+        Raises:
+            ConfigError: An argument is not what it should be.
+            MissingDependencyError: silero-vad is not installed.
+
+        Example:
+            >>> import numpy as np
+            >>> from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
+            >>> from mal_adapter.ser import EmotionRecognizer
+            >>> recognizer = EmotionRecognizer.from_pretrained(ADAPTER_FOLDER, HOST_FOLDER)
+            >>> stream = recognizer.stream(8_000, channels=["customer", "agent"])
+            >>> stream.feed(np.zeros((160, 2), dtype=np.int16))  # 20 ms
+            []
+            >>> stream.position_s, stream.speaking_since(1), stream.finish()
+            (0.02, None, [])
+        """
+        from mal_adapter.ser.live.stream import EmotionStream
+
+        return EmotionStream(
+            self, sampling_rate, channels=channels, session_id=session_id, settings=settings, compare=compare
+        )
+
     def answer_from(
         self,
         utterances: Sequence[Utterance],
@@ -406,9 +450,7 @@ class EmotionRecognizer:
             results[index] = Prediction(utterances[index], label, by_label, audio_s, elapsed_s)
         return [results[index] for index in range(len(utterances))]
 
-    def prepare(
-        self, utterances: Sequence[Utterance], waveforms: Sequence[Waveform | None] | None = None
-    ) -> Prepared:
+    def prepare(self, utterances: Sequence[Utterance], waveforms: Sequence[Waveform | None] | None = None) -> Prepared:
         """Open the sound files, and make the host's inputs of those with usable audio, on its device.
 
         Args:
