@@ -44,14 +44,15 @@ ser.training.config
 ser.evaluation.colors ser.evaluation.drawing ser.evaluation.metrics ser.evaluation.plots
 ser.paths ser.dialogue ser.provenance
 ser.recognizer.results
-ser.turns.turn ser.turns
-ser.turns.voice ser.turns.speech ser.turns.detector
+ser.turns.turn
+ser.turns.voice ser.turns.speech ser.turns.crosstalk ser.turns.detector ser.turns.shaping
 ser.training.summary
 ser.suitability
 ser.recognizer.sound ser.recognizer.sound.source ser.recognizer.sound.chunks ser.recognizer.sound.flac
 ser.recognizer.sound.levels ser.recognizer.sound.ogg ser.recognizer.sound.tags ser.recognizer.sound.mpeg
 ser.recognizer.sound.layout ser.recognizer.sound.reader
 ser.recognizer.audio
+ser.turns.blocks ser.turns.detect ser.turns
 ser.recognizer.spectrum ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.pretrained
 ser.recognizer.lower_layers ser.recognizer.members
 ser.timeline.timeline ser.timeline

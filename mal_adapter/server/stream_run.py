@@ -245,7 +245,7 @@ class StreamRun:
             raise timed_out(timeout_s) from None
 
     def _channel(self, number: int) -> int | None:
-        return number if len(self._speakers) > 1 else None
+        return None if self._speakers == ("?",) else number
 
     async def _send(self, message: dict[str, Any]) -> None:
         text = json.dumps(message)

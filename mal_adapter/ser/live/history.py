@@ -1,7 +1,7 @@
 """`History`: the last seconds of a stream, and parts of them at the host's rate."""
 
+import math
 from collections import deque
-from math import gcd
 
 import numpy as np
 import soxr
@@ -51,32 +51,35 @@ class History:
 
     def drop(self, before_s: float) -> None:
         """Forget what no part from this second on needs."""
-        unit = self._rate // gcd(self._rate, self._wanted)
+        unit = self._rate // math.gcd(self._rate, self._wanted)
         before = int(before_s * self._rate) - self._margin - unit
         while self._blocks and self._start + len(self._blocks[0]) <= before:
             gone = len(self._blocks.popleft())
             self._start += gone
             self._frames -= gone
 
-    def part(self, start_s: float, end_s: float, channel: int | None) -> Waveform:
-        """A part of one channel, or of the mean of all, resampled as within the whole stream.
+    def part(self, start_s: float, end_s: float, channel: int, known_s: float = math.inf) -> Waveform:
+        """A part of one channel, resampled as within the whole stream.
 
         Args:
             start_s: From the start of the stream; not dropped yet.
-            end_s: Not after the last block. The last samples differ slightly from those of the whole stream if less
-                than 32 ms after them is known.
-            channel: From 0; None is the mean.
+            end_s: Not after `known_s`. The last samples differ slightly from those of the whole stream if less than
+                32 ms after them is known.
+            channel: From 0.
+            known_s: What comes later is not used.
 
         Returns:
             (samples,) float32 at the wanted rate, the same samples that `load_waveform` takes from a file.
         """
         start, end = round(start_s * self._wanted), round(end_s * self._wanted)
-        unit = gcd(self._rate, self._wanted)
+        unit = math.gcd(self._rate, self._wanted)
         step_in, step_out = self._rate // unit, self._wanted // unit
         # Both rates have a sample at the same time once per step. The part has to start there.
         steps = max(0, start * step_in // step_out - self._margin) // step_in
-        samples = self._between(steps * step_in, -(-end * step_in // step_out) + self._margin)
-        mono = samples.mean(axis=1) if channel is None else np.ascontiguousarray(samples[:, channel])
+        stop = -(-end * step_in // step_out) + self._margin
+        if known_s < math.inf:
+            stop = min(stop, round(known_s * self._rate))
+        mono = np.ascontiguousarray(self._between(steps * step_in, stop)[:, channel])
         if self._rate != self._wanted:
             mono = soxr.resample(mono, self._rate, self._wanted)
         skipped = start - steps * step_out
