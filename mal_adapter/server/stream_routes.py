@@ -178,7 +178,7 @@ async def _refusing(socket: WebSocket, answer: Callable[[], Awaitable[None]]) ->
     try:
         await answer()
     except WebSocketDisconnect:
-        return
+        note(socket.scope, reason="disconnected")
     except (Refusal, MalAdapterError) as error:
         refusal = _invalid(str(error)) if isinstance(error, (ConfigError, StreamError)) else refusal_of(error)
         note(socket.scope, reason=refusal.kind)

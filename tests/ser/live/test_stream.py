@@ -227,7 +227,7 @@ def test_blocks_may_be_bytes_and_integers(recognizer: EmotionRecognizer):
 
 
 def test_the_delay_counts_from_the_end_of_the_voice(recognizer: EmotionRecognizer, monkeypatch: pytest.MonkeyPatch):
-    """With a clock that runs with the stream, it is the pause that shows the end, and a few windows more: crosstalk looks two ahead."""
+    """With a clock that runs with the stream, it is the pause that shows the end, and a few windows."""
     call, said = make_call(turns=4)
     now = 0.0
     monkeypatch.setattr("mal_adapter.ser.live.stream.time.perf_counter", lambda: now)
