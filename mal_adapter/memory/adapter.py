@@ -115,7 +115,8 @@ class MemoryAdapter(Pretrained):
     @property
     def is_fresh(self) -> bool:
         """Whether its residual is zero for every state, as before any training."""
-        return not bool(self.readout_out.weight.any())
+        outs = [self.readout_out] if self.answers is None else [self.readout_out, self.answers.out_proj]
+        return not any(bool(out.weight.any()) for out in outs)
 
     @torch.no_grad()
     def start_gates(self, utterance_tokens: int) -> None:
@@ -248,10 +249,10 @@ class MemoryAdapter(Pretrained):
         query, token = projected[:, :width], projected[:, width:]  # no columns unless the read-out sees the token
         query = self._by_head(query).to(self.state_dtype)
         answer = self.rule.read(self._initial_weights(), state, query, spans)
-        answers = None
+        residual = use.read_out(answer.flatten(1), token, valid).to(tokens.dtype)
         if self.answers is not None and state.answers is not None:
-            answers = spans.spread(self.answers(state.answers))
-        return use.read_out(answer.flatten(1), token, valid, answers).to(tokens.dtype)
+            residual = residual + self.answers(state.answers, tokens, spans, valid).to(tokens.dtype)
+        return residual
 
     def write_tokens(
         self,

@@ -66,13 +66,7 @@ class HalfProjections:
         mean = spans.pad(x).mean(1) if valid is None and spans.equal else _means(x, spans, valid)
         return spans.add_rows_(_linear(x, weight), _linear(mean, pool, bias))
 
-    def read_out(
-        self,
-        answer: Float[Tensor, "tokens memory_dim"],
-        token: Seen,
-        valid: Valid | None,
-        answers: Float[Tensor, "tokens readout_dim"] | None = None,
-    ) -> Tokens:
+    def read_out(self, answer: Float[Tensor, "tokens memory_dim"], token: Seen, valid: Valid | None) -> Tokens:
         """See `Projections`. Returns half precision."""
         with full_precision(token.device):
             evidence = torch.cat((answer, token), dim=-1)
@@ -80,8 +74,6 @@ class HalfProjections:
             gated = F.linear(evidence.to(self._readout_in.dtype), self._readout_in, self._readout_bias)
             value, gate = gated.chunk(2, dim=-1)
             inner = value * F.silu(gate)
-            if answers is not None:
-                inner = inner + answers.to(inner.dtype)
             if valid is not None:
                 inner = torch.where(valid[:, None], inner, 0)
             return F.linear(inner, self._readout_out)

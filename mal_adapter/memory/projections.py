@@ -15,7 +15,6 @@ Tokens = Float[Tensor, "tokens hidden_size"]
 Narrow = Float[Tensor, "tokens memory_dim"]
 Seen = Float[Tensor, "tokens _memory_dim_or_none"]
 """The read-out's view of the tokens. It has no columns if the read-out does not see them."""
-Inner = Float[Tensor, "tokens readout_dim"]
 Valid = Bool[Tensor, " tokens"]
 
 
@@ -47,14 +46,13 @@ class Projections(Protocol):
             rows: Those of `in_proj` and `pool_proj`.
         """
 
-    def read_out(self, answer: Narrow, token: Seen, valid: Valid | None, answers: Inner | None = None) -> Tokens:
+    def read_out(self, answer: Narrow, token: Seen, valid: Valid | None) -> Tokens:
         """The residual of each token.
 
         Args:
             answer: The memory's.
             token: The read-out's view of it.
             valid: The residual of a token with False is zero.
-            answers: What the read-out gets of earlier answers, if they are kept.
         """
 
 
@@ -90,13 +88,11 @@ class FullProjections:
         mean = (share[:, None] @ padded).squeeze(1)
         return spans.add_rows(projected, F.linear(mean.to(x.dtype), pool))
 
-    def read_out(self, answer: Narrow, token: Seen, valid: Valid | None, answers: Inner | None = None) -> Tokens:
+    def read_out(self, answer: Narrow, token: Seen, valid: Valid | None) -> Tokens:
         """See `Projections`."""
         evidence = self._layers.readout_norm(torch.cat((answer.to(token.dtype), token), dim=-1))
         value, gate = self._layers.readout_in(evidence).chunk(2, dim=-1)
         inner = value * F.silu(gate)
-        if answers is not None:
-            inner = inner + answers
         if valid is not None:  # zero where the narrow side is: readout_out has no bias
             inner = torch.where(valid[:, None], inner, 0)
         residual: Tensor = self._layers.readout_out(self._layers.dropout(inner))

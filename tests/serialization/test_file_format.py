@@ -76,7 +76,7 @@ def expected_shapes(memory):
         cell = {"weight_ih": (3 * W, W), "weight_hh": (3 * W, W), "bias_ih": (3 * W,), "bias_hh": (3 * W,)}
         shapes |= {f"recurrence.cell.{name}": shape for name, shape in cell.items()}
     if (L := m.get("num_labels")) is not None:
-        shapes |= {"answers.decay": (2,), "answers.in_proj.weight": (R, 2 * (L + 1))}
+        shapes |= {"answers.decay": (2,), "answers.out_proj.weight": (H, 2 * (L + 1))}
     shapes |= {"readout_norm.weight": (read,), "readout_norm.bias": (read,), "readout_in.weight": (2 * R, read)}
     return shapes | {"readout_in.bias": (2 * R,), "readout_out.weight": (H, R)}
 

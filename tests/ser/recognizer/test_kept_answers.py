@@ -23,6 +23,7 @@ def make_adapter(seed=0, **changes):
     )
     with torch.no_grad():
         adapter.readout_out.weight.normal_(std=0.3)
+        adapter.answers.out_proj.weight.normal_(std=0.05)
     adapter.metadata = dataclasses.replace(
         adapter.metadata, layer_idx=1, task={"labels": list(EMOTIONS), "prompt": PROMPT}
     )
@@ -60,7 +61,7 @@ def test_the_state_has_the_decayed_sums_of_the_answers(dialogues):
 def test_past_answers_change_the_next_one(dialogues):
     keeps, forgets = make_adapter(), make_adapter()
     with torch.no_grad():
-        forgets.answers.in_proj.weight.zero_()
+        forgets.answers.out_proj.weight.zero_()
     one, other = (probabilities(recognizer_of(a).recognize(dialogues[2])) for a in (keeps, forgets))
     first, *later = one
     assert torch.equal(one[first], other[first])
