@@ -35,6 +35,7 @@ RULES: dict[str, type[Titans | RunningMean | GRU]] = {
     "titans": Titans,
     "running_mean": RunningMean,
     "gru": GRU,
+    "answers": Unwritten,
     "none": Unwritten,
 }
 """The rule of each `MemoryConfig.update`."""

@@ -9,7 +9,7 @@ from mal_adapter.serialization.text import shown
 
 __all__ = ["UPDATES", "MemoryConfig", "check_integer"]
 
-UPDATES = ("titans", "running_mean", "gru", "none")
+UPDATES = ("titans", "running_mean", "gru", "answers", "none")
 _ONE_VECTOR = ("running_mean", "gru")
 
 # Far above any host. No product of such sizes overflows 64 bits, so the shapes of a file can be compared safely.
