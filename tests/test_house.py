@@ -24,7 +24,8 @@ memory.gate_start
 memory.chunk
 memory.fused.support memory.fused.parts memory.fused.scalars memory.fused.write_kernels memory.fused.write_backward
 memory.fused.read_kernels memory.fused.commit_kernels memory.fused.ops memory.fused.trial memory.fused
-memory.titans memory.recurrent memory.reference memory.commit memory.unwritten memory.projections memory.half
+memory.titans memory.recurrent memory.reference memory.commit memory.unwritten memory.projections
+memory.half memory.answers
 memory.hub_mixin
 memory.adapter memory.ensemble memory
 hosts.spec hosts.remote_code hosts.registry hosts.audio_mask hosts.detect hosts.host hosts
