@@ -128,8 +128,8 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="How the memory changes: titans, running_mean, gru; or none, the control without a past (default: "
-            "titans).",
+            help="How the memory changes: titans, running_mean, gru; answers, which keeps past answers alone; or none, "
+            "the control without a past (default: titans).",
             rich_help_panel=PANEL,
         ),
     ] = None,
@@ -218,7 +218,7 @@ def train(
     data = read_data(corpus, root, split, ("train",))
     dialogues, dev_dialogues = data.dialogues, _read_dev(corpus, root, dev)
     label_set = _choose_labels(labels, data)
-    if keep_answers:
+    if keep_answers or (memory_config.update == "answers" and memory_config.num_labels is None):
         memory_config = replace(memory_config, num_labels=len(label_set))
     state, place = start_process(device)
     problems: list[MalAdapterError] = []

@@ -68,6 +68,8 @@ class MemoryAdapter(Pretrained):
         super().__init__(config)
         if config.hidden_size is None:
             raise ConfigError("a MemoryAdapter needs config.hidden_size; attach_memory takes it from the host")
+        if config.update == "answers" and config.num_labels is None:
+            raise ConfigError('update="answers" keeps past answers alone, so it needs num_labels, the number of labels')
         width, heads, d = config.memory_dim, config.num_heads, config.head_dim
         readout = config.readout_dim or width
 

@@ -47,7 +47,7 @@ class MemoryConfig:
         update: The update rule: "titans", or one of the baselines it has to beat, "running_mean" and "gru". The memory
             of a baseline is one vector per head (see `mal_adapter.memory.recurrent`). It ignores depth, expansion,
             chunk_size and the gates. "none" is the control: the parameters of "titans", trained and read with an empty
-            memory, because nothing is ever written.
+            memory, because nothing is ever written. "answers" is as "none", but keeps past answers (`num_labels`).
         num_labels: How many labels the host chooses from. The probabilities that it gave to each are written too, after
             each answer, as a few numbers beside the memory; see `AnswerMemory`. None keeps no answers.
 

@@ -145,3 +145,12 @@ def test_members_keep_their_own_answers():
     both.check_state(state)
     for part, own in zip(both.split(MemoryState.from_bytes(state.to_bytes())), after, strict=True):
         assert torch.equal(part.answers, own.answers)
+
+
+def test_a_memory_of_answers_alone_writes_nothing_else():
+    adapter = trained(update="answers")
+    state = adapter.write(adapter.initial_state(), torch.randn(1, 4, 16, dtype=torch.float64))
+    assert not any(layer.any() for layer in (*state.weights, *state.momentum))
+    assert adapter.write_answers(state, torch.tensor([[0.8, 0.1, 0.1]])).answers.any()
+    with pytest.raises(ConfigError, match="num_labels"):
+        trained(update="answers", num_labels=None)

@@ -52,6 +52,11 @@ def test_the_option_sets_the_number_of_labels_and_their_part_learns(trained):
     assert not control.answers.out_proj.weight.any()
 
 
+def test_update_answers_needs_no_other_option(corpus, tmp_path):
+    report = train(corpus, tmp_path / "answers", "--update", "answers")
+    assert (report["memory"]["update"], report["memory"]["num_labels"]) == ("answers", len(report["labels"]))
+
+
 @pytest.mark.slow
 def test_cached_activations_train_the_same_memory(corpus, trained, tmp_path):
     output, report = trained
