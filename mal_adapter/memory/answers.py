@@ -91,4 +91,5 @@ class AnswerMemory(nn.Module):
             known, dim=-1, keepdim=True, dtype=torch.promote_types(weight.dtype, torch.float32)
         )
         size = size * (GAIN / math.sqrt(tokens.shape[-1]))
-        return size.to(weight.dtype) * spans.spread(by_row)
+        residual: Tensor = size.to(weight.dtype) * spans.spread(by_row)
+        return residual
