@@ -130,10 +130,10 @@ def _chosen(found: Sequence[Tier], names: str | Sequence[str] | None) -> list[Ti
 
 def _listed(tiers: Sequence[Tier]) -> str:
     """The tiers and their sizes, for a message; of very many, the first ones."""
-    shown = [
-        f"{tier.name!r} ({len(tier.spans)} {tier.unit})" if tier.name else f"{len(tier.spans)} {tier.unit}"
-        for tier in tiers
-    ]
+    shown = []
+    for tier in tiers:
+        size = f"{len(tier.spans)} {tier.unit.removesuffix('s') if len(tier.spans) == 1 else tier.unit}"
+        shown.append(f"{tier.name!r} ({size})" if tier.name else size)
     return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "") or "no tiers"
 
 

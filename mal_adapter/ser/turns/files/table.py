@@ -9,7 +9,7 @@ import io
 import re
 
 from mal_adapter.errors import TurnError
-from mal_adapter.ser.turns.files.columns import Columns, expected_columns
+from mal_adapter.ser.turns.files.columns import EXPECTED_COLUMNS, Columns
 from mal_adapter.ser.turns.files.span import Tier
 from mal_adapter.serialization.text import shown
 
@@ -31,7 +31,7 @@ def read_table(text: str) -> list[Tier]:
     body = text.lstrip("\n")
     header, blank = body.split("\n", 1)[0], len(text) - len(body)
     if not columns.complete:
-        raise TurnError(f"the first line must name the columns: expected {expected_columns}, got {shown(header)}")
+        raise TurnError(f"the first line must name the columns: expected {EXPECTED_COLUMNS}, got {shown(header)}")
     names = None
     if separator == "\t" and _WHISPER.fullmatch(body):
         names = ["start_ms", "end_ms", "text"]

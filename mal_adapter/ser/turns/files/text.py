@@ -25,7 +25,7 @@ def read_bytes(path: Path) -> bytes:
     """The content of a file of turns.
 
     Raises:
-        TurnError: It can't be read, is empty or huge, or is a sound file. The message does not name the file.
+        TurnError: It can't be read, is huge, or is a sound file. The message does not name the file.
     """
     try:
         file, size = open_regular(path)
@@ -42,7 +42,8 @@ def read_bytes(path: Path) -> bytes:
                 "turns of one recording"
             )
         data = file.read(MAX_BYTES + 1)
-    if data.startswith(_SOUNDS) or data[4:8] == b"ftyp":
+    # Texts may start with these letters, too, but have no control characters there.
+    if (data.startswith(_SOUNDS) or data[4:8] == b"ftyp") and min(data[:64]) < ord("\t"):
         raise TurnError("this is a sound file, and no file of turns; give its turns, or leave them out to find them")
     return data
 

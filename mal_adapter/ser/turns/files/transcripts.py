@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mal_adapter.errors import TurnError
-from mal_adapter.ser.turns.files.columns import Columns, expected_columns
+from mal_adapter.ser.turns.files.columns import EXPECTED_COLUMNS, Columns
 from mal_adapter.ser.turns.files.span import Tier
 from mal_adapter.serialization.strict_json import unique_keys
 from mal_adapter.serialization.text import shown
@@ -43,7 +43,7 @@ def read_transcript(text: str) -> list[Tier]:
     tiers = [_tier(name, items) for name, items in lists.items()]
     if not tiers:
         keys = f"the keys {', '.join(content)}" if isinstance(content, dict) else shown(content)
-        raise TurnError(f"expected a list of objects with {expected_columns}, got {shown(keys)}")
+        raise TurnError(f"expected a list of objects with {EXPECTED_COLUMNS}, got {shown(keys)}")
     names = [tier.name for tier in tiers]
     best = next((name for name in _USUAL if name in names), names[0])
     for tier in tiers:
@@ -100,11 +100,11 @@ def _tier(name: str, items: Sequence[Any]) -> Tier:
     for number, item in enumerate(items, start=1):
         where = f"{name or 'list'}, item {number}"
         if not isinstance(item, dict):
-            raise TurnError(f"{where}: expected an object with {expected_columns}, got {shown(item)}")
+            raise TurnError(f"{where}: expected an object with {EXPECTED_COLUMNS}, got {shown(item)}")
         item = _flat(item)
         columns = Columns(item)
         if not columns.complete:
-            raise TurnError(f"{where}: expected {expected_columns}, got the keys {shown(', '.join(map(str, item)))}")
+            raise TurnError(f"{where}: expected {EXPECTED_COLUMNS}, got the keys {shown(', '.join(map(str, item)))}")
         span = columns.span(item, where)
         if not (span.text and span.is_silence):
             spans.append(span)

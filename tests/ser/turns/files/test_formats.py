@@ -40,7 +40,7 @@ def test_channels_of_rttm_count_if_there_are_several(read):
 
 def test_one_recording_of_an_rttm_is_chosen(read):
     lines = "SPEAKER one 1 0 1 <NA> <NA> A <NA> <NA>\nSPEAKER two 1 2 1 <NA> <NA> B <NA> <NA>"
-    with pytest.raises(TurnError, match=r"several recordings; choose one by tiers=: 'one' \(1 lines\), 'two' \(1 lin"):
+    with pytest.raises(TurnError, match=r"several recordings; choose one by tiers=: 'one' \(1 line\), 'two' \(1 lin"):
         read("a.rttm", lines)
     assert said(read("a.rttm", lines, tiers="two")) == [("B", None)]
 
@@ -134,7 +134,7 @@ def test_labels_of_a_single_tier_of_speakers_are_their_names(read):
 def test_tiers_that_refer_to_others_have_their_times(read):
     assert read("a.eaf", EAF, tiers="translation") == [Turn(2.0, 3.5, "agent", text="Mal sehen.")]
     assert read("a.eaf", EAF, tiers=["note"]) == [Turn(2.0, 3.5, "note", text="friendly")]
-    with pytest.raises(TurnError, match=r"the file has 'K-Spch' \(2 annotations\), 'agent' \(1 annotations\), 'transl"):
+    with pytest.raises(TurnError, match=r"the file has 'K-Spch' \(2 annotations\), 'agent' \(1 annotation\), 'transl"):
         read("a.eaf", EAF, tiers="customer")
 
 
@@ -267,7 +267,8 @@ def test_offsets_of_whisper_cpp_are_milliseconds(read):
 
 
 def test_speakers_may_be_numbers(read):
-    assert said(read("a.json", '[{"start": 0, "end": 1, "speaker": 0}]')) == [("0", None)]
+    for number, name in ((0, "0"), (1234567, "1234567"), (2.0, "2"), (2.5, "2.5")):
+        assert said(read("a.json", f'[{{"start": 0, "end": 1, "speaker": {number}}}]')) == [(name, None)]
 
 
 def test_reading_a_long_file_is_linear(read):
