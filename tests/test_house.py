@@ -44,7 +44,7 @@ ser.training.config
 ser.evaluation.colors ser.evaluation.drawing ser.evaluation.metrics ser.evaluation.plots
 ser.paths ser.dialogue ser.provenance
 ser.recognizer.results
-ser.turns.turn ser.turns
+ser.turns.turn ser.turns.overlaps ser.turns
 ser.training.summary
 ser.suitability
 ser.recognizer.sound ser.recognizer.sound.source ser.recognizer.sound.chunks ser.recognizer.sound.flac
@@ -52,6 +52,7 @@ ser.recognizer.sound.levels ser.recognizer.sound.ogg ser.recognizer.sound.tags s
 ser.recognizer.sound.layout ser.recognizer.sound.reader
 ser.recognizer.audio ser.recognizer.spectrum ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.pretrained
 ser.recognizer.lower_layers ser.recognizer.members
+ser.timeline.timeline ser.timeline
 ser.recognizer.recognizer
 ser.recognizer
 ser.corpora.folder ser.corpora.corpus ser.corpora.manifests ser.corpora.emorynlp ser.corpora.iemocap
