@@ -52,6 +52,7 @@ ser.recognizer.sound.levels ser.recognizer.sound.ogg ser.recognizer.sound.tags s
 ser.recognizer.sound.layout ser.recognizer.sound.reader
 ser.recognizer.audio ser.recognizer.spectrum ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.pretrained
 ser.recognizer.lower_layers ser.recognizer.members
+ser.timeline.split ser.timeline.make ser.timeline.listening ser.timeline.page
 ser.timeline.timeline ser.timeline
 ser.recognizer.recognizer
 ser.recognizer

@@ -63,7 +63,7 @@ def listen(path: Path, channels: Iterable[int | None], *, audio: bool = True) ->
         >>> soundfile.write(path, np.stack([np.full(8_000, 0.5), np.zeros(8_000)], axis=1), 8_000)
         >>> found = listen(path, [0, None])
         >>> found.peaks[0].shape, found.peaks[0][0].tolist(), found.peaks[None][0].tolist(), len(found.mp3) > 1_000
-        ((50, 2), [63, 63], [32, 32], True)
+        ((50, 2), [64, 64], [32, 32], True)
     """
     path = existing_sound(path)
     try:
@@ -76,9 +76,7 @@ def listen(path: Path, channels: Iterable[int | None], *, audio: bool = True) ->
                 peaks.add(block)
                 if mp3 is not None:
                     mp3.add(block)
-            return Listening(
-                sound.duration_s, peaks_per_s, peaks.finished(), None if mp3 is None else mp3.finished()
-            )
+            return Listening(sound.duration_s, peaks_per_s, peaks.finished(), None if mp3 is None else mp3.finished())
     except DamagedSoundError as error:
         raise AudioError(f"{path}: {error}") from error
 
