@@ -1,7 +1,6 @@
 """The labels and the question of a recogniser, and its prompt as the inputs of one host."""
 
 import base64
-import functools
 import inspect
 import io
 from collections.abc import Callable, Sequence
@@ -169,29 +168,14 @@ class AudioPrompt:
         limit = max((limit for limit in self._limits if limit < waveform.size), default=None)
         if limit is None or limit in self._accepted_beyond:
             return
-        if self._cuts(waveform, limit):
+        noise = np.random.default_rng(0).uniform(-1, 1, waveform.size - limit).astype(np.float32)
+        given, noisy = self([waveform]), self([np.concatenate((waveform[:limit], noise))])
+        if all(torch.equal(given[key], noisy[key]) for key in given if isinstance(given[key], Tensor)):
             raise AudioTooLongError(
                 f"{path}: the audio lasts {waveform.size / self.sampling_rate:.2f} s, but this host processes at most "
                 f"{limit / self.sampling_rate:.2f} s; split it into shorter utterances"
             )
         self._accepted_beyond.add(limit)
-
-    @functools.cached_property
-    def longest_s(self) -> float | None:
-        """The longest audio that the processor does not cut off, in seconds; None if no declared limit is one. The
-        declared limits are tried as in `check_length`, with noise."""
-        for limit in sorted(self._limits):
-            noise = np.random.default_rng(1).uniform(-1, 1, limit + self.sampling_rate).astype(np.float32)
-            if self._cuts(noise, limit):
-                return limit / self.sampling_rate
-            self._accepted_beyond.add(limit)
-        return None
-
-    def _cuts(self, waveform: Waveform, limit: int) -> bool:
-        """Whether the processor ignores what is beyond `limit` samples."""
-        noise = np.random.default_rng(0).uniform(-1, 1, waveform.size - limit).astype(np.float32)
-        given, noisy = self([waveform]), self([np.concatenate((waveform[:limit], noise))])
-        return all(torch.equal(given[key], noisy[key]) for key in given if isinstance(given[key], Tensor))
 
 
 def _check_words(question: object) -> None:

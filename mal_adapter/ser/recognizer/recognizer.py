@@ -219,11 +219,6 @@ class EmotionRecognizer:
         return self._audio.sampling_rate
 
     @property
-    def longest_s(self) -> float | None:
-        """The longest utterance that the host accepts, in seconds; None if it accepts any length."""
-        return self._audio.longest_s
-
-    @property
     def reads_memory(self) -> bool:
         """Whether utterances read and write a memory: False without one, and after `without_memory`."""
         return self._reads_memory

@@ -43,7 +43,7 @@ class Recognizer(Protocol):
     def sampling_rate(self) -> int: ...
 
     @property
-    def longest_s(self) -> float | None: ...
+    def longest_s(self) -> float: ...
 
     def without_memory(self) -> "Recognizer": ...
 
@@ -110,9 +110,8 @@ def _turns(
     if turns is None:
         from mal_adapter.ser.turns.detect import find_turns
 
-        accepted_s = (settings.max_s, recognizer.longest_s, LONGEST_S if settings.max_s is None else None)
-        max_s = min(limit for limit in accepted_s if limit is not None)
-        return find_turns(recording, names, settings, max_s - MARGIN_S)
+        max_s = min(LONGEST_S if settings.max_s is None else settings.max_s, recognizer.longest_s) - MARGIN_S
+        return find_turns(recording, names, settings, max_s)
     if isinstance(turns, (str, os.PathLike)):
         from mal_adapter.ser.turns.files import read_turns
 
@@ -155,10 +154,10 @@ def _not_too_long(
     recognizer: Recognizer, recording: Path, turns: Iterable[Turn], longest_s: float | None
 ) -> Iterator[Turn]:
     rate = recognizer.sampling_rate
-    limits = [limit for limit in (longest_s, recognizer.longest_s) if limit is not None]
+    max_s = recognizer.longest_s if longest_s is None else min(longest_s, recognizer.longest_s)
     for turn in turns:
-        if limits and round(turn.end_s * rate) - round(turn.start_s * rate) > round(min(limits) * rate):
-            yield from split_turn(turn, recording, min(limits) - MARGIN_S)
+        if round(turn.end_s * rate) - round(turn.start_s * rate) > round(max_s * rate):
+            yield from split_turn(turn, recording, max_s - MARGIN_S)
         else:
             yield turn
 
