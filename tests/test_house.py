@@ -45,6 +45,7 @@ ser.evaluation.colors ser.evaluation.drawing ser.evaluation.metrics ser.evaluati
 ser.paths ser.dialogue ser.provenance
 ser.recognizer.results
 ser.turns.turn ser.turns.overlaps ser.turns
+ser.turns.voice ser.turns.speech ser.turns.detector
 ser.training.summary
 ser.suitability
 ser.recognizer.sound ser.recognizer.sound.source ser.recognizer.sound.chunks ser.recognizer.sound.flac

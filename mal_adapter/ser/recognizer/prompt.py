@@ -4,6 +4,7 @@ import base64
 import inspect
 import io
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mal_adapter.errors import AudioTooLongError, ConfigError, HostError, MissingDependencyError
 from mal_adapter.ser.labels import DEMO, LabelSet
-from mal_adapter.ser.recognizer.audio import Waveform
+from mal_adapter.ser.recognizer.audio import LONGEST_S, Waveform
 from mal_adapter.ser.recognizer.spectrum import without_padding
 from mal_adapter.serialization.metadata import AdapterMetadata
 
@@ -176,6 +177,18 @@ class AudioPrompt:
                 f"{limit / self.sampling_rate:.2f} s; split it into shorter utterances"
             )
         self._accepted_beyond.add(limit)
+
+    @cached_property
+    def longest_s(self) -> float:
+        """The longest audio that the processor does not cut, in seconds; an hour if it cuts none."""
+        for limit in sorted(self._limits):
+            # A whole second beyond, since a processor rounds lengths to its frames.
+            longer = np.random.default_rng(0).normal(0, 0.1, limit + self.sampling_rate).astype(np.float32)
+            try:
+                self.check_length(longer, Path("noise"))
+            except AudioTooLongError:
+                return limit / self.sampling_rate
+        return LONGEST_S
 
 
 def _check_words(question: object) -> None:

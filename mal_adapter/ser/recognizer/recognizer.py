@@ -20,6 +20,7 @@ from mal_adapter.memory.ensemble import AnyAdapter, MemoryEnsemble, load_adapter
 from mal_adapter.memory.state import MemoryState
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelSet
+from mal_adapter.ser.recognizer.audio import Waveform
 from mal_adapter.ser.recognizer.inputs import HostInputs, Prepared, argument_names
 from mal_adapter.ser.recognizer.members import MeanOfMembers
 from mal_adapter.ser.recognizer.pretrained import find_host, load_named_host, with_lora
@@ -219,6 +220,11 @@ class EmotionRecognizer:
         return self._audio.sampling_rate
 
     @property
+    def longest_s(self) -> float:
+        """The longest utterance that the host takes, in seconds. Found by trying the processor on noise, once."""
+        return self._audio.longest_s
+
+    @property
     def reads_memory(self) -> bool:
         """Whether utterances read and write a memory: False without one, and after `without_memory`."""
         return self._reads_memory
@@ -352,7 +358,12 @@ class EmotionRecognizer:
         )
 
     def answer(
-        self, utterances: Sequence[Utterance], *, session_ids: Sequence[str] | None = None, write: bool = True
+        self,
+        utterances: Sequence[Utterance],
+        *,
+        session_ids: Sequence[str] | None = None,
+        write: bool = True,
+        waveforms: Sequence[Waveform | None] | None = None,
     ) -> list[Prediction | Failure]:
         """Process the next utterance of each of several dialogues, in one forward.
 
@@ -362,13 +373,14 @@ class EmotionRecognizer:
             utterances: Of different dialogues.
             session_ids: The session that each utterance reads and is written to; its dialogue's unless given.
             write: False reads without writing.
+            waveforms: The sound of utterances that are in no file, as for `prepare`.
 
         Returns:
             One result per utterance, in their order.
 
         Raises:
             ConfigError: Two utterances have the same session, so that the second could not read what the first writes;
-                or the number of session ids is not that of the utterances.
+                or the number of session ids or waveforms is not that of the utterances.
             HostError: The host's answer is NaN. The batch's utterances are written all the same, unless they are NaN.
             SessionError: The memory is detached, an id can't be the id of a session, or a session is open elsewhere.
             SessionConflictError: Another process has continued a session meanwhile.
@@ -381,7 +393,7 @@ class EmotionRecognizer:
         if len(set(ids)) != len(ids):
             raise ConfigError(f"a batch must not hold two utterances of one dialogue, got the dialogue ids {ids}")
         started = time.perf_counter()
-        prepared = self.prepare(utterances)
+        prepared = self.prepare(utterances, waveforms)
         probabilities = None
         if prepared.audio_s:
             rows = [ids[index] for index in prepared.audio_s]
@@ -458,9 +470,20 @@ class EmotionRecognizer:
             results[index] = Prediction(utterances[index], label, by_label, audio_s, elapsed_s)
         return [results[index] for index in range(len(utterances))]
 
-    def prepare(self, utterances: Sequence[Utterance]) -> Prepared:
-        """Open the sound files, and make the host's inputs of those with usable audio, on its device."""
-        return self._inputs(utterances)
+    def prepare(
+        self, utterances: Sequence[Utterance], waveforms: Sequence[Waveform | None] | None = None
+    ) -> Prepared:
+        """Open the sound files, and make the host's inputs of those with usable audio, on its device.
+
+        Args:
+            utterances: Any.
+            waveforms: Per utterance its sound, (samples,) float32, one channel at `sampling_rate`, from -1 to 1; None
+                opens its file.
+
+        Raises:
+            ConfigError: There is not one waveform per utterance.
+        """
+        return self._inputs(utterances, waveforms)
 
     def with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Add `position_ids` to the inputs, if the host takes them."""

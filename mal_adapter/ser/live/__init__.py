@@ -1,0 +1,1 @@
+"""Live speech: blocks of a stream become turns with emotions while the call runs."""

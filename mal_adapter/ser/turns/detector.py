@@ -1,0 +1,127 @@
+"""Speech in a stream of samples, per channel, as it comes."""
+
+import numpy as np
+import numpy.typing as npt
+
+from mal_adapter.errors import AudioError, ConfigError
+from mal_adapter.ser.turns.speech import ChannelSpeech, Speech
+from mal_adapter.ser.turns.turn import TurnSettings
+from mal_adapter.ser.turns.voice import VoiceActivity
+
+__all__ = ["SpeechDetector"]
+
+
+class SpeechDetector:
+    """Finds speech in a stream, in blocks of any size.
+
+    The blocks' sizes do not change what is found. A detector keeps a few kilobytes, and the levels of speech that goes
+    on if `max_s` is set. Detectors share only constants, so each may run in its own thread.
+
+    Args:
+        sampling_rate: 8000 or 16000, in Hz.
+        channels: Number of channels.
+        settings: `threshold`, `min_s`, `max_s`, `pad_s` and `merge_s` are used. Speech that would be longer than
+            `max_s` with its padding is split at its quietest place as soon as it gets longer.
+
+    Raises:
+        ConfigError: Another rate, or no channels.
+        MissingDependencyError: silero-vad is not installed.
+
+    Example:
+        >>> detector = SpeechDetector(8_000)
+        >>> for _ in range(50):
+        ...     assert detector.feed(np.zeros(160, dtype=np.float32)) == []
+        >>> detector.position_s, detector.speaking_since(), detector.finish()
+        (1.0, None, [])
+    """
+
+    def __init__(self, sampling_rate: int, channels: int = 1, settings: TurnSettings | None = None) -> None:
+        self._voice = VoiceActivity(sampling_rate, channels)
+        settings = settings or TurnSettings()
+        self.sampling_rate = sampling_rate
+        self.channels = channels
+        self._channels = [
+            ChannelSpeech(number, sampling_rate, self._voice.window, settings) for number in range(channels)
+        ]
+        self._samples = 0
+        self._rest = np.zeros((0, channels), dtype=np.float32)  # less than a window
+        self._finished = False
+
+    @property
+    def position_s(self) -> float:
+        """Seconds of sound that were fed."""
+        return self._samples / self.sampling_rate
+
+    def speaking_since(self, channel: int = 0) -> float | None:
+        """The start of the speech of a channel, in seconds from the start of the stream; None in a pause.
+
+        Speech has ended when its pause is longer than `merge_s`. Speech shorter than `min_s` counts here as well, since
+        it may become longer.
+
+        Raises:
+            ConfigError: There is no such channel.
+        """
+        if not 0 <= channel < self.channels:
+            raise ConfigError(f"channel must be from 0 to {self.channels - 1}, got {channel}")
+        return self._channels[channel].since_s
+
+    def feed(self, samples: npt.ArrayLike) -> list[Speech]:
+        """Continue the stream.
+
+        Args:
+            samples: (samples, channels), or (samples,) of one channel: floating point, from -1 to 1.
+
+        Returns:
+            The speech that has ended since the last call, in order of end.
+
+        Raises:
+            ConfigError: The samples have another shape or type, or the stream has been finished.
+            AudioError: Samples are not finite. They are left out, and the stream can continue.
+        """
+        return self._process(self._checked(samples))
+
+    def finish(self) -> list[Speech]:
+        """End the stream.
+
+        Returns:
+            The rest of the speech, in order of end. A second call returns nothing.
+        """
+        if self._finished:
+            return []
+        window = self._voice.window
+        missing = -len(self._rest) % window
+        found = self._process(np.zeros((missing, self.channels), dtype=np.float32), real=False)
+        found += [speech for channel in self._channels for speech in channel.finish(self._samples)]
+        self._finished = True
+        return sorted(found, key=lambda speech: (speech.end_s, speech.channel))
+
+    def _process(self, samples: npt.NDArray[np.float32], real: bool = True) -> list[Speech]:
+        if real:
+            self._samples += len(samples)
+        probabilities = self._voice.feed(samples)
+        whole = np.concatenate((self._rest, samples))
+        window, count = self._voice.window, len(probabilities)
+        self._rest = whole[count * window :].copy()
+        windows = whole[: count * window].reshape(count, window, self.channels)
+        powers = np.einsum("wsc,wsc->wc", windows, windows) / window
+        found = [
+            speech
+            for channel in self._channels
+            for speech in channel.feed(probabilities[:, channel.number].tolist(), powers[:, channel.number].tolist())
+        ]
+        return sorted(found, key=lambda speech: (speech.end_s, speech.channel))
+
+    def _checked(self, samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        array = np.asarray(samples)
+        if self._finished:
+            raise ConfigError("the stream was finished; make another SpeechDetector for the next one")
+        if array.ndim == 1 and self.channels == 1:
+            array = array[:, np.newaxis]
+        if array.ndim != 2 or array.shape[1] != self.channels:
+            raise ConfigError(f"samples must have the shape (samples, {self.channels}), got {array.shape}")
+        if not np.issubdtype(array.dtype, np.floating):
+            raise ConfigError(f"samples must be floating point from -1 to 1, got {array.dtype}; divide by its range")
+        array = array.astype(np.float32, copy=False)
+        if not np.isfinite(array).all():
+            raise AudioError(f"samples after {self.position_s:.2f} s are not finite (NaN or infinity)")
+        return array
