@@ -470,9 +470,7 @@ class EmotionRecognizer:
             results[index] = Prediction(utterances[index], label, by_label, audio_s, elapsed_s)
         return [results[index] for index in range(len(utterances))]
 
-    def prepare(
-        self, utterances: Sequence[Utterance], waveforms: Sequence[Waveform | None] | None = None
-    ) -> Prepared:
+    def prepare(self, utterances: Sequence[Utterance], waveforms: Sequence[Waveform | None] | None = None) -> Prepared:
         """Open the sound files, and make the host's inputs of those with usable audio, on its device.
 
         Args:
