@@ -44,7 +44,9 @@ ser.training.config
 ser.evaluation.colors ser.evaluation.drawing ser.evaluation.metrics ser.evaluation.plots
 ser.paths ser.dialogue ser.provenance
 ser.recognizer.results
-ser.turns.turn ser.turns.overlaps ser.turns
+ser.turns.turn ser.turns.overlaps ser.turns.files.span ser.turns.files.text ser.turns.files.columns
+ser.turns.files.rttm ser.turns.files.textgrid ser.turns.files.elan ser.turns.files.subtitles ser.turns.files.audacity
+ser.turns.files.table ser.turns.files.transcripts ser.turns.files.reading ser.turns.files ser.turns
 ser.turns.voice ser.turns.speech ser.turns.detector
 ser.training.summary
 ser.suitability
@@ -53,7 +55,7 @@ ser.recognizer.sound.levels ser.recognizer.sound.ogg ser.recognizer.sound.tags s
 ser.recognizer.sound.layout ser.recognizer.sound.reader
 ser.recognizer.audio ser.recognizer.spectrum ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.pretrained
 ser.recognizer.lower_layers ser.recognizer.members
-ser.timeline.split ser.timeline.make ser.timeline.listening ser.timeline.page
+ser.timeline.split ser.timeline.make ser.timeline.listening ser.timeline.page ser.timeline.output
 ser.timeline.timeline ser.timeline
 ser.recognizer.recognizer
 ser.recognizer
@@ -76,7 +78,7 @@ server.limits server.refusals server.spaces server.keys server.tenant_store serv
 server.metrics server.logs server.drain server.requests server.turns server.service server.utterance_routes
 server.session_routes server.probe_routes server.flush server.app server.start server
 cli.output cli.data cli.failures cli.usage cli.options cli.adapters cli.demo cli.hosts cli.evaluate cli.predict
-cli.serve_vllm cli.serve cli.simulate cli.states cli.train cli cli.__main__
+cli.serve_vllm cli.serve cli.simulate cli.states cli.timeline cli.train cli cli.__main__
 """
 ORDER = PLACES.split()
 
