@@ -78,7 +78,7 @@ server.limits server.refusals server.spaces server.keys server.tenant_store serv
 server.metrics server.logs server.drain server.requests server.turns server.service server.utterance_routes
 server.session_routes server.probe_routes server.flush server.app server.start server
 cli.output cli.data cli.failures cli.usage cli.options cli.adapters cli.demo cli.hosts cli.evaluate cli.predict
-cli.serve_vllm cli.serve cli.simulate cli.states cli.timeline cli.train cli cli.__main__
+cli.serve_vllm cli.serve cli.simulate cli.states cli.recordings cli.turn_table cli.timeline cli.train cli cli.__main__
 """
 ORDER = PLACES.split()
 

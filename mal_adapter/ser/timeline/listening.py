@@ -85,9 +85,10 @@ class _Peaks:
     """The lowest and the highest sample of each part of a recording, per channel."""
 
     def __init__(self, channels: list[int | None], frames: int, frames_per_part: float) -> None:
-        parts = int(np.ceil(frames / frames_per_part))
         # Parts need not have a whole number of frames; each starts at the next frame.
-        self._starts = np.ceil(np.arange(parts) * frames_per_part).astype(np.int64)
+        starts = np.ceil(np.arange(np.ceil(frames / frames_per_part)) * frames_per_part).astype(np.int64)
+        self._starts = starts[starts < frames]
+        parts = self._starts.size
         self._low = {channel: np.full(parts, np.inf, np.float32) for channel in channels}
         self._high = {channel: np.full(parts, -np.inf, np.float32) for channel in channels}
         self._position = 0

@@ -13,21 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from mal_adapter.errors import ConfigError
+from mal_adapter.extras import require
 from mal_adapter.ser.names import folded
 from mal_adapter.ser.timeline.make import session_name
 from mal_adapter.ser.timeline.page import write_page
 from mal_adapter.ser.timeline.timeline import Timeline
-from mal_adapter.serialization.atomic import remove_leftovers, write_atomically
+from mal_adapter.serialization.atomic import folder_problem, remove_leftovers, write_atomically
 from mal_adapter.serialization.strict_json import parse_json
 from mal_adapter.serialization.text import in_unicode
 
-__all__ = ["FORMATS", "OutputFolders", "digest_of_file"]
+__all__ = ["FORMATS", "OutputFolders", "digest_of_file", "digest_of_model"]
 
 #: Format -> the suffix of its file.
 FORMATS = {
     "jsonl": ".jsonl", "csv": ".csv", "rttm": ".rttm", "vtt": ".vtt", "srt": ".srt", "textgrid": ".TextGrid",
     "elan": ".eaf", "html": ".html",
 }  # fmt: skip
+#: Format -> the package of the extra `recordings` that it needs.
+PACKAGES = {"vtt": "webvtt", "srt": "pysubs2", "textgrid": "praatio", "elan": "pympi", "html": "jinja2"}
 RUN_NAME = "run.json"
 
 
@@ -85,6 +88,23 @@ class OutputFolders:
             return all((folder / name).stat().st_size == sizes.get(name) for name in names)
         return False
 
+    def check(self) -> None:
+        """Raise an error if the files can't be written, as far as it is known beforehand.
+
+        Raises:
+            ConfigError: The folder can't be written to.
+            MissingDependencyError: A format needs a package that is not installed.
+        """
+        if problem := folder_problem(self._folder):
+            raise ConfigError(problem)
+        for name in self._formats:
+            if package := PACKAGES.get(name):
+                require(f"the format {name}", package, extra="recordings")
+
+    def file_of(self, recording: Path, name: str) -> Path:
+        """The file of a format."""
+        return self.of(recording) / self._file(recording, name)
+
     def write(self, timeline: Timeline, made_of: dict[str, Any]) -> Path:
         """Write all formats, and last what they were made of. A folder that is interrupted is not complete.
 
@@ -127,6 +147,15 @@ def digest_of_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def digest_of_model(folder: Path) -> str | None:
+    """A digest of the names, sizes and times of a model's files; None for what is no folder, such as a Hub id."""
+    try:
+        files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir())
+    except OSError:
+        return None
+    return hashlib.sha256(repr(files).encode(errors="surrogateescape")).hexdigest()
 
 
 def _identity(recording: Path) -> str:
