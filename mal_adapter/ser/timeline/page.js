@@ -7,6 +7,7 @@
   const buttons = [...document.querySelectorAll("#turns [data-turn]")];
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   byId("app").hidden = false;
+  byId("no-script").hidden = true;
 
   // A turn as the page keeps it: times, lane, and per arm the label's place and the probabilities in thousandths.
   const START = 0, END = 1, LANE = 2, ARM = 3;
