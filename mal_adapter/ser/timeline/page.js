@@ -303,7 +303,7 @@
     labels.forEach((label, k) => {
       const p = answer[k + 1] / 1000;
       if (p <= 0) return;
-      const part = made("i", { textContent: `${p > .3 ? `${label} ` : ""}${p > .12 ? `${Math.round(100 * p)} %` : ""}` });
+      const part = made("i", {}, made("span", { textContent: `${Math.round(100 * p)} %` }), made("span", { textContent: label }));
       part.style.cssText = `flex-grow:${p};background:${colors[k]};color:${inks[k]}`;
       bar.append(part);
     });
@@ -318,7 +318,7 @@
     const [start, end] = turns[i], who = made("p", { className: "who" });
     who.append(made("b", {}, made("bdi", { textContent: row.querySelector(".name bdi").textContent })),
       ` ${clock(start)} – ${clock(end)} `, made("span", { className: "quiet", textContent: `turn ${i + 1} of ${turns.length}, ${(end - start).toFixed(1)} s` }));
-    const words = row.querySelector(".words").textContent.trim(), inside = [who];
+    const words = row.querySelector(".words")?.textContent.trim(), inside = [who];
     if (words) inside.push(made("p", { className: "said" }, made("bdi", { textContent: words })));
     const grid = made("div", { className: "arms" });
     arms.forEach((arm, k) => {

@@ -260,7 +260,7 @@ def test_one_voice_without_a_memory_has_no_second_arm(recognizer: EmotionRecogni
     write_page(timeline_of(call.path, entries, 12.0, tuple(recognizer.labels)), tmp_path / "page.html")
     page = opened(tmp_path / "page.html")
     assert "memory" not in page.locator("body").inner_text().replace("changed by the memory", "")
-    expect(page.locator("#turns th")).to_have_text(["time", "speaker", "emotion", ""])
+    expect(page.locator("#turns th")).to_have_text(["time", "speaker", "emotion"])
     write_page(timeline_of(call.path, (), 12.0, tuple(recognizer.labels)), tmp_path / "none.html")
     expect(opened(tmp_path / "none.html").locator(".summary")).to_have_text("No turns were found in this recording.")
 
