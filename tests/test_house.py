@@ -46,14 +46,16 @@ ser.paths ser.dialogue ser.provenance
 ser.recognizer.results
 ser.turns.turn ser.turns.overlaps ser.turns.files.span ser.turns.files.text ser.turns.files.columns
 ser.turns.files.rttm ser.turns.files.textgrid ser.turns.files.elan ser.turns.files.subtitles ser.turns.files.audacity
-ser.turns.files.table ser.turns.files.transcripts ser.turns.files.reading ser.turns.files ser.turns
-ser.turns.voice ser.turns.speech ser.turns.detector
+ser.turns.files.table ser.turns.files.transcripts ser.turns.files.reading ser.turns.files
+ser.turns.voice ser.turns.speech ser.turns.crosstalk ser.turns.detector ser.turns.shaping
 ser.training.summary
 ser.suitability
 ser.recognizer.sound ser.recognizer.sound.source ser.recognizer.sound.chunks ser.recognizer.sound.flac
 ser.recognizer.sound.levels ser.recognizer.sound.ogg ser.recognizer.sound.tags ser.recognizer.sound.mpeg
 ser.recognizer.sound.layout ser.recognizer.sound.reader
-ser.recognizer.audio ser.recognizer.spectrum ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.pretrained
+ser.recognizer.audio
+ser.turns.blocks ser.turns.detect ser.turns
+ser.recognizer.spectrum ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.pretrained
 ser.recognizer.lower_layers ser.recognizer.members
 ser.timeline.split ser.timeline.make ser.timeline.listening ser.timeline.page ser.timeline.output
 ser.timeline.timeline ser.timeline

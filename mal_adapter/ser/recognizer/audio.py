@@ -21,7 +21,7 @@ from mal_adapter.ser.recognizer.sound.levels import Levels
 from mal_adapter.ser.recognizer.sound.reader import TOLERANCE_S, Sound, UnknownFormatError, open_sound
 from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, open_regular_file
 
-__all__ = ["LONGEST_S", "SoundInfo", "Waveform", "check_waveform", "load_waveform", "sound_info"]
+__all__ = ["LONGEST_S", "SoundInfo", "Waveform", "as_audio_errors", "check_waveform", "load_waveform", "sound_info"]
 
 Waveform = npt.NDArray[np.float32]
 
@@ -79,7 +79,7 @@ def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform
     """
     path = existing_sound(utterance.audio)
     whole = utterance.start_s is None and utterance.end_s is None
-    with _named(path):
+    with as_audio_errors(path):
         try:
             with open_sound(path) as sound:
                 if whole:
@@ -88,7 +88,7 @@ def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform
                 return _decode_part(sound, sampling_rate, first, last)
         except UnknownFormatError as error:
             waveform = _decode_elsewhere(path, sampling_rate, error)
-    with _named(path):
+    with as_audio_errors(path):
         if not whole:
             first, last = _cut(utterance, waveform.size / sampling_rate, sampling_rate)
             waveform = waveform[first:last]
@@ -108,7 +108,7 @@ def check_waveform(waveform: Waveform, path: Path, sampling_rate: int, *, whole:
     Raises:
         AudioError: The samples are empty, silent or not finite.
     """
-    with _named(path):
+    with as_audio_errors(path):
         _check_some(waveform.size, sampling_rate)
         levels = Levels(1, sampling_rate, lossy=True)
         levels.add(waveform[:, np.newaxis])
@@ -135,7 +135,7 @@ def sound_info(path: Path) -> SoundInfo:
         >>> sound_info(path)
         SoundInfo(duration_s=1.0, sampling_rate=8000, channels=2)
     """
-    with _named(path), open_sound(path) as sound:
+    with as_audio_errors(path), open_sound(path) as sound:
         return SoundInfo(sound.duration_s, sound.sampling_rate, sound.channels)
 
 
@@ -241,7 +241,7 @@ def _load_audio(path: Path, sampling_rate: int, mtime_ns: int, size: int) -> Wav
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def as_audio_errors(path: Path) -> Iterator[None]:
     """Turn a decoder's error into an `AudioError` that names the file."""
     name = "".join(c if c.isprintable() or 0xDC80 <= ord(c) <= 0xDCFF else repr(c)[1:-1] for c in str(path))
     try:

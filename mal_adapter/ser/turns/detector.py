@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mal_adapter.errors import AudioError, ConfigError
-from mal_adapter.ser.turns.speech import ChannelSpeech, Speech
+from mal_adapter.ser.turns.crosstalk import Crosstalk
+from mal_adapter.ser.turns.speech import HYSTERESIS, ChannelSpeech, Speech
 from mal_adapter.ser.turns.turn import TurnSettings
 from mal_adapter.ser.turns.voice import VoiceActivity
 
@@ -43,6 +44,9 @@ class SpeechDetector:
         self._channels = [
             ChannelSpeech(number, sampling_rate, self._voice.window, settings) for number in range(channels)
         ]
+        self._crosstalk = None
+        if channels > 1:
+            self._crosstalk = Crosstalk(channels, sampling_rate, settings, settings.threshold - HYSTERESIS)
         self._samples = 0
         self._rest = np.zeros((0, channels), dtype=np.float32)  # less than a window
         self._finished = False
@@ -64,6 +68,11 @@ class SpeechDetector:
         if not 0 <= channel < self.channels:
             raise ConfigError(f"channel must be from 0 to {self.channels - 1}, got {channel}")
         return self._channels[channel].since_s
+
+    @property
+    def settled_s(self) -> float:
+        """All speech that `feed` and `finish` have not returned yet starts at this time, in seconds, or later."""
+        return min(channel.settled_s for channel in self._channels)
 
     def feed(self, samples: npt.ArrayLike) -> list[Speech]:
         """Continue the stream.
@@ -99,15 +108,20 @@ class SpeechDetector:
         if real:
             self._samples += len(samples)
         probabilities = self._voice.feed(samples)
-        whole = np.concatenate((self._rest, samples))
+        samples = np.concatenate((self._rest, samples))
         window, count = self._voice.window, len(probabilities)
-        self._rest = whole[count * window :].copy()
-        windows = whole[: count * window].reshape(count, window, self.channels)
-        powers = np.einsum("wsc,wsc->wc", windows, windows) / window
+        self._rest = samples[count * window :].copy()
+        samples = samples[: count * window]
+        windows = samples.reshape(count, window, self.channels)
+        rows = np.stack((probabilities, np.einsum("wsc,wsc->wc", windows, windows) / window), axis=2)
+        if self._crosstalk is None:
+            parts = [rows[:, channel] for channel in range(self.channels)]
+        else:
+            parts = self._crosstalk.feed(samples, rows, last=not real)
         found = [
             speech
-            for channel in self._channels
-            for speech in channel.feed(probabilities[:, channel.number].tolist(), powers[:, channel.number].tolist())
+            for channel, part in zip(self._channels, parts, strict=True)
+            for speech in channel.feed(part[:, 0].tolist(), part[:, 1].tolist())
         ]
         return sorted(found, key=lambda speech: (speech.end_s, speech.channel))
 

@@ -8,10 +8,12 @@ import numpy as np
 
 from mal_adapter.ser.turns.turn import TurnSettings
 
-__all__ = ["ChannelSpeech", "Speech"]
+__all__ = ["HYSTERESIS", "LATE", "ChannelSpeech", "Speech"]
 
 #: A turn ends where the probability falls so far below the threshold for its start.
-_HYSTERESIS = 0.15
+HYSTERESIS = 0.15
+#: The network notices the end of speech so many windows, 64 ms, later.
+LATE = 2
 #: The quietest place is the middle of so many windows, 160 ms, which together have the least power.
 _QUIET = 5
 
@@ -43,14 +45,14 @@ class ChannelSpeech:
     Example:
         >>> channel = ChannelSpeech(0, 8_000, 256, TurnSettings())
         >>> channel.feed([0.1, 0.9, 0.9, 0.9] + [0.8] * 6 + [0.1] * 12, [0.0] * 22)
-        [Speech(start_s=0.032, end_s=0.32, channel=0)]
+        [Speech(start_s=0.032, end_s=0.256, channel=0)]
     """
 
     def __init__(self, number: int, sampling_rate: int, window: int, settings: TurnSettings) -> None:
         self.number = number
         self._rate = sampling_rate
         self._window = window
-        self._start_at, self._end_below = settings.threshold, settings.threshold - _HYSTERESIS
+        self._start_at, self._end_below = settings.threshold, settings.threshold - HYSTERESIS
         self._pause = settings.merge_s * sampling_rate
         self._shortest = settings.min_s * sampling_rate
         self._longest = math.inf
@@ -66,6 +68,11 @@ class ChannelSpeech:
     def since_s(self) -> float | None:
         """The start of speech that has not ended, in seconds; None in a pause."""
         return None if self._start is None else self._start / self._rate
+
+    @property
+    def settled_s(self) -> float:
+        """All speech that `feed` and `finish` have not returned yet starts at this time, in seconds, or later."""
+        return (self._position if self._start is None else self._start) / self._rate
 
     def feed(self, probabilities: list[float], powers: list[float]) -> list[Speech]:
         """Continue with some windows: the probability of speech and the mean square of each.
@@ -85,7 +92,7 @@ class ChannelSpeech:
                 if self._silent_from is None:
                     self._silent_from = position
                 if position - self._silent_from >= self._pause:
-                    found += self._ended(self._silent_from)
+                    found += self._ended(position)
             if self._start is None or self._longest == math.inf:
                 continue
             self._powers.append(power)
@@ -95,14 +102,16 @@ class ChannelSpeech:
 
     def finish(self, end: int) -> list[Speech]:
         """End the stream at a sample."""
-        return self._ended(end if self._silent_from is None else self._silent_from)
+        return self._ended(end)
 
     def _ended(self, end: int) -> list[Speech]:
-        start, self._start, self._silent_from = self._start, None, None
+        """The speech that ends in a pause, or with the stream."""
+        start, silent_from = self._start, self._silent_from
+        self._start, self._silent_from = None, None
         self._powers.clear()
-        if start is None or end - start < self._shortest:
+        if start is None or (silent_from or end) - start < self._shortest:
             return []
-        return [self._speech(start, end)]
+        return [self._speech(start, end if silent_from is None else max(start + 1, silent_from - LATE * self._window))]
 
     def _split(self) -> Speech:
         """Cut off the first part of the speech, at the quietest place within the second half of the longest part."""

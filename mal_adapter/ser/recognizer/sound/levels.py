@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from mal_adapter.ser.recognizer.sound.source import DamagedSoundError
 
-__all__ = ["Levels"]
+__all__ = ["CANCELLED", "Levels"]
 
 #: Audio with at most this peak amplitude counts as silent: -80 dBFS, three steps of 16-bit sound.
 SILENCE_PEAK = 1e-4
