@@ -57,8 +57,8 @@ ser.recognizer.audio
 ser.turns.blocks ser.turns.detect ser.turns
 ser.recognizer.spectrum ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.pretrained
 ser.recognizer.lower_layers ser.recognizer.members
-ser.timeline.split ser.timeline.make ser.timeline.listening ser.timeline.page ser.timeline.output
 ser.timeline.timeline ser.timeline
+ser.timeline.split ser.timeline.make ser.timeline.listening ser.timeline.page ser.timeline.output
 ser.recognizer.recognizer
 ser.recognizer
 ser.corpora.folder ser.corpora.corpus ser.corpora.manifests ser.corpora.emorynlp ser.corpora.iemocap

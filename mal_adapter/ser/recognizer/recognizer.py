@@ -330,9 +330,9 @@ class EmotionRecognizer:
 
         Raises:
             AudioError: The recording can't be read. In the middle of a damaged one, voice activity ends with it.
-            ConfigError: The names of channels repeat, or are more or fewer than the channels.
             MissingDependencyError: A package of the extra `recordings` is not installed.
-            TurnError: The turns can't be read, are beyond the end of the recording, or come in the wrong order.
+            TurnError: The turns can't be read, are beyond the end of the recording, or come in the wrong order; or the
+                names of channels repeat, or are more or fewer than the channels.
             HostError, SessionError, SessionConflictError, StoreError: As `answer`.
 
         Example:

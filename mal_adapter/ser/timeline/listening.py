@@ -1,6 +1,7 @@
 """A recording for the eye and the ear: its peaks, and its sound as MP3, of one pass over the file in blocks."""
 
 import io
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import soundfile
-import soxr
 
-from mal_adapter.errors import AudioError
 from mal_adapter.ser.paths import existing_sound
-from mal_adapter.ser.recognizer.sound.reader import open_sound
-from mal_adapter.ser.recognizer.sound.source import DamagedSoundError
+from mal_adapter.ser.recognizer.audio import sound_info
+from mal_adapter.ser.turns.blocks import recording_blocks
 
 __all__ = ["Listening", "listen"]
 
@@ -65,20 +64,17 @@ def listen(path: Path, channels: Iterable[int | None], *, audio: bool = True) ->
         >>> found.peaks[0].shape, found.peaks[0][0].tolist(), found.peaks[None][0].tolist(), len(found.mp3) > 1_000
         ((50, 2), [64, 64], [32, 32], True)
     """
-    path = existing_sound(path)
-    try:
-        with open_sound(path) as sound:
-            wanted = [channel for channel in dict.fromkeys(channels) if channel is None or channel < sound.channels]
-            peaks_per_s = min(PEAKS_PER_S, MOST_PEAKS / max(sound.duration_s, 1.0))
-            peaks = _Peaks(wanted, sound.frames, sound.sampling_rate / peaks_per_s)
-            mp3 = _Mp3(sound.sampling_rate, sound.channels) if audio else None
-            for block in sound.blocks(0, sound.frames):
-                peaks.add(block)
-                if mp3 is not None:
-                    mp3.add(block)
-            return Listening(sound.duration_s, peaks_per_s, peaks.finished(), None if mp3 is None else mp3.finished())
-    except DamagedSoundError as error:
-        raise AudioError(f"{path}: {error}") from error
+    info = sound_info(existing_sound(path))
+    rate = info.sampling_rate if info.sampling_rate in RATES else max(RATES)
+    wanted = [channel for channel in dict.fromkeys(channels) if channel is None or channel < info.channels]
+    peaks_per_s = min(PEAKS_PER_S, MOST_PEAKS / max(info.duration_s, 1.0))
+    peaks = _Peaks(wanted, math.ceil(info.duration_s * rate), rate / peaks_per_s)
+    mp3 = _Mp3(rate, info.channels) if audio else None
+    for block in recording_blocks(path, rate):
+        peaks.add(block)
+        if mp3 is not None:
+            mp3.add(block)
+    return Listening(info.duration_s, peaks_per_s, peaks.finished(), None if mp3 is None else mp3.finished())
 
 
 class _Peaks:
@@ -117,28 +113,17 @@ class _Mp3:
     def __init__(self, sampling_rate: int, channels: int) -> None:
         self._mixed = channels > max(BITRATES)
         count = 1 if self._mixed else channels
-        rate = sampling_rate if sampling_rate in RATES else max(RATES)
-        self._resampler = None
-        if rate != sampling_rate:
-            self._resampler = soxr.ResampleStream(sampling_rate, rate, count, dtype="float32")
-        slow, fast = RATES[rate]
+        slow, fast = RATES[sampling_rate]
         bitrate = min(BITRATES[count], fast)
         self._bytes = io.BytesIO()
         self._file = soundfile.SoundFile(
-            self._bytes, "w", rate, count, "MPEG_LAYER_III", format="MP3", bitrate_mode="CONSTANT",
+            self._bytes, "w", sampling_rate, count, "MPEG_LAYER_III", format="MP3", bitrate_mode="CONSTANT",
             compression_level=(fast - bitrate) / (fast - slow),
         )  # fmt: skip
 
     def add(self, block: Block) -> None:
-        self._write(block.mean(axis=1, keepdims=True) if self._mixed else block, last=False)
+        self._file.write((block.mean(axis=1, keepdims=True) if self._mixed else block).clip(-1, 1))
 
     def finished(self) -> bytes:
-        self._write(np.empty((0, self._file.channels), np.float32), last=True)
         self._file.close()
         return self._bytes.getvalue()
-
-    def _write(self, block: Block, *, last: bool) -> None:
-        if self._resampler is not None:
-            block = self._resampler.resample_chunk(block, last=last)
-        if len(block):
-            self._file.write(block.clip(-1, 1))

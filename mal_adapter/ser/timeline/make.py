@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from mal_adapter.errors import ConfigError, TurnError
+from mal_adapter.errors import TurnError
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.paths import existing_sound, file_name
 from mal_adapter.ser.recognizer.audio import SoundInfo, sound_info
@@ -68,8 +68,7 @@ def make_timeline(
     name = session_name(recording) if session_id is None else session_id
     if recognizer.reads_memory:
         encode_session_id(name)  # raises SessionError before anything runs
-    names = None if channels is None else _checked_names(channels, info, recording)
-    found = _turns(recognizer, recording, info, turns, names, settings or TurnSettings())
+    found = _turns(recognizer, recording, info, turns, channels, settings or TurnSettings())
     return _entries(recognizer, recording, found, name, compare=compare)
 
 
@@ -84,13 +83,14 @@ def session_name(recording: Path) -> str:
 
 
 def _checked_names(channels: Sequence[str], info: SoundInfo, recording: Path) -> tuple[str, ...]:
-    names = (channels,) if isinstance(channels, str) else tuple(channels)
-    if len(set(names)) != len(names) or not all(names):
-        raise ConfigError(f"channels need different names, got {', '.join(map(repr, names))}")
+    names = tuple(channels)
+    if isinstance(channels, str) or len(set(names)) != len(names) or not all(names):
+        raise TurnError(f"channels must be different names, got {channels!r}")
     if len(names) != info.channels:
-        raise ConfigError(
-            f"{recording}: the file has {info.channels} channel{'s' if info.channels != 1 else ''}, and "
-            f"{len(names)} {'are' if len(names) != 1 else 'is'} named ({', '.join(names)}); name each, or none"
+        raise TurnError(
+            f"{recording} has {info.channels} channel{'s' if info.channels != 1 else ''}, and {len(names)} "
+            f"{'names are' if len(names) != 1 else 'name is'} given: {', '.join(names)}; give one name per channel, or "
+            "none"
         )
     return names
 
@@ -103,24 +103,25 @@ def _turns(
     recording: Path,
     info: SoundInfo,
     turns: Turns,
-    names: tuple[str, ...] | None,
+    channels: Sequence[str] | None,
     settings: TurnSettings,
 ) -> Iterator[Turn]:
     """The turns in order of start, none longer than the host accepts."""
     if turns is None:
         from mal_adapter.ser.turns.detect import find_turns
 
-        max_s = min(LONGEST_S if settings.max_s is None else settings.max_s, recognizer.longest_s) - MARGIN_S
-        return find_turns(recording, names, settings, max_s)
+        longest_s = LONGEST_S if settings.max_s is None else settings.max_s
+        return find_turns(recording, channels, settings, min(longest_s, recognizer.longest_s - MARGIN_S))
+    names = None if channels is None else _checked_names(channels, info, recording)
     if isinstance(turns, (str, os.PathLike)):
         from mal_adapter.ser.turns.files import read_turns
 
         turns = read_turns(turns, channels=names)
+    placed = (_placed(turn, names, info) for turn in turns)
+    in_order = _in_order(placed)
     if isinstance(turns, Collection):
-        turns = mark_overlaps(turns_within([_placed(turn, names, info) for turn in turns], info.duration_s))
-    else:
-        turns = _in_order(_placed(turn, names, info) for turn in turns)
-    return _not_too_long(recognizer, recording, turns, settings.max_s)
+        in_order = iter(mark_overlaps(turns_within(list(placed), info.duration_s)))
+    return _not_too_long(recognizer, recording, in_order, settings.max_s)
 
 
 def _placed(turn: Turn, names: tuple[str, ...] | None, info: SoundInfo) -> Turn:

@@ -84,5 +84,5 @@ def test_an_hour_is_read_in_blocks(tmp_path: Path):
 
 def test_a_file_that_is_no_sound_is_refused(tmp_path: Path):
     (tmp_path / "text.wav").write_text("no sound")
-    with pytest.raises(AudioError, match=r"text\.wav: its format is not known"):
+    with pytest.raises(AudioError, match=r"text\.wav: this can not be read as audio"):
         listen(tmp_path / "text.wav", [None])

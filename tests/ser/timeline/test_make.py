@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mal_adapter.errors import AudioError, ConfigError, SessionError, TurnError
+from mal_adapter.errors import AudioError, SessionError, TurnError
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
 from mal_adapter.ser.timeline import TimelineEntry
@@ -172,8 +172,9 @@ def test_lists_are_sorted_and_overlaps_are_marked(recognizer: EmotionRecognizer,
         ([Turn(0, 1, "A", channel=1)], {}, TurnError, "in channel 1, and the recording has 1"),
         ([Turn(0, 1e4, "A")], {}, TurnError, "ends after the recording"),
         ([(0.0, 1.0)], {}, TurnError, "expected turns or a file of turns, got a tuple"),
-        ([], {"channels": ("a", "b")}, ConfigError, r"the file has 1 channel, and 2 are named \(a, b\)"),
-        ([], {"channels": ("a", "a")}, ConfigError, "different names, got 'a', 'a'"),
+        ([], {"channels": ("a", "b")}, TurnError, "has 1 channel, and 2 names are given: a, b"),
+        ([], {"channels": ("a", "a")}, TurnError, "must be different names, got"),
+        (None, {"channels": ("a", "b")}, TurnError, "has 1 channel, and 2 names are given: a, b"),
         ([], {"session_id": ""}, SessionError, "not a non-empty string"),
     ],
 )
