@@ -57,7 +57,9 @@ ser.recognizer.audio
 ser.turns.blocks ser.turns.detect ser.turns
 ser.recognizer.spectrum ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.pretrained
 ser.recognizer.lower_layers ser.recognizer.members
-ser.timeline.timeline ser.timeline
+ser.timeline.timeline ser.timeline.writers.parts ser.timeline.writers.jsonl ser.timeline.writers.table
+ser.timeline.writers.rttm ser.timeline.writers.webvtt ser.timeline.writers.srt ser.timeline.writers.textgrid
+ser.timeline.writers.elan ser.timeline.writers ser.timeline
 ser.timeline.split ser.timeline.make ser.timeline.listening ser.timeline.page ser.timeline.output
 ser.recognizer.recognizer
 ser.recognizer

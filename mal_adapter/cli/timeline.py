@@ -290,14 +290,12 @@ def _timeline_of(
 
 def _skipped(job: Job, folders: "OutputFolders") -> dict[str, Any]:
     """The JSON of a recording that is complete already, from its JSON Lines."""
-    from mal_adapter.ser.timeline import Timeline
-    from mal_adapter.serialization.strict_json import parse_json
+    from mal_adapter.ser.timeline.writers import read_timeline
 
     folder, path = folders.of(job.recording), folders.file_of(job.recording, "jsonl")
     if not path.exists():
         return {"recording": str(job.recording), "output": str(folder), "skipped": True, "turns": None}
-    made = Timeline.from_records(parse_json(line) for line in path.read_bytes().splitlines())
-    return {**_entry(made, folder), "skipped": True}
+    return {**_entry(read_timeline(path), folder), "skipped": True}
 
 
 def _entry(made: "Timeline", folder: Path | None) -> dict[str, Any]:

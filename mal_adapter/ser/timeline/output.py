@@ -18,6 +18,7 @@ from mal_adapter.ser.names import folded
 from mal_adapter.ser.timeline.make import session_name
 from mal_adapter.ser.timeline.page import write_page
 from mal_adapter.ser.timeline.timeline import Timeline
+from mal_adapter.ser.timeline.writers import WRITERS
 from mal_adapter.serialization.atomic import folder_problem, remove_leftovers, write_atomically
 from mal_adapter.serialization.strict_json import parse_json
 from mal_adapter.serialization.text import in_unicode
@@ -121,7 +122,10 @@ class OutputFolders:
         (folder / RUN_NAME).unlink(missing_ok=True)
         files = {name: self._file(timeline.recording, name) for name in self._formats}
         for name, file in files.items():
-            _write(name, timeline, folder / file, audio=self._audio)
+            if name == "html":
+                write_page(timeline, folder / file, audio=self._audio)
+            else:
+                WRITERS[FORMATS[name]](timeline, folder / file)
         run = {
             "recording": _identity(timeline.recording),
             "made_of": made_of,
@@ -169,20 +173,3 @@ def _read_run(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _write(name: str, timeline: Timeline, path: Path, *, audio: bool) -> None:
-    if name == "html":
-        return write_page(timeline, path, audio=audio)
-    from mal_adapter.ser.timeline import writers
-
-    write = {
-        "jsonl": writers.write_jsonl,
-        "csv": writers.write_csv,
-        "rttm": writers.write_rttm,
-        "vtt": writers.write_webvtt,
-        "srt": writers.write_srt,
-        "textgrid": writers.write_textgrid,
-        "elan": writers.write_elan,
-    }[name]
-    write(timeline, path)

@@ -60,7 +60,8 @@ def read_elan(path: Path, data: bytes) -> list[Tier]:
         for note, value in references.items():
             where = f"tier {shown(name)}, annotation {note}"
             spans.append(Span(where, *_times_of_root(note, where, parents, times), speaker, value[1]))
-        spoken = [span for span in spans if not span.is_silence]
+        # ELAN's annotations may be empty: whoever transcribes marks the turns first.
+        spoken = [span for span in spans if not (span.text and span.is_silence)]
         tiers.append(Tier(name, spoken, usual=not attributes.get("PARENT_REF") and bool(spoken), unit="annotations"))
     return tiers
 

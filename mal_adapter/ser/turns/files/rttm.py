@@ -20,13 +20,13 @@ _OTHERS = {
     "SEGMENT", "NOSCORE", "NO_RT_METADATA", "LEXEME", "NON-LEX", "NON-SPEECH", "FILLER", "EDIT", "IP", "SU", "CB",
     "A/P", "SPKR-INFO", "NOISE",
 }  # fmt: skip
-_LINE = re.compile(r"(?m)^\s*SPEAKER\s+\S+\s+\S+\s+\S+\s+\S+\s+\S+\s+\S+\s+\S+")
 _SPACES = re.compile(r"\s|%|[\x00-\x1f\x7f]")
 
 
 def looks_like_rttm(text: str) -> bool:
-    """Whether a line of the text is RTTM's."""
-    return _LINE.search(text) is not None
+    """Whether the first line that is no comment is RTTM's."""
+    found = next((line.split() for line in text.split("\n") if line.strip() and line.lstrip()[0] not in ";#"), [""])
+    return found[0] in {"SPEAKER", *_OTHERS} and len(found) >= 8
 
 
 def rttm_name(name: str) -> str:

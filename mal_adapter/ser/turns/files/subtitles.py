@@ -17,9 +17,12 @@ __all__ = ["looks_like_srt", "looks_like_webvtt", "read_srt", "read_webvtt"]
 
 _SRT_TIME = r"\d{1,2}:\d{1,2}:\d{1,2}[.,]\d{1,3}"
 _SRT_TIMES = re.compile(rf"\s*{_SRT_TIME}\s*-->\s*{_SRT_TIME}(?!\d).*")
+_SRT_START = re.compile(rf"\s*(?:\d+\s+)?{_SRT_TIME}\s*-->")
 _VTT_TIME = r"(?:\d+:)?\d{1,2}:\d{1,2}\.\d{1,3}"
 _VTT_TIMES = re.compile(rf"\s*{_VTT_TIME}\s*-->\s*{_VTT_TIME}(?:\s.*)?")
-_VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^>]*)>")
+_VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^<>]*)>")
+#: The emotion in front of the words, in files that this library wrote.
+_EMOTION = re.compile(r"<c\.emotion\d*>[^<>]*</c>")
 _TAG = re.compile(r"</?[a-zA-Z0-9][^<>]*>")
 #: Styles of SubStation Alpha, which some SRT files have: {\an8}.
 _STYLE = re.compile(r"\{\\[^{}]*\}")
@@ -31,8 +34,8 @@ def looks_like_webvtt(text: str) -> bool:
 
 
 def looks_like_srt(text: str) -> bool:
-    """Whether the text has a line with the times of a cue."""
-    return any(_SRT_TIMES.fullmatch(line) for line in text[:20_000].split("\n"))
+    """Whether the text starts with a cue's times, or with its number and times."""
+    return _SRT_START.match(text) is not None
 
 
 def read_srt(text: str) -> list[Tier]:
@@ -41,8 +44,7 @@ def read_srt(text: str) -> list[Tier]:
         from pysubs2 import SSAFile
 
     numbers = _lines_of_times(text, _SRT_TIMES, "00:01:02,500 --> 00:01:04,000")
-    # pysubs2 takes a number at the end of a cue for that of the next cue. Without a next cue, it may be what is said.
-    events = SSAFile.from_string(f"{text}\n\n1\n", format_="srt", keep_html_tags=True).events
+    events = SSAFile.from_string(_for_pysubs2(text), format_="srt", keep_html_tags=True).events
     _check_count(len(events), len(numbers))
     said = [_STYLE.sub("", event.text.replace(r"\N", "\n")) for event in events]
     cues = [
@@ -50,6 +52,16 @@ def read_srt(text: str) -> list[Tier]:
         for number, event, words in zip(numbers, events, said, strict=True)
     ]
     return _tiers(cues)
+
+
+def _for_pysubs2(text: str) -> str:
+    """The text without what pysubs2 1.8 takes for something else."""
+    # Its time grows with the square of the number of blank lines in a cue.
+    text = re.sub(r"\n{3,}", "\n\n", text)
+    # A line of words with two times is no cue: an invisible character, which is removed later, hides them.
+    lines = [line if "-->" in line else re.sub(r":(?=\d)", ":\u2060", line) for line in text.split("\n")]
+    # A number at the end of a cue is taken for that of the next cue; in the last cue it may be what is said.
+    return "\n".join([*lines, "", "1", ""])
 
 
 def read_webvtt(text: str) -> list[Tier]:
@@ -102,9 +114,10 @@ def _tiers(cues: list[tuple[str, float, float, str]]) -> list[Tier]:
         unnamed, split_names([cue[3] for cue in unnamed]), strict=True
     ):
         spans.append(Span(where, start_s, end_s, name, words))
-    return [Tier("", [span for span in spans if not span.is_silence], unit="cues")]
+    kept = [span for span in spans if not span.is_silence or (span.speaker and not span.text)]
+    return [Tier("", kept, unit="cues")]
 
 
 def _plain(raw: str) -> str:
     """The words without tags."""
-    return html.unescape(_TAG.sub("", raw)).strip()
+    return html.unescape(_TAG.sub("", _EMOTION.sub("", raw))).strip()

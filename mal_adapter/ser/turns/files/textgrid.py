@@ -8,7 +8,8 @@ Praat writes, is an error or 5. Binary files are read by pympi.
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from mal_adapter.errors import TurnError
 from mal_adapter.extras import explain_missing
@@ -30,8 +31,12 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
+#: (Place in the file, start and end in seconds, label).
+_Row = tuple[str, float, float, str]
 #: A single tier of this name has the speakers' names as labels.
 _SPEAKER_TIERS = {"speaker", "speakers", "diarization", "diarisation"}
+#: Labels that say that somebody speaks, but not what: of Praat's "To TextGrid (speech activity)", and of ours.
+_SPEECH = {"speech", "sounding"}
 #: Tiers of forced aligners, whose intervals are no turns: "words", "Ann - phones".
 _PARTS = re.compile(r"(?:.*\W)?(?:words?|phones?|phonemes?|syllables?|segments?|mau|ort|kan|kas)", re.IGNORECASE)
 
@@ -59,7 +64,8 @@ def read_textgrid(text: str) -> list[Tier]:
             raise TurnError(f"{where}: the class must be IntervalTier or TextTier, got {shown(kind)}")
         tokens.number(f"{where}: the start")
         tokens.number(f"{where}: the end")
-        spans, count = [], tokens.count(f"{where}: the number of intervals")
+        rows: list[_Row] = []
+        count = tokens.count(f"{where}: the number of intervals")
         for place in range(1, count + 1):
             if kind == "IntervalTier":
                 here = f"{where}, interval {place}"
@@ -67,8 +73,8 @@ def read_textgrid(text: str) -> list[Tier]:
             else:
                 here = f"{where}, point {place}"
                 times = (tokens.number(f"{here}: the time"),) * 2
-            spans.append(_span(here, *times, tokens.string(f"{here}: the text"), name, end_s))
-        tiers.append(_tier(name, spans, kind))
+            rows.append((here, *times, tokens.string(f"{here}: the text")))
+        tiers.append(_tier(name, kind, rows, end_s))
     return _with_usual(tiers)
 
 
@@ -87,25 +93,24 @@ def read_binary_textgrid(data: bytes) -> list[Tier]:
     tiers = []
     for tier in grid.tiers:
         name = tier.name or ""
-        spans = [
-            _span(f"tier {shown(name)}, interval {place}", entry[0], entry[-2], entry[-1] or "", name, grid.xmax)
+        rows = [
+            (f"tier {shown(name)}, interval {place}", entry[0], entry[-2], entry[-1] or "")
             for place, entry in enumerate(tier.intervals, start=1)
         ]
-        tiers.append(_tier(name, spans, tier.tier_type))
+        tiers.append(_tier(name, tier.tier_type, rows, grid.xmax))
     return _with_usual(tiers)
 
 
-def _span(where: str, start_s: float, end_s: float, text: str, tier: str, last_s: float) -> Span:
-    span = Span(where, seconds(start_s, where, "start"), seconds(end_s, where, "end"), tier, text)
-    if end_s > last_s + 1e-6:
-        raise TurnError(f"{where}: the end is {end_s:g} s, after the TextGrid's end at {last_s:g} s; correct it")
-    return span
-
-
-def _tier(name: str, spans: list[Span], kind: str) -> Tier:
-    if kind == "TextTier":
-        return Tier(name, spans, usual=False, unit="points")
-    return Tier(name, [span for span in spans if not span.is_silence])
+def _tier(name: str, kind: str, rows: Iterable[_Row], last_s: float) -> Tier:
+    """A tier with what is no silence."""
+    spans = []
+    for where, start_s, end_s, label in rows:
+        span = Span(where, seconds(start_s, where, "start"), seconds(end_s, where, "end"), name, label)
+        if end_s > last_s + 1e-6:
+            raise TurnError(f"{where}: the end is {end_s:g} s, after the TextGrid's end at {last_s:g} s; correct it")
+        if kind == "TextTier" or not span.is_silence:
+            spans.append(replace(span, text="") if folded(span.text) in _SPEECH else span)
+    return Tier(name, spans, usual=kind != "TextTier", unit="points" if kind == "TextTier" else "intervals")
 
 
 def _with_usual(tiers: list[Tier]) -> list[Tier]:
