@@ -180,7 +180,7 @@ def test_bad_recordings_give_a_line_each_and_the_others_are_done(calls: list[str
         assert done.exit_code == 2
         lines = done.stderr.splitlines()
         assert [any(name in line for line in lines) for name in ("missing.wav", "text.wav", "noturns")] == [True] * 3
-        assert len(lines) == 4
+        assert len(lines) == 4, done.stderr
         assert all(line.startswith("error: ") for line in lines)
         assert "has no file of its turns" in done.stderr
         assert "ends after the recording" in done.stderr
