@@ -173,17 +173,16 @@ def test_recordings_of_the_same_name_have_a_folder_each_in_every_run(calls: list
 def test_bad_recordings_give_a_line_each_and_the_others_are_done(calls: list[str], tmp_path: Path):
     Path("text.wav").write_text("no sound")
     Path("noturns.wav").symlink_to("call0.wav")
-    Path("call2.rttm").write_text("SPEAKER call2 1 900 1.0 <NA> <NA> A <NA> <NA>\n")
+    write_turns(Path("call2.rttm"), call2=[Turn(1, 2, "A", channel=1), Turn(900, 901, "A", channel=0)])
     names = ["missing.wav", "text.wav", "noturns.wav", "call2.wav"]
     for more in ([], ["--json"]):
         done = mal_adapter("timeline", *names[:2], calls[0], *names[2:], calls[1], "--turns", ".", *more)
         assert done.exit_code == 2
         lines = done.stderr.splitlines()
-        assert [any(name in line for line in lines) for name in ("missing.wav", "text.wav", "noturns")] == [True] * 3
-        assert len(lines) == 4, done.stderr
-        assert all(line.startswith("error: ") for line in lines)
+        assert [line.partition(":")[0] for line in lines] == ["error"] * 4
+        assert [line.split()[1] for line in lines] == [f"{name}:" for name in names]
         assert "has no file of its turns" in done.stderr
-        assert "ends after the recording" in done.stderr
+        assert "error: call2.wav: the turn of 'A' from 900.0 s to 901.0 s ends after the recording" in done.stderr
     answer = json.loads(done.stdout)
     assert [entry["recording"] for entry in answer["recordings"]] == calls[:2]
     assert len(answer["not_read"]) == 4

@@ -120,7 +120,10 @@ def _turns(
     placed = (_placed(turn, names, info) for turn in turns)
     in_order = _in_order(placed)
     if isinstance(turns, Collection):
-        in_order = iter(mark_overlaps(turns_within(list(placed), info.duration_s)))
+        try:
+            in_order = iter(mark_overlaps(turns_within(list(placed), info.duration_s)))
+        except TurnError as error:
+            raise TurnError(f"{recording}: {error}") from error
     return _not_too_long(recognizer, recording, in_order, settings.max_s)
 
 
