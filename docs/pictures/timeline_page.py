@@ -20,7 +20,7 @@ from mal_adapter.ser.timeline.page import write_page
 DOCS = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SIZE = (1180, 924)
-TURN = 10  # which turn is chosen, from 1
+TURN = 11  # which turn is chosen, from 1
 
 
 def draw(path: Path) -> None:
