@@ -16,8 +16,7 @@ from mal_adapter.demo.dialogues import make_dialogue
 from mal_adapter.demo.voices import SAMPLING_RATE
 from mal_adapter.ser import EmotionRecognizer
 from mal_adapter.ser.recognizer.audio import sound_info
-from mal_adapter.ser.timeline import Timeline
-from mal_adapter.ser.timeline.page import write_page
+from mal_adapter.ser.timeline import Timeline, write_page
 from mal_adapter.ser.turns import Turn
 
 SPEAKERS = ("customer", "agent")

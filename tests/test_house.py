@@ -59,8 +59,8 @@ ser.recognizer.spectrum ser.recognizer.prompt ser.recognizer.inputs ser.recogniz
 ser.recognizer.lower_layers ser.recognizer.members
 ser.timeline.timeline ser.timeline.writers.parts ser.timeline.writers.jsonl ser.timeline.writers.table
 ser.timeline.writers.rttm ser.timeline.writers.webvtt ser.timeline.writers.srt ser.timeline.writers.textgrid
-ser.timeline.writers.elan ser.timeline.writers ser.timeline
-ser.timeline.split ser.timeline.make ser.timeline.listening ser.timeline.page ser.timeline.output
+ser.timeline.writers.elan ser.timeline.writers
+ser.timeline.split ser.timeline.make ser.timeline.listening ser.timeline.page ser.timeline.output ser.timeline
 ser.recognizer.recognizer
 ser.recognizer
 ser.corpora.folder ser.corpora.corpus ser.corpora.manifests ser.corpora.emorynlp ser.corpora.iemocap

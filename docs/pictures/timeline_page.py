@@ -14,8 +14,7 @@ from playwright.sync_api import sync_playwright
 from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
 from mal_adapter.ser import EmotionRecognizer
 from mal_adapter.ser.recognizer.audio import sound_info
-from mal_adapter.ser.timeline import Timeline
-from mal_adapter.ser.timeline.page import write_page
+from mal_adapter.ser.timeline import Timeline, write_page
 
 DOCS = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
