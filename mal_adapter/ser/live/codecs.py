@@ -63,7 +63,7 @@ class Decoder:
 
 
 class Resampler:
-    """Resamples a stream. The samples do not depend on the blocks' sizes, and are those of `soxr.resample` of the whole.
+    """Resamples a stream. The samples are those of `soxr.resample` of the whole stream, whatever the blocks' sizes.
 
     Args:
         given: The rate of the stream, in Hz.

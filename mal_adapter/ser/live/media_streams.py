@@ -210,7 +210,7 @@ def _object(message: str) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         raise StreamError(f"a text message must be JSON ({error})") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("event"), str):
-        raise StreamError(f"a text message must be a JSON object with a string 'event'")
+        raise StreamError("a text message must be a JSON object with a string 'event'")
     return fields
 
 
@@ -231,7 +231,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
 def _format(fields: Mapping[str, Any], rate: str, encodings: Mapping[str, str]) -> tuple[str, int]:
     """(The encoding, the rate in Hz)."""
     given, given_rate = fields.get("encoding"), fields.get(rate)
-    if given not in encodings or given_rate != 8000:
+    if not isinstance(given, str) or given not in encodings or given_rate != 8000:
         raise StreamError(
             f"expected {' or '.join(encodings)} at 8000 Hz, got {shown(dict(fields))}; choose this codec for the stream"
         )

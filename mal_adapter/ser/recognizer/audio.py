@@ -21,7 +21,16 @@ from mal_adapter.ser.recognizer.sound.levels import Levels
 from mal_adapter.ser.recognizer.sound.reader import TOLERANCE_S, Sound, UnknownFormatError, open_sound
 from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, open_regular_file
 
-__all__ = ["LONGEST_S", "SoundInfo", "Waveform", "as_audio_errors", "check_waveform", "load_waveform", "sound_info"]
+__all__ = [
+    "LONGEST_S",
+    "MARGIN",
+    "SoundInfo",
+    "Waveform",
+    "as_audio_errors",
+    "check_waveform",
+    "load_waveform",
+    "sound_info",
+]
 
 Waveform = npt.NDArray[np.float32]
 

@@ -34,6 +34,7 @@ from mal_adapter.ser.turns.turn import TurnSettings
 
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
+    from mal_adapter.ser.live.stream import EmotionStream
     from mal_adapter.stores.base import SessionStore
 
 __all__ = ["EmotionRecognizer"]
@@ -403,6 +404,48 @@ class EmotionRecognizer:
         if (nan := next((result for result in results if isinstance(result, HostError)), None)) is not None:
             raise nan
         return [result for result in results if not isinstance(result, HostError)]
+
+    def stream(
+        self,
+        sampling_rate: int,
+        *,
+        channels: int | Sequence[str] = 1,
+        session_id: str | None = None,
+        settings: TurnSettings | None = None,
+        compare: bool = False,
+    ) -> "EmotionStream":
+        """Begin a live stream of sound: blocks of PCM go in, and each turn comes out with its emotion as it ends.
+
+        What is mutated: each turn is written to `memory.states[session_id]`, in the order of the turns' ends.
+
+        Args:
+            sampling_rate: Of the blocks, in Hz; any.
+            channels: The number of channels, or the name of each channel's speaker. Channels are never mixed.
+            session_id: Of the memory; a new one unless given. An existing session is continued.
+            settings: How turns are found in the sound. Turns are split at 30 s unless `max_s` is given, or at what the
+                host takes if that is less.
+            compare: Ask the plain host as well; `entry.without_memory` is its answer.
+
+        Raises:
+            ConfigError: An argument is not what it should be.
+            MissingDependencyError: silero-vad is not installed.
+
+        Example:
+            >>> import numpy as np
+            >>> from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
+            >>> from mal_adapter.ser import EmotionRecognizer
+            >>> recognizer = EmotionRecognizer.from_pretrained(ADAPTER_FOLDER, HOST_FOLDER)
+            >>> stream = recognizer.stream(8_000, channels=["customer", "agent"])
+            >>> stream.feed(np.zeros((160, 2), dtype=np.int16))  # 20 ms
+            []
+            >>> stream.position_s, stream.speaking_since(1), stream.finish()
+            (0.02, None, [])
+        """
+        from mal_adapter.ser.live.stream import EmotionStream
+
+        return EmotionStream(
+            self, sampling_rate, channels=channels, session_id=session_id, settings=settings, compare=compare
+        )
 
     def answer_from(
         self,

@@ -32,9 +32,7 @@ class CachedRecognizer(EmotionRecognizer):
         self.__dict__.update(recognizer.__dict__)  # not the constructor, which tries the processor again
         self._cached = cached
 
-    def prepare(
-        self, utterances: Sequence[Utterance], waveforms: Sequence[Waveform | None] | None = None
-    ) -> Prepared:
+    def prepare(self, utterances: Sequence[Utterance], waveforms: Sequence[Waveform | None] | None = None) -> Prepared:
         """As `CachedHost.prepare` if it has all of them, and no waveforms are given."""
         if waveforms is None and all(map(self._cached.has, utterances)):
             return self._cached.prepare(utterances)

@@ -8,7 +8,9 @@ CHUNK = 160
 """Bytes of 20 ms of G.711."""
 
 
-def twilio(tracks: Mapping[str, bytes], parameters: Mapping[str, str] | None = None, call: str = "CA1") -> Iterator[str]:
+def twilio(
+    tracks: Mapping[str, bytes], parameters: Mapping[str, str] | None = None, call: str = "CA1"
+) -> Iterator[str]:
     """All messages of a call: `tracks` has the µ-law of each track."""
     yield json.dumps({"event": "connected", "protocol": "Call", "version": "1.0.0"})
     start = {
@@ -79,5 +81,3 @@ def vonage(data: bytes, rate: int = 16_000, headers: Mapping[str, str] | None = 
     size = rate // 50 * 2
     yield from (data[place : place + size] for place in range(0, len(data), size))
     yield json.dumps({"event": "websocket:dtmf", "digit": "5", "duration": 260})
-
-

@@ -104,7 +104,9 @@ def test_a_track_that_begins_later_or_pauses_keeps_its_times():
     stream = MediaStream("twilio")
     sent = list(messages.twilio(BOTH))
     begin, media = sent[1], [message for message in sent if '"media"' in message and '"payload"' in message]
-    kept = [one for one in media if not ('"outbound"' in one and int(json.loads(one)["media"]["chunk"]) in range(1, 21))]
+    kept = [
+        one for one in media if not ('"outbound"' in one and int(json.loads(one)["media"]["chunk"]) in range(1, 21))
+    ]
     found = received(stream, [begin, *kept])
     expected = side_by_side(INBOUND, OUTBOUND)
     expected[: 20 * chunk, 1] = 0
