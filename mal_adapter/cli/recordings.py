@@ -135,6 +135,8 @@ def describe_task(
         "weights": digest_of_model(Path(model_name)),
         "adapter": adapter_name,
         "fingerprint": adapter.fingerprint() if adapter is not None and memory else None,
+        # A LoRA in the adapter's folder has no part in the fingerprint.
+        "adapter_files": None if adapter_name is None else digest_of_model(Path(adapter_name)),
         "memory": remembers,
         "compare": remembers and compare,
         "labels": list(label_set),

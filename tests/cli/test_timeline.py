@@ -188,6 +188,34 @@ def test_bad_recordings_give_a_line_each_and_the_others_are_done(calls: list[str
     assert len(answer["not_read"]) == 4
 
 
+def test_a_folder_is_complete_only_with_its_last_file(calls: list[str], tmp_path: Path):
+    command = ("timeline", calls[0], "--turns", ".", "--output", "out", *FAST)
+    assert mal_adapter(*command).exit_code == 0
+    page = tmp_path / "out/call0/call0.html"
+    page.unlink()
+    page.mkdir()  # so that writing fails halfway
+    failed = mal_adapter(*command)
+    assert failed.exit_code == 1
+    assert "Is a directory" in failed.stderr
+    assert not (tmp_path / "out/call0/run.json").exists()
+    page.rmdir()
+    again = mal_adapter(*command)
+    assert (again.exit_code, "skipped" in again.stderr) == (0, False)
+    assert "1 of 1 recordings are complete" in mal_adapter(*command).stderr
+
+
+def test_a_recording_that_is_damaged_in_its_middle_leaves_no_folder(calls: list[str], tmp_path: Path):
+    sound, rate = soundfile.read(calls[1])
+    soundfile.write("call1.flac", np.tile(sound, (20, 1)), rate)
+    whole = Path("call1.flac").read_bytes()
+    Path("call1.flac").write_bytes(whole[: len(whole) // 2] + bytes(5_000) + whole[len(whole) // 2 + 5_000 :])
+    done = mal_adapter("timeline", "call1.flac", calls[0], "--output", "out", *FAST, "--channels", "customer,agent")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: call1.flac: ")
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["call0"]
+
+
 def test_ctrl_c_loses_nothing_that_is_finished(calls: list[str], tmp_path: Path):
     long = made_call(tmp_path / "long.wav", turns=150)
     write_turns(tmp_path / "long.rttm", long=long.turns)

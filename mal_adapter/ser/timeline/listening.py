@@ -18,6 +18,8 @@ __all__ = ["Listening", "listen"]
 
 #: Peaks per second of a short recording, and the most of a channel: an hour has 25 per second.
 PEAKS_PER_S, MOST_PEAKS = 50.0, 90_000
+#: The share of peaks that may be clicks, for which speech must not be drawn smaller.
+CLICKS = 0.005
 #: MP3, which every browser plays, at a constant rate, with which browsers find a time exactly. In kbit/s per channel
 #: count, so an hour takes 14 MB, or 22 MB with two channels. (libsndfile has no more than two.)
 BITRATES = {1: 32, 2: 48}
@@ -34,8 +36,8 @@ class Listening:
     Args:
         duration_s: The length of the recording in seconds.
         peaks_per_s: How many pairs of peaks a second has.
-        peaks: Channel, or None for the mean of all -> (pairs, 2) int8: the lowest and the highest sample of each part,
-            where 127 is full scale.
+        peaks: Channel, or None for the mean of all -> (pairs, 2) int8: the lowest and the highest sample of each part.
+            127 is the channel's loudest, whatever its level; a few clicks that are louder are cut off.
         mp3: The sound; None if it was not asked for. One channel or two as in the recording; more are averaged.
     """
 
@@ -62,7 +64,7 @@ def listen(path: Path, channels: Iterable[int | None], *, audio: bool = True) ->
         >>> soundfile.write(path, np.stack([np.full(8_000, 0.5), np.zeros(8_000)], axis=1), 8_000)
         >>> found = listen(path, [0, None])
         >>> found.peaks[0].shape, found.peaks[0][0].tolist(), found.peaks[None][0].tolist(), len(found.mp3) > 1_000
-        ((50, 2), [64, 64], [32, 32], True)
+        ((50, 2), [127, 127], [127, 127], True)
     """
     info = sound_info(existing_sound(path))
     rate = info.sampling_rate if info.sampling_rate in RATES else max(RATES)
@@ -100,11 +102,14 @@ class _Peaks:
         self._position += len(block)
 
     def finished(self) -> dict[int | None, npt.NDArray[np.int8]]:
-        found = {channel: np.stack((self._low[channel], self._high[channel]), axis=1) for channel in self._low}
-        return {
-            channel: np.round(np.nan_to_num(pairs, posinf=0.0, neginf=0.0).clip(-1, 1) * 127).astype(np.int8)
-            for channel, pairs in found.items()
-        }
+        return {channel: _scaled(self._low[channel], self._high[channel]) for channel in self._low}
+
+
+def _scaled(low: npt.NDArray[np.float32], high: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
+    pairs = np.nan_to_num(np.stack((low, high), axis=1), posinf=0.0, neginf=0.0)
+    heights = np.abs(pairs).max(axis=1)
+    loudest = (np.quantile(heights, 1 - CLICKS) or heights.max()) if heights.size else 0.0
+    return np.round((pairs / (loudest or 1.0)).clip(-1, 1) * 127).astype(np.int8)
 
 
 class _Mp3:

@@ -155,10 +155,13 @@ def digest_of_file(path: Path) -> str:
 
 def digest_of_model(folder: Path) -> str | None:
     """A digest of the names, sizes and times of a model's files; None for what is no folder, such as a Hub id."""
-    try:
-        files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir())
-    except OSError:
+    if not folder.is_dir():
         return None
+    files = sorted(
+        (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    )
     return hashlib.sha256(repr(files).encode(errors="surrogateescape")).hexdigest()
 
 

@@ -37,7 +37,6 @@
     return levels;
   };
   const waves = Object.fromEntries(Object.entries(data.peaks).map(([name, text]) => [name, levelsOf(text)]));
-  const loudest = name => Math.max(8, ...waves[name].at(-1).map(Math.abs));
 
   // ----------------------------------------------------------------------------------------------------- the view
 
@@ -94,7 +93,7 @@
     const levels = waves[lanes[lane].peaks];
     if (levels) {
       const perBar = STEP / scale * data.rate, depth = bound(0, Math.floor(Math.log(perBar / 2) / Math.log(4)), levels.length - 1);
-      const peaks = levels[depth], rate = data.rate / 4 ** depth, top = loudest(lanes[lane].peaks);
+      const peaks = levels[depth], rate = data.rate / 4 ** depth;
       for (let k = 0; k < owner.length; k++) {
         const first = Math.floor((from + k * STEP / scale) * rate), last = Math.max(first + 1, Math.floor((from + (k + 1) * STEP / scale) * rate));
         let low = 0, high = 0;
@@ -104,7 +103,7 @@
         }
         const answer = owner[k] < 0 ? null : turns[owner[k]][ARM];
         pen.fillStyle = answer ? colors[answer[0]] : theme.wave;
-        const up = Math.max(.5, high / top * WAVE / 2), down = Math.max(.5, -low / top * WAVE / 2);
+        const up = Math.max(.5, high / 127 * WAVE / 2), down = Math.max(.5, -low / 127 * WAVE / 2);
         pen.fillRect(k * STEP, WAVE / 2 - up, STEP - 1, up + down);
       }
     }

@@ -1,7 +1,7 @@
 """One self-contained HTML page of a timeline: waveforms, emotions over time, and the sound.
 
 The page loads nothing: style, script, peaks and sound are within it. An hour of sound takes 19 MB of the page, and 29
-MB if the recording has two channels; the rest stays below 3 MB.
+MB if the recording has two channels. The rest takes some 40 kB, 1 kB per turn, and up to 240 kB per channel.
 """
 
 import base64

@@ -30,10 +30,23 @@ def test_peaks_do_not_depend_on_the_blocks(frames: int, frames_per_part: float, 
             peaks.add(block)
     edges = [int(np.ceil(k * frames_per_part)) for k in range(frames + 1)]
     parts = [slice(low, high) for low, high in pairwise(edges) if low < frames]
-    for channel, found in peaks.finished().items():
+    for channel in (0, 1, None):
         one = samples.mean(axis=1) if channel is None else samples[:, channel]
         expected = [[one[part].min(), one[part].max()] for part in parts]
-        assert found.tolist() == np.round(np.array(expected, np.float32) * 127).astype(int).tolist()
+        assert np.stack((peaks._low[channel], peaks._high[channel]), axis=1)[: len(parts)].tolist() == expected
+
+
+@pytest.mark.parametrize("level", [1.0, 0.001])
+def test_a_quiet_recording_is_drawn_as_a_loud_one_and_a_click_makes_it_no_smaller(level: float, tmp_path: Path):
+    seconds = np.arange(30 * 8_000) / 8_000
+    speech = level * 0.4 * np.sin(2 * np.pi * 100 * seconds) * (np.floor(seconds) % 3 == 0)
+    speech[40_000] = level
+    soundfile.write(tmp_path / "call.wav", np.stack([speech, np.zeros_like(speech)], axis=1), 8_000, subtype="FLOAT")
+    peaks = listen(tmp_path / "call.wav", [0, 1], audio=False).peaks
+    heights = peaks[0].max(axis=1).reshape(30, -1)
+    assert heights[::3].min() > 120
+    assert heights[1::3].max() == 0
+    assert not peaks[1].any()
 
 
 @pytest.mark.parametrize(
@@ -65,7 +78,7 @@ def test_the_sound_is_the_recording_at_the_right_times(
     )
     assert (middle > 0.3).tolist() == [False, True] * 10
     heights = found.peaks[0].reshape(20, -1).max(axis=1)
-    assert (heights > 60).tolist() == [False, True] * 10
+    assert (heights > 120).tolist() == [False, True] * 10
 
 
 def test_an_hour_is_read_in_blocks(tmp_path: Path):

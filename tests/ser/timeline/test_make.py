@@ -12,8 +12,9 @@ from mal_adapter.errors import AudioError, SessionError, TurnError
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
 from mal_adapter.ser.timeline import TimelineEntry
-from mal_adapter.ser.turns import Turn, TurnSettings
+from mal_adapter.ser.turns import Turn, TurnSettings, find_turns
 from tests.ser.timeline.calls import SPEAKERS, Call, made_call
+from tests.spoken_calls import have_voices, make_call, share_found, write_call
 
 
 @pytest.fixture
@@ -200,3 +201,34 @@ def test_a_timeline_that_is_left_early_keeps_the_memory_of_what_was_answered(rec
     entries = list(islice(recognizer.timeline(call.path, call.turns), 3))
     assert len(entries) == 3
     assert recognizer.memory.states["call-42"].utterances.item() == 3
+
+
+@pytest.mark.skipif(not have_voices(), reason="no espeak-ng on this machine")
+def test_without_turns_they_are_found_by_voice_activity_in_each_channel(recognizer: EmotionRecognizer, tmp_path: Path):
+    spoken = make_call(40.0, seed=1)
+    path = write_call(tmp_path / "call.wav", spoken)
+    settings = TurnSettings(max_s=4.0)
+    entries = list(recognizer.timeline(path, channels=SPEAKERS, settings=settings))
+    turns = [entry.turn for entry in entries]
+    assert turns == list(find_turns(path, SPEAKERS, settings))
+    assert share_found(turns, [turn for turn in spoken.turns if turn.end_s - turn.start_s < 3.5]) > 0.9
+    assert {(turn.speaker, turn.channel) for turn in turns} == {("customer", 0), ("agent", 1)}
+    assert outcome(entries) == outcome(list(recognizer.timeline(path, turns)))
+    assert max(turn.duration_s for turn in turns) <= 4.0
+    mixed = [entry.turn for entry in recognizer.timeline(path)]
+    assert {(turn.speaker, turn.channel) for turn in mixed} == {("?", None)}
+    assert max(turn.duration_s for turn in mixed) <= recognizer.longest_s
+
+
+@pytest.mark.skipif(not have_voices(), reason="no espeak-ng on this machine")
+def test_of_a_recording_that_is_damaged_in_its_middle_the_start_is_answered(
+    recognizer: EmotionRecognizer, tmp_path: Path
+):
+    path = write_call(tmp_path / "call.flac", make_call(240.0, seed=1), subtype="PCM_16")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] + bytes(5_000) + whole[len(whole) // 2 + 5_000 :])
+    answered = []
+    with pytest.raises(AudioError, match=r"call\.flac"):
+        answered.extend(recognizer.timeline(path, channels=SPEAKERS))  # keeps what came before the error
+    assert len(answered) > 10
+    assert all(isinstance(entry.result, Prediction) for entry in answered)
