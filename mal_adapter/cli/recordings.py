@@ -49,9 +49,12 @@ class Plan:
         """
         from mal_adapter.ser.paths import existing_sound
         from mal_adapter.ser.recognizer.audio import sound_info
+        from mal_adapter.ser.timeline.make import check_channels
 
         recording = existing_sound(recording)
         info = sound_info(recording)
+        if self.channels is not None:
+            check_channels(self.channels, info, recording)
         path = None if self.turns is None else self._turns_of(recording)
         return Job(recording, info, path, None if path is None else self._read(path, recording))
 

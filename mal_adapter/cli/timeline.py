@@ -10,7 +10,17 @@ import typer
 from mal_adapter import demo
 from mal_adapter.cli.failures import WRONG_INPUT
 from mal_adapter.cli.hosts import device_of, load_recognizer
-from mal_adapter.cli.options import MODEL_PANEL, Device, Dtype, DtypeOption, Labels, Prompt, json_option
+from mal_adapter.cli.options import (
+    MODEL_PANEL,
+    Adapter,
+    Device,
+    Dtype,
+    DtypeOption,
+    Labels,
+    Model,
+    Prompt,
+    json_option,
+)
 from mal_adapter.cli.output import complain, load_libraries, note, print_json
 from mal_adapter.cli.recordings import Job, Plan, describe_task, find_jobs, note_channels, unreadable
 from mal_adapter.cli.turn_table import print_turns
@@ -99,22 +109,8 @@ def timeline(
             rich_help_panel=TURNS_PANEL,
         ),
     ] = USUAL.crosstalk_db,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Folder or Hub id of an audio language model (default: the adapter's, or the demo's tiny one).",
-            rich_help_panel=MODEL_PANEL,
-        ),
-    ] = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Folder or Hub id of a memory trained for it (default: the demo's for the demo's model).",
-            rich_help_panel=MODEL_PANEL,
-        ),
-    ] = None,
+    model: Model = None,
+    adapter: Adapter = None,
     no_memory: Annotated[
         bool,
         typer.Option("--no-memory", help="Recognise each turn on its own.", rich_help_panel=MODEL_PANEL),
@@ -292,8 +288,8 @@ def _skipped(job: Job, folders: "OutputFolders") -> dict[str, Any]:
     """The JSON of a recording that is complete already, from its JSON Lines."""
     from mal_adapter.ser.timeline.writers import read_timeline
 
-    folder, path = folders.of(job.recording), folders.file_of(job.recording, "jsonl")
-    if not path.exists():
+    folder, path = folders.of(job.recording), folders.made(job.recording, "jsonl")
+    if path is None:
         return {"recording": str(job.recording), "output": str(folder), "skipped": True, "turns": None}
     return {**_entry(read_timeline(path), folder), "skipped": True}
 

@@ -147,6 +147,27 @@ def test_what_is_complete_is_skipped_and_what_is_not_is_done_again(calls: list[s
     assert again(done=2)["call0/call0.jsonl"] > first["call0/call0.jsonl"]
 
 
+def test_formats_are_added_and_files_of_another_timeline_do_not_stay(calls: list[str], tmp_path: Path):
+    command = ("timeline", calls[0], "--turns", ".", "--output", "out", "--no-audio")
+
+    def names(*more: str) -> set[str]:
+        done = mal_adapter(*command, *more)
+        assert done.exit_code == 0, done.stderr
+        return {Path(name).name.removeprefix("call0.") for name in files(tmp_path / "out")}
+
+    assert names("--formats", "jsonl,srt") == {"jsonl", "srt", "run.json"}
+    assert names("--formats", "csv,html") == {"jsonl", "srt", "csv", "html", "run.json"}
+    for formats in ("html,jsonl", "srt", "csv"):
+        assert "1 of 1 recordings are complete" in mal_adapter(*command, "--formats", formats).stderr
+    (tmp_path / "out/call0/notes.txt").write_text("somebody's own")
+    assert names("--formats", "html", "--no-compare") == {"html", "run.json", "notes.txt"}
+    shown = json.loads(mal_adapter(*command, "--formats", "html", "--no-compare", "--json").stdout)["recordings"]
+    assert (shown[0]["skipped"], shown[0]["turns"]) == (True, None)
+    with_sound = mal_adapter(*command[:-1], "--formats", "html", "--no-compare")
+    assert "written to" in with_sound.stdout  # a page without the sound is not the same
+    assert "1 of 1 recordings" in mal_adapter(*command, "--formats", "html", "--no-compare").stderr
+
+
 def test_recordings_of_the_same_name_have_a_folder_each_in_every_run(calls: list[str], tmp_path: Path):
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()

@@ -18,7 +18,7 @@ from mal_adapter.ser.turns.overlaps import mark_overlaps, turns_within
 from mal_adapter.ser.turns.turn import Turn, TurnSettings
 from mal_adapter.stores.base import encode_session_id
 
-__all__ = ["Turns", "make_timeline", "session_name"]
+__all__ = ["Turns", "check_channels", "make_timeline", "session_name"]
 
 Turns = str | os.PathLike[str] | Iterable[Turn] | None
 """A file of turns, the turns, or None for voice activity."""
@@ -82,7 +82,12 @@ def session_name(recording: Path) -> str:
     return file_name(Path(recording.stem))
 
 
-def _checked_names(channels: Sequence[str], info: SoundInfo, recording: Path) -> tuple[str, ...]:
+def check_channels(channels: Sequence[str], info: SoundInfo, recording: Path) -> tuple[str, ...]:
+    """The names of a recording's channels, if there is one for each.
+
+    Raises:
+        TurnError: There are more or fewer names than channels, or two are the same.
+    """
     names = tuple(channels)
     if isinstance(channels, str) or len(set(names)) != len(names) or not all(names):
         raise TurnError(f"channels must be different names, got {channels!r}")
@@ -112,7 +117,7 @@ def _turns(
 
         longest_s = LONGEST_S if settings.max_s is None else settings.max_s
         return find_turns(recording, channels, settings, min(longest_s, recognizer.longest_s - MARGIN_S))
-    names = None if channels is None else _checked_names(channels, info, recording)
+    names = None if channels is None else check_channels(channels, info, recording)
     if isinstance(turns, (str, os.PathLike)):
         from mal_adapter.ser.turns.files import read_turns
 

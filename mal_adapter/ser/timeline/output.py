@@ -79,14 +79,13 @@ class OutputFolders:
         """Whether a recording's folder has all formats, made of the same things, and nobody has changed them since."""
         folder = self.of(recording)
         run = _read_run(folder)
-        sizes = run.get("files")
-        if run.get("made_of") != made_of or not isinstance(sizes, dict):
+        if run.get("made_of") != made_of:
             return False
         names = [self._file(recording, name).name for name in self._formats]
         if "html" in self._formats and self._audio and run.get("audio") is not True:
             return False
         with suppress(OSError):
-            return all((folder / name).stat().st_size == sizes.get(name) for name in names)
+            return all((folder / name).stat().st_size == run["files"].get(name) for name in names)
         return False
 
     def check(self) -> None:
@@ -102,9 +101,10 @@ class OutputFolders:
             if package := PACKAGES.get(name):
                 require(f"the format {name}", package, extra="recordings")
 
-    def file_of(self, recording: Path, name: str) -> Path:
-        """The file of a format."""
-        return self.of(recording) / self._file(recording, name)
+    def made(self, recording: Path, name: str) -> Path | None:
+        """The file of a format; None if the complete folder of the recording has none."""
+        folder, file = self.of(recording), self._file(recording, name)
+        return folder / file if file.name in _read_run(folder).get("files", ()) else None
 
     def write(self, timeline: Timeline, made_of: dict[str, Any]) -> Path:
         """Write all formats, and last what they were made of. A folder that is interrupted is not complete.
@@ -119,8 +119,12 @@ class OutputFolders:
         folder = self.of(timeline.recording)
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        (folder / RUN_NAME).unlink(missing_ok=True)
         files = {name: self._file(timeline.recording, name) for name in self._formats}
+        before = _read_run(folder)
+        kept = {} if before.get("made_of") != made_of else before["files"]
+        for name in set(before.get("files", ())) - set(kept) - {file.name for file in files.values()}:
+            (folder / name).unlink(missing_ok=True)  # of another timeline
+        (folder / RUN_NAME).unlink(missing_ok=True)
         for name, file in files.items():
             if name == "html":
                 write_page(timeline, folder / file, audio=self._audio)
@@ -129,8 +133,8 @@ class OutputFolders:
         run = {
             "recording": _identity(timeline.recording),
             "made_of": made_of,
-            "audio": self._audio,
-            "files": {file.name: (folder / file).stat().st_size for file in files.values()},
+            "audio": self._audio if "html" in files else before.get("audio", True),
+            "files": kept | {file.name: (folder / file).stat().st_size for file in files.values()},
             "version": timeline.version,
         }
         write_atomically(folder / RUN_NAME, (json.dumps(run, indent=2) + "\n").encode())
@@ -175,4 +179,4 @@ def _read_run(folder: Path) -> dict[str, Any]:
         found = parse_json((folder / RUN_NAME).read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and isinstance(found.get("files"), dict) else {}
