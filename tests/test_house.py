@@ -62,7 +62,8 @@ ser.recognizer.spectrum ser.recognizer.prompt ser.recognizer.inputs ser.recogniz
 ser.recognizer.lower_layers ser.recognizer.members
 ser.timeline.timeline ser.timeline.writers.parts ser.timeline.writers.jsonl ser.timeline.writers.table
 ser.timeline.writers.rttm ser.timeline.writers.webvtt ser.timeline.writers.srt ser.timeline.writers.textgrid
-ser.timeline.writers.elan ser.timeline.writers ser.timeline
+ser.timeline.writers.elan ser.timeline.writers
+ser.timeline.split ser.timeline.make ser.timeline.listening ser.timeline.page ser.timeline.output ser.timeline
 ser.live.codecs ser.live.tracks ser.live.media_streams ser.live.history ser.live.turn_stream ser.live.arrivals
 ser.live.stream ser.live
 ser.recognizer.recognizer
@@ -88,7 +89,7 @@ server.watching server.stream_worker server.streams
 server.service server.utterance_routes server.stream_keys server.stream_run server.stream_routes
 server.session_routes server.probe_routes server.flush server.app server.start server
 cli.output cli.data cli.failures cli.usage cli.options cli.adapters cli.demo cli.hosts cli.evaluate cli.predict
-cli.serve_vllm cli.serve cli.simulate cli.states cli.train cli cli.__main__
+cli.serve_vllm cli.serve cli.simulate cli.states cli.recordings cli.turn_table cli.timeline cli.train cli cli.__main__
 """
 ORDER = PLACES.split()
 
