@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mal_adapter.errors import AudioError, ConfigError, MissingDependencyError
 from mal_adapter.ser.turns.detector import SpeechDetector
-from mal_adapter.ser.turns.speech import LATE, ChannelSpeech, Speech
+from mal_adapter.ser.turns.speech import HYSTERESIS, LATE, ChannelSpeech, Speech
 from mal_adapter.ser.turns.turn import TurnSettings
 from mal_adapter.ser.turns.voice import VoiceActivity
 
@@ -94,6 +94,7 @@ def test_starts_and_ends_are_those_of_silero_vad(
         probabilities,
         sampling_rate=8_000,
         threshold=threshold,
+        neg_threshold=threshold - HYSTERESIS,
         min_speech_duration_ms=min_s * 1000,
         min_silence_duration_ms=merge_s * 1000,
         speech_pad_ms=0,
