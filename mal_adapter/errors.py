@@ -23,6 +23,7 @@
     ├── StateFormatError (ValueError)
     ├── StateMismatchError (ValueError)
     ├── StoreError (OSError)
+    ├── StreamError (ValueError)
     ├── TrainingError (RuntimeError)
     └── TurnError (ValueError)
 
@@ -73,6 +74,7 @@ __all__ = [
     "StateFormatError",
     "StateMismatchError",
     "StoreError",
+    "StreamError",
     "TrainingError",
     "TurnError",
     "UninformativeDataWarning",
@@ -182,6 +184,10 @@ class TrainingError(MalAdapterError, RuntimeError):
 
 class TurnError(MalAdapterError, ValueError):
     """A turn of a recording is no part of one, or a file of turns can't be read."""
+
+
+class StreamError(MalAdapterError, ValueError):
+    """A live stream's blocks or messages are not what was announced, or the stream has ended."""
 
 
 class EvaluationError(MalAdapterError, RuntimeError):

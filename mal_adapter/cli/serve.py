@@ -128,6 +128,19 @@ def serve(
         float,
         typer.Option(metavar="SECONDS", help="For running requests, after SIGTERM.", rich_help_panel=_LIMITS),
     ] = 30.0,
+    max_streams: Annotated[
+        int, typer.Option(metavar="NUMBER", help="Live streams at once.", rich_help_panel=_LIMITS)
+    ] = 64,
+    max_stream_s: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Of sound of one live stream.", rich_help_panel=_LIMITS)
+    ] = 14400.0,
+    max_message_bytes: Annotated[
+        int, typer.Option(metavar="NUMBER", help="Of one message of a live stream.", rich_help_panel=_LIMITS)
+    ] = 256 * 2**10,
+    idle_s: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="A live stream without a message is ended.", rich_help_panel=_LIMITS),
+    ] = 60.0,
     as_json: Annotated[bool, json_option("url, model, adapter, store, labels, tenants; at the start")] = False,
 ) -> None:
     """Answer utterances over HTTP, each in the session of its call.
@@ -143,7 +156,7 @@ def serve(
         if adapter is None:
             raise typer.BadParameter("is needed with --engine vllm", param_hint="--adapter")
         become_vllm(model, adapter, store, ttl_s, dtype.value, host, port, vllm_flags or [])
-    require("mal-adapter serve", "fastapi", "uvicorn", "prometheus_client", extra="serve")
+    require("mal-adapter serve", "fastapi", "uvicorn", "websockets", "prometheus_client", extra="serve")
     load_libraries()
     from mal_adapter.server.app import make_app
     from mal_adapter.server.keys import ApiKeys
@@ -154,7 +167,10 @@ def serve(
     from mal_adapter.server.tenant_store import TenantStore
     from mal_adapter.stores import InMemoryStore, open_store
 
-    limits = Limits(max_bytes, max_audio_s, max_pending, timeout_s, batch, wait_ms, drain_s)
+    limits = Limits(
+        max_bytes, max_audio_s, max_pending, timeout_s, batch, wait_ms, drain_s, max_streams, max_stream_s,
+        max_message_bytes, idle_s,
+    )  # fmt: skip
     keys = None if api_keys is None else ApiKeys.read(api_keys)
     if adapter is None and model is not None:
         raise typer.BadParameter("needs an --adapter that was trained for it", param_hint="--model")

@@ -12,6 +12,7 @@ from mal_adapter.attach import AttachedMemory
 from mal_adapter.errors import MalAdapterError, StoreError
 from mal_adapter.memory.state import MemoryState
 from mal_adapter.ser.dialogue import Utterance
+from mal_adapter.ser.recognizer.audio import Waveform
 from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
 from mal_adapter.ser.recognizer.results import Continuation, Failure, Prediction
 from mal_adapter.server.refusals import Refusal
@@ -23,10 +24,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Turn:
-    """An utterance to process: the store's id of its session, and its sound file."""
+    """An utterance to process: the store's id of its session, and its sound: a file, or samples at the host's rate."""
 
     stored_id: str
     path: Path
+    waveform: Waveform | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Answerer:
     def _forward(self, turns: Sequence[Turn], states: Sequence[MemoryState | None]) -> list[Continuation | Exception]:
         utterances = [Utterance(turn.stored_id, "0", "?", turn.path) for turn in turns]
         try:
-            prepared = self._recognizer.prepare(utterances)
+            prepared = self._recognizer.prepare(utterances, [turn.waveform for turn in turns])
             with self._host:
                 return list(self._recognizer.answer_from(utterances, states, prepared))
         except Exception as error:

@@ -29,6 +29,8 @@ from mal_adapter.server.refusals import Refusal, refusal_of
 from mal_adapter.server.requests import Requests
 from mal_adapter.server.service import Service
 from mal_adapter.server.session_routes import session_routes
+from mal_adapter.server.stream_routes import stream_routes
+from mal_adapter.server.streams import Streams
 from mal_adapter.server.turns import Turns
 from mal_adapter.server.utterance_routes import utterance_routes
 
@@ -65,15 +67,18 @@ def make_app(
     limits = Limits() if limits is None else limits
     turns, drain = Turns(limits), Drain()
     batcher: Batcher[Turn, Answer] = Batcher(Answerer(recognizer, memory), limits)
-    metrics = Metrics(memory.states, batcher.__len__, lambda: turns.pending)
+    streams = Streams(limits, drain)
+    metrics = Metrics(memory.states, batcher.__len__, lambda: turns.pending, streams.__len__)
     batcher.taken = metrics.batch_size.observe
     folder = TemporaryDirectory(prefix="mal_adapter")  # deleted with the application
-    service = Service(memory, limits, keys, turns, batcher, metrics, drain, Path(folder.name))
+    service = Service(recognizer, memory, limits, keys, turns, batcher, metrics, drain, Path(folder.name), streams)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         batcher.start()
+        streams.start()
         yield
+        await streams.stop()
         await batcher.stop()
         app.state.flushed = await run_in_threadpool(flush, memory.states)
         folder.cleanup()
@@ -82,7 +87,10 @@ def make_app(
     public = None if keys is not None else "/openapi.json"  # with keys, strangers see no more than the probes
     app = FastAPI(title="Emotions of spoken dialogues", lifespan=lifespan, redirect_slashes=False, openapi_url=public)
     app.state.drain, app.state.flushed = drain, False
-    for router in (utterance_routes(service), session_routes(service), probe_routes(service)):
+    app.state.max_message_bytes = limits.max_message_bytes
+    for router in (
+        utterance_routes(service), stream_routes(service), session_routes(service), probe_routes(service)
+    ):  # fmt: skip
         app.include_router(router)
     app.add_middleware(Requests, metrics=metrics, drain=drain)
 

@@ -25,13 +25,23 @@ class Metrics:
         states: The sessions.
         queued: The number of utterances that wait for a batch.
         pending: The number of requests under way.
+        streams: The number of live streams.
 
     Attributes:
         batch_size: Observe the size of each batch.
         conflicts: Count answers that a conflict made impossible.
+        stream_delay: Observe the seconds from the end of speech to its answer.
+        stream_audio: Count the seconds of sound of live streams.
+        stream_errors: Count the turns of live streams that were not answered.
     """
 
-    def __init__(self, states: SessionStates, queued: Callable[[], int], pending: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        states: SessionStates,
+        queued: Callable[[], int],
+        pending: Callable[[], int],
+        streams: Callable[[], int],
+    ) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._requests = Counter(
@@ -50,10 +60,23 @@ class Metrics:
         self.conflicts = Counter(
             "mal_adapter_conflicts", "Sessions that another replica continued", registry=self._registry
         )
+        self.stream_delay = Histogram(
+            "mal_adapter_stream_delay_seconds",
+            "From the end of speech in a live stream to its answer",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.stream_audio = Counter(
+            "mal_adapter_stream_audio_seconds", "Sound of live streams, in seconds", registry=self._registry
+        )
+        self.stream_errors = Counter(
+            "mal_adapter_stream_errors", "Turns of live streams without an answer", registry=self._registry
+        )
         sessions = _Sessions(states.store)
         gauges: Iterable[tuple[str, str, Callable[[], float]]] = (
             ("queue_length", "Utterances that wait for a forward", queued),
             ("pending_requests", "Requests for sessions that are under way", pending),
+            ("streams", "Live streams", streams),
             ("sessions", "Sessions in the store; NaN if it can't be reached", sessions),
             ("unsaved_sessions", "Sessions whose last state is only in this process", lambda: len(states.backlog)),
             ("lost_states", "Unsaved states whose sessions another replica continued", lambda: states.backlog.lost),

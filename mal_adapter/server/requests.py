@@ -34,7 +34,7 @@ class Requests:
         self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             return await self._app(scope, receive, send)
         started = time.perf_counter()
         fields = scope["mal_adapter"] = {}
@@ -42,7 +42,9 @@ class Requests:
 
         async def sending(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            if message["type"] == "websocket.accept":
+                status = 101
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 status = message["status"]
                 if self._drain.began:  # or the client would send its next request to this process
                     message["headers"] = [*message["headers"], (b"connection", b"close")]
@@ -64,13 +66,14 @@ class Requests:
     def _record(self, scope: Scope, status: int, elapsed_s: float, fields: MutableMapping[str, Any]) -> None:
         # The template, since a path may have any text; and one name for all unknown methods and paths.
         route = getattr(scope.get("route"), "path", "other").replace(":text", "")
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        method = scope.get("method", "WEBSOCKET")
+        method = method if method in _METHODS else "other"
         self._metrics.answered(method, route, status, elapsed_s)
         line = {"method": method, "route": route, "status": status, "elapsed_ms": round(elapsed_s * 1000, 1)}
         log.info("request", extra={"fields": {**line, **fields}})
 
 
-_METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH")
+_METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "WEBSOCKET")
 
 
 def note(scope: Scope, **fields: Any) -> None:

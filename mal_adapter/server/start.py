@@ -55,7 +55,16 @@ def serve(app: FastAPI, listener: socket.socket, drain_s: float, started: Callab
     Returns:
         Whether all requests ended in time, and all states are saved. If not, threads may still be running.
     """
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
+        ws_max_size=app.state.max_message_bytes,
+        ws_ping_timeout=60.0,  # a client that is not read for a while, since it is ahead, can't answer a ping
+        ws_per_message_deflate=False,  # sound does not get smaller
+    )
+    logging.getLogger("uvicorn.error").addFilter(_has_no_path)
     server = _Server(config, app.state.drain)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -79,6 +88,11 @@ def _keep_freed_memory() -> None:
     would be in pages that are new each time, which costs a sixth of the answer of a small host."""
     block = torch.ones((32 << 20) // 4 - 4096)
     del block
+
+
+def _has_no_path(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn has no path of a WebSocket, which may name a person or have a query."""
+    return '"WebSocket ' not in str(record.msg)
 
 
 class _Server(uvicorn.Server):

@@ -23,7 +23,16 @@ from mal_adapter.ser.recognizer.sound.opening import OpenSound, open_sound
 from mal_adapter.ser.recognizer.sound.reader import TOLERANCE_S, UnknownFormatError
 from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, open_regular_file
 
-__all__ = ["SoundInfo", "Waveform", "as_audio_errors", "load_waveform", "sound_info"]
+__all__ = [
+    "LONGEST_S",
+    "MARGIN",
+    "SoundInfo",
+    "Waveform",
+    "as_audio_errors",
+    "check_waveform",
+    "load_waveform",
+    "sound_info",
+]
 
 Waveform = npt.NDArray[np.float32]
 
@@ -98,11 +107,27 @@ def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform
         if not whole:
             first, last = _cut(utterance, waveform.size / sampling_rate, sampling_rate)
             waveform = waveform[first:last]
+    check_waveform(waveform, path, sampling_rate, whole=whole)
+    return waveform
+
+
+def check_waveform(waveform: Waveform, path: Path, sampling_rate: int, *, whole: bool = False) -> None:
+    """Check the samples of an utterance that no decoder of this library has checked.
+
+    Args:
+        waveform: (samples,) float32.
+        path: The name of the recording, for the message.
+        sampling_rate: In Hz.
+        whole: Whether these are all samples of the recording.
+
+    Raises:
+        AudioError: The samples are empty, silent or not finite.
+    """
+    with as_audio_errors(path):
         _check_some(waveform.size, sampling_rate)
         levels = Levels(1, sampling_rate, lossy=True)
         levels.add(waveform[:, np.newaxis])
         levels.check(at_start=whole, at_end=whole)
-        return waveform
 
 
 def sound_info(path: Path, longest_s: float | None = None) -> SoundInfo:

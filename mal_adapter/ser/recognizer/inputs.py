@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mal_adapter.errors import AudioError, HostError, MalAdapterError
+from mal_adapter.errors import AudioError, ConfigError, HostError, MalAdapterError
 from mal_adapter.hosts.detect import unwrap
 from mal_adapter.ser.dialogue import Utterance
-from mal_adapter.ser.recognizer.audio import Waveform, load_waveform
+from mal_adapter.ser.recognizer.audio import Waveform, check_waveform, load_waveform
 from mal_adapter.ser.recognizer.prompt import PER_TOKEN, AudioPrompt
 from mal_adapter.ser.recognizer.results import Failure
 
@@ -81,21 +81,38 @@ class HostInputs:
                 "model would answer without the audio; load the processor that belongs to the model"
             )
 
-    def __call__(self, utterances: Sequence[Utterance]) -> Prepared:
-        """Open the sound files, and make the host's inputs of those with usable audio, on its device."""
+    def __call__(self, utterances: Sequence[Utterance], given: Sequence[Waveform | None] | None = None) -> Prepared:
+        """Open the sound files, and make the host's inputs of those with usable audio, on its device.
+
+        Args:
+            utterances: Any.
+            given: Per utterance its samples, (samples,) float32 at the prompt's rate; its file is then not opened.
+
+        Raises:
+            ConfigError: There is not one waveform per utterance.
+        """
+        given = [None] * len(utterances) if given is None else given
+        if len(given) != len(utterances):
+            raise ConfigError(f"expected a waveform per utterance, got {len(given)} for {len(utterances)} utterances")
         failures: dict[int, Failure] = {}
         waveforms: dict[int, Waveform] = {}
-        for index, utterance in enumerate(utterances):
+        for index, (utterance, samples) in enumerate(zip(utterances, given, strict=True)):
             try:
-                waveform = load_waveform(utterance, self._prompt.sampling_rate)
-                self._prompt.check_length(waveform, utterance.audio)
-                waveforms[index] = waveform
+                waveforms[index] = self._waveform(utterance, samples)
             except AudioError as error:
                 failures[index] = Failure(utterance, error)
         inputs = self._make(utterances, waveforms, failures)
         inputs = self._place(inputs) if inputs else {}
         audio_s = {index: waveform.size / self._prompt.sampling_rate for index, waveform in waveforms.items()}
         return Prepared(inputs, audio_s, failures)
+
+    def _waveform(self, utterance: Utterance, samples: Waveform | None) -> Waveform:
+        if samples is None:
+            samples = load_waveform(utterance, self._prompt.sampling_rate)
+        else:
+            check_waveform(samples, utterance.audio, self._prompt.sampling_rate)
+        self._prompt.check_length(samples, utterance.audio)
+        return samples
 
     def with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Add `position_ids`, if the host takes them. They are counted as generate() does, so that padding does not

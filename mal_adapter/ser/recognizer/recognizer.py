@@ -20,16 +20,21 @@ from mal_adapter.memory.ensemble import AnyAdapter, MemoryEnsemble, load_adapter
 from mal_adapter.memory.state import MemoryState
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.labels import LabelSet
+from mal_adapter.ser.recognizer.audio import Waveform
 from mal_adapter.ser.recognizer.inputs import HostInputs, Prepared, argument_names
 from mal_adapter.ser.recognizer.members import MeanOfMembers
 from mal_adapter.ser.recognizer.pretrained import find_host, load_named_host, with_lora
-from mal_adapter.ser.recognizer.prompt import AudioPrompt, choose_task
+from mal_adapter.ser.recognizer.prompt import AudioPrompt, check_kept_answers, choose_task
 from mal_adapter.ser.recognizer.results import Continuation, Failure, Prediction
 from mal_adapter.ser.recognizer.scoring import LabelScorer
 from mal_adapter.ser.suitability import id_problems
+from mal_adapter.ser.timeline.make import Turns, make_timeline
+from mal_adapter.ser.timeline.timeline import TimelineEntry
+from mal_adapter.ser.turns.turn import TurnSettings
 
 if TYPE_CHECKING:
     from mal_adapter.attach import AttachedMemory
+    from mal_adapter.ser.live.stream import EmotionStream
     from mal_adapter.stores.base import SessionStore
 
 __all__ = ["EmotionRecognizer"]
@@ -101,6 +106,7 @@ class EmotionRecognizer:
                 raise SessionError(
                     "this memory is detached; attach it again with attach_memory(model, adapter=memory.adapter)"
                 )
+            check_kept_answers(memory.adapter, self.labels)
             memory.eval()
         self._reads_memory = memory is not None
         self._audio = AudioPrompt(processor, self.prompt)
@@ -216,6 +222,11 @@ class EmotionRecognizer:
         return self._audio.sampling_rate
 
     @property
+    def longest_s(self) -> float:
+        """The longest utterance that the host takes, in seconds. Found by trying the processor on noise, once."""
+        return self._audio.longest_s
+
+    @property
     def reads_memory(self) -> bool:
         """Whether utterances read and write a memory: False without one, and after `without_memory`."""
         return self._reads_memory
@@ -287,8 +298,74 @@ class EmotionRecognizer:
             yield from self.answer([turns.popleft() for turns in active])
             active = [turns for turns in active if turns]
 
+    def timeline(
+        self,
+        path: str | os.PathLike[str],
+        turns: Turns = None,
+        *,
+        channels: Sequence[str] | None = None,
+        settings: TurnSettings | None = None,
+        compare: bool = True,
+        session_id: str | None = None,
+    ) -> Iterator[TimelineEntry]:
+        """Process a whole recording from its start, and yield an entry per turn as soon as it is known.
+
+        The recording is one dialogue, and its turns are the utterances, in the order of their starts. Turns are taken
+        and answered one after the other, so the main memory that is needed does not grow with the recording.
+
+        What is mutated: the session `session_id` starts empty and has the whole recording in the end.
+
+        Args:
+            path: The sound file.
+            turns: A file of turns, as `mal_adapter.ser.turns.files.read_turns` reads it; or the turns, in order of
+                start unless they are a list. Without turns, they are found by voice activity, which needs the extra
+                `recordings`. Turns that are longer than the host accepts are split at their quietest places.
+            channels: The speaker of each channel of the file, from the first. Each turn is then recognised from its
+                speaker's channel alone. Without names, channels are averaged, except where a turn names its channel.
+            settings: How voice activity becomes turns. Its `max_s` holds for given turns too.
+            compare: Whether the plain host answers each turn too, for comparison. Costs a second forward per turn.
+            session_id: The id of the session; the file's name without suffix unless given.
+
+        Yields:
+            The turn, its answer, and the answer without memory. The result is a `Failure` where the audio is unusable,
+            as in a silent turn; later turns are still answered.
+
+        Raises:
+            AudioError: The recording can't be read. In the middle of a damaged one, voice activity ends with it.
+            MissingDependencyError: A package of the extra `recordings` is not installed.
+            TurnError: The turns can't be read, are beyond the end of the recording, or come in the wrong order; or the
+                names of channels repeat, or are more or fewer than the channels.
+            HostError, SessionError, SessionConflictError, StoreError: As `answer`.
+
+        Example:
+            >>> import tempfile
+            >>> import numpy as np
+            >>> import soundfile
+            >>> from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
+            >>> from mal_adapter.demo.dialogues import make_dialogue
+            >>> from mal_adapter.ser import EmotionRecognizer
+            >>> from mal_adapter.ser.turns import Turn
+            >>> call = os.path.join(tempfile.mkdtemp(), "call-42.wav")
+            >>> said = np.concatenate([turn.audio for turn in make_dialogue("test", 7, 0, turns=2).turns])
+            >>> soundfile.write(call, said, 16_000)
+            >>> recognizer = EmotionRecognizer.from_pretrained(ADAPTER_FOLDER, HOST_FOLDER)
+            >>> turns = [Turn(0.0, 1.4, "customer"), Turn(1.5, 2.9, "agent")]
+            >>> for entry in recognizer.timeline(call, turns):
+            ...     print(entry.turn.speaker, entry.emotion, entry.result.utterance.dialogue_id)
+            customer neutral call-42
+            agent neutral call-42
+        """
+        return make_timeline(
+            self, path, turns, channels=channels, settings=settings, compare=compare, session_id=session_id
+        )
+
     def answer(
-        self, utterances: Sequence[Utterance], *, session_ids: Sequence[str] | None = None, write: bool = True
+        self,
+        utterances: Sequence[Utterance],
+        *,
+        session_ids: Sequence[str] | None = None,
+        write: bool = True,
+        waveforms: Sequence[Waveform | None] | None = None,
     ) -> list[Prediction | Failure]:
         """Process the next utterance of each of several dialogues, in one forward.
 
@@ -298,13 +375,14 @@ class EmotionRecognizer:
             utterances: Of different dialogues.
             session_ids: The session that each utterance reads and is written to; its dialogue's unless given.
             write: False reads without writing.
+            waveforms: The sound of utterances that are in no file, as for `prepare`.
 
         Returns:
             One result per utterance, in their order.
 
         Raises:
             ConfigError: Two utterances have the same session, so that the second could not read what the first writes;
-                or the number of session ids is not that of the utterances.
+                or the number of session ids or waveforms is not that of the utterances.
             HostError: The host's answer is NaN. The batch's utterances are written all the same, unless they are NaN.
             SessionError: The memory is detached, an id can't be the id of a session, or a session is open elsewhere.
             SessionConflictError: Another process has continued a session meanwhile.
@@ -317,7 +395,7 @@ class EmotionRecognizer:
         if len(set(ids)) != len(ids):
             raise ConfigError(f"a batch must not hold two utterances of one dialogue, got the dialogue ids {ids}")
         started = time.perf_counter()
-        prepared = self.prepare(utterances)
+        prepared = self.prepare(utterances, waveforms)
         probabilities = None
         if prepared.audio_s:
             rows = [ids[index] for index in prepared.audio_s]
@@ -327,6 +405,48 @@ class EmotionRecognizer:
         if (nan := next((result for result in results if isinstance(result, HostError)), None)) is not None:
             raise nan
         return [result for result in results if not isinstance(result, HostError)]
+
+    def stream(
+        self,
+        sampling_rate: int,
+        *,
+        channels: int | Sequence[str] = 1,
+        session_id: str | None = None,
+        settings: TurnSettings | None = None,
+        compare: bool = False,
+    ) -> "EmotionStream":
+        """Begin a live stream of sound: blocks of PCM go in, and each turn comes out with its emotion as it ends.
+
+        What is mutated: each turn is written to `memory.states[session_id]`, in the order of the turns' ends.
+
+        Args:
+            sampling_rate: Of the blocks, in Hz; any.
+            channels: The number of channels, or the name of each channel's speaker. Channels are never mixed.
+            session_id: Of the memory; a new one unless given. An existing session is continued.
+            settings: How turns are found in the sound. Turns are split at 30 s unless `max_s` is given, or at what the
+                host takes if that is less.
+            compare: Ask the plain host as well; `entry.without_memory` is its answer.
+
+        Raises:
+            ConfigError: An argument is not what it should be.
+            MissingDependencyError: silero-vad is not installed.
+
+        Example:
+            >>> import numpy as np
+            >>> from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
+            >>> from mal_adapter.ser import EmotionRecognizer
+            >>> recognizer = EmotionRecognizer.from_pretrained(ADAPTER_FOLDER, HOST_FOLDER)
+            >>> stream = recognizer.stream(8_000, channels=["customer", "agent"])
+            >>> stream.feed(np.zeros((160, 2), dtype=np.int16))  # 20 ms
+            []
+            >>> stream.position_s, stream.speaking_since(1), stream.finish()
+            (0.02, None, [])
+        """
+        from mal_adapter.ser.live.stream import EmotionStream
+
+        return EmotionStream(
+            self, sampling_rate, channels=channels, session_id=session_id, settings=settings, compare=compare
+        )
 
     def answer_from(
         self,
@@ -394,9 +514,18 @@ class EmotionRecognizer:
             results[index] = Prediction(utterances[index], label, by_label, audio_s, elapsed_s)
         return [results[index] for index in range(len(utterances))]
 
-    def prepare(self, utterances: Sequence[Utterance]) -> Prepared:
-        """Open the sound files, and make the host's inputs of those with usable audio, on its device."""
-        return self._inputs(utterances)
+    def prepare(self, utterances: Sequence[Utterance], waveforms: Sequence[Waveform | None] | None = None) -> Prepared:
+        """Open the sound files, and make the host's inputs of those with usable audio, on its device.
+
+        Args:
+            utterances: Any.
+            waveforms: Per utterance its sound, (samples,) float32, one channel at `sampling_rate`, from -1 to 1; None
+                opens its file.
+
+        Raises:
+            ConfigError: There is not one waveform per utterance.
+        """
+        return self._inputs(utterances, waveforms)
 
     def with_positions(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Add `position_ids` to the inputs, if the host takes them."""
@@ -424,7 +553,10 @@ class EmotionRecognizer:
 
     def _forward(self, inputs: dict[str, Any]) -> Float[Tensor, "batch labels"]:
         """Log-probability of each label in one forward."""
-        return self._label_log_probs(inputs, self._run(inputs))
+        scores = self._label_log_probs(inputs, self._run(inputs))
+        if self.memory is not None and self._reads_memory and self.memory.keeps_answers:
+            self.memory.write_answers(scores.detach().float().softmax(-1))
+        return scores
 
     @torch.no_grad()  # not inference_mode: the states written here may be trained through later
     def _score(

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mal_adapter.ser.dialogue import Utterance
+from mal_adapter.ser.recognizer.audio import Waveform
 from mal_adapter.ser.recognizer.inputs import Prepared
 from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
 from mal_adapter.ser.training.cached_host import CachedHost
@@ -31,11 +32,11 @@ class CachedRecognizer(EmotionRecognizer):
         self.__dict__.update(recognizer.__dict__)  # not the constructor, which tries the processor again
         self._cached = cached
 
-    def prepare(self, utterances: Sequence[Utterance]) -> Prepared:
-        """As `CachedHost.prepare` if it has all of them."""
-        if all(map(self._cached.has, utterances)):
+    def prepare(self, utterances: Sequence[Utterance], waveforms: Sequence[Waveform | None] | None = None) -> Prepared:
+        """As `CachedHost.prepare` if it has all of them, and no waveforms are given."""
+        if waveforms is None and all(map(self._cached.has, utterances)):
             return self._cached.prepare(utterances)
-        return super().prepare(utterances)
+        return super().prepare(utterances, waveforms)
 
     def log_probs(self, inputs: dict[str, Any]) -> Float[Tensor, "batch labels"]:
         """As `CachedHost.log_probs` for the inputs that it has prepared."""

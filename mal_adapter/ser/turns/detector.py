@@ -1,5 +1,7 @@
 """Speech in a stream of samples, per channel, as it comes."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -7,9 +9,9 @@ from mal_adapter.errors import AudioError, ConfigError
 from mal_adapter.ser.turns.crosstalk import Crosstalk
 from mal_adapter.ser.turns.speech import HYSTERESIS, ChannelSpeech, Speech
 from mal_adapter.ser.turns.turn import TurnSettings
-from mal_adapter.ser.turns.voice import VoiceActivity
+from mal_adapter.ser.turns.voice import VoiceActivity, feed_together
 
-__all__ = ["SpeechDetector"]
+__all__ = ["SpeechDetector", "feed_detectors"]
 
 
 class SpeechDetector:
@@ -104,10 +106,16 @@ class SpeechDetector:
         self._finished = True
         return sorted(found, key=lambda speech: (speech.end_s, speech.channel))
 
-    def _process(self, samples: npt.NDArray[np.float32], real: bool = True) -> list[Speech]:
+    def _process(
+        self,
+        samples: npt.NDArray[np.float32],
+        real: bool = True,
+        probabilities: npt.NDArray[np.float32] | None = None,
+    ) -> list[Speech]:
         if real:
             self._samples += len(samples)
-        probabilities = self._voice.feed(samples)
+        if probabilities is None:
+            probabilities = self._voice.feed(samples)
         samples = np.concatenate((self._rest, samples))
         window, count = self._voice.window, len(probabilities)
         self._rest = samples[count * window :].copy()
@@ -139,3 +147,29 @@ class SpeechDetector:
         if not np.isfinite(array).all():
             raise AudioError(f"samples after {self.position_s:.2f} s are not finite (NaN or infinity)")
         return array
+
+
+def feed_detectors(detectors: Sequence[SpeechDetector], blocks: Sequence[npt.ArrayLike]) -> list[list[Speech]]:
+    """As `feed` of each detector, with the windows of all streams in the network at once.
+
+    Args:
+        detectors: Of different streams.
+        blocks: Of each stream, as for its `feed`.
+
+    Returns:
+        The speech of each stream that has ended.
+
+    Raises:
+        ConfigError, AudioError: As `SpeechDetector.feed`; then no stream has been continued.
+
+    Example:
+        >>> detectors = [SpeechDetector(8_000) for _ in range(50)]
+        >>> feed_detectors(detectors, [np.zeros(800, dtype=np.float32)] * 50) == [[]] * 50
+        True
+    """
+    samples = [detector._checked(block) for detector, block in zip(detectors, blocks, strict=True)]
+    probabilities = feed_together([detector._voice for detector in detectors], samples)
+    return [
+        detector._process(block, probabilities=own)
+        for detector, block, own in zip(detectors, samples, probabilities, strict=True)
+    ]

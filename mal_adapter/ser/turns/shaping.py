@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from mal_adapter.ser.turns.speech import Speech
 from mal_adapter.ser.turns.turn import Turn, TurnSettings
 
-__all__ = ["TurnShaper"]
+__all__ = ["OVERLAP_S", "TurnShaper"]
 
 #: Speech of two channels overlaps if both speak for so long, in seconds; starts and ends are not known more exactly.
-_OVERLAP_S = 0.1
+OVERLAP_S = 0.1
 
 
 class TurnShaper:
@@ -80,5 +80,5 @@ class TurnShaper:
             speech.end_s + after_s,
             self._speakers[speech.channel],
             None if self._mixed else speech.channel,
-            overlaps=any(seconds >= _OVERLAP_S for seconds in common_s),
+            overlaps=any(seconds >= OVERLAP_S for seconds in common_s),
         )

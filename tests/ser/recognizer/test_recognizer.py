@@ -246,6 +246,49 @@ def test_bad_files_among_good_ones(model, processor, memory, make_dialogue, tmp_
     assert len(batched) == 7
 
 
+def test_samples_are_answered_as_the_file_that_has_them(model, processor, memory, make_dialogue):
+    recognizer = EmotionRecognizer(model, processor, memory, WORDS)
+    utterances = make_dialogue("d").utterances
+    expected = list(recognizer.recognize(make_dialogue("d")))
+    state = memory.states["d"]
+    memory.states.forget(["d"])
+    for place, (utterance, file) in enumerate(zip(utterances, expected, strict=True)):
+        other = Utterance("other", "0", "A", utterances[0].audio)
+        nowhere = Utterance("d", str(place), "A", "nowhere")
+        given = recognizer.answer([nowhere, other], waveforms=[load_waveform(utterance), None])
+        assert (given[0].audio_s, given[0].utterance) == (file.audio_s, nowhere)
+        assert given[0].probabilities == pytest.approx(file.probabilities, abs=1e-6)
+    torch.testing.assert_close(memory.states["d"].weights, state.weights)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.zeros(16_000, np.float32), "silent"),
+        (np.zeros(0, np.float32), "empty"),
+        (np.full(16_000, np.nan, np.float32), "not finite"),
+        (tone(5.0), "at most 4.00 s"),
+    ],
+)
+def test_samples_that_are_no_speech_are_failures(model, processor, memory, samples, message):
+    recognizer = EmotionRecognizer(model, processor, memory, WORDS)
+    (result,) = recognizer.answer([Utterance("d", "0", "A", "call-42")], waveforms=[samples])
+    assert isinstance(result, Failure)
+    assert message in str(result.error)
+    assert str(result.error).startswith("call-42: ")
+    assert "d" not in memory.states
+    with pytest.raises(ConfigError, match="a waveform per utterance"):
+        recognizer.answer([Utterance("d", "0", "A", "call-42")], waveforms=[])
+
+
+def test_the_longest_utterance_is_taken_and_a_longer_one_is_not(model, processor):
+    recognizer = EmotionRecognizer(model, processor, labels=WORDS)
+    assert recognizer.longest_s == 4.0
+    utterance = Utterance("d", "0", "A", "call-42")
+    assert isinstance(recognizer.answer([utterance], waveforms=[tone(4.0)])[0], Prediction)
+    assert isinstance(recognizer.answer([utterance], waveforms=[tone(4.1)])[0], Failure)
+
+
 def test_a_failed_forward_writes_nothing_and_is_not_hidden(model, processor, memory, make_dialogue, monkeypatch):
     recognizer = EmotionRecognizer(model, processor, memory, WORDS)
     results = recognizer.recognize(make_dialogue("d"))
