@@ -133,8 +133,8 @@ def test_long_speech_is_split_into_parts_that_follow_each_other(
         else:
             joined.append(part)
     assert [speech.start_s for speech in joined] == [speech.start_s for speech in whole]
-    # A last part shorter than a turn is lost, as short speech is.
-    assert all(0 <= w.end_s - j.end_s < 0.25 for w, j in zip(whole, joined, strict=True))
+    # A last part shorter than a turn is lost, as short speech is. A cut may be in what is taken off at the end.
+    assert all(-0.064 <= w.end_s - j.end_s + 1e-9 < 0.25 for w, j in zip(whole, joined, strict=True))
 
 
 def test_long_speech_is_split_at_its_quietest_place():
@@ -156,7 +156,7 @@ def test_turns_of_two_channels(call: Samples, spoken: Samples):
     assert [speech.channel for speech in found] == [0, 1]
     for speech, start_s in zip(found, (1.5, 1.5 + length_s), strict=True):
         assert abs(speech.start_s - start_s) < 0.15
-        assert abs(speech.end_s - start_s - length_s) < 0.3
+        assert abs(speech.end_s - start_s - length_s) < 0.15
     assert since[50] == [None, None]
     assert since[300] == [found[0].start_s, None]
     assert since[600] == [None, found[1].start_s]
