@@ -126,6 +126,7 @@ class StreamRun:
             worker.drop(self._input)
         reason = self._reason or "finished"
         audio_s = round(self._frames / self._rate, 3)
+        self._service.metrics.stream_audio.inc(audio_s)
         await self._send({"type": "end", "reason": reason, "turns": self._turns, "audio_s": audio_s})
         with suppress(WebSocketDisconnect, RuntimeError):
             await self._socket.close(CLOSE_CODES[reason], reason)
@@ -173,7 +174,6 @@ class StreamRun:
             return
         self._frames += len(samples)
         self._arrivals.add(self._frames / self._rate, self._loop.time())
-        self._service.metrics.stream_audio.inc(len(samples) / self._rate)
         await self._service.streams.worker.feed(self._input, samples)
         self.last_message_s = self._loop.time()  # the client has not been idle while it was not read
         if self._frames > self._service.limits.max_stream_s * self._rate:
