@@ -405,6 +405,20 @@ def test_without_a_known_key_nothing_is_accepted(guarded: int, spoken_call: tupl
         assert (told.code, told.of("error")[0]["error"]["type"]) == (1008, "unknown_api_key")
 
 
+def test_a_page_of_another_site_needs_a_key(port: int):
+    own = f"http://127.0.0.1:{port}"
+    assert call(port, f"/sessions/x/stream{MULAW}", [FINISH], origin=own).code == 1000
+    for path in (f"/sessions/x/stream{MULAW}", "/sessions/x/watch", "/media-streams/twilio"):
+        for origin in ("https://example.org", f"http://127.0.0.1:{port + 1}", "null"):
+            assert refused(port, path, origin=origin) == (403, "other_origin")
+
+
+def test_a_page_of_another_site_with_a_key(guarded: int):
+    protocols = ["mal-adapter", f"bearer.{KEYS['acme']}"]
+    told = call(guarded, f"/sessions/x/stream{MULAW}", [FINISH], origin="https://example.org", subprotocols=protocols)
+    assert told.code == 1000
+
+
 def test_a_provider_has_its_key_in_a_parameter(guarded: int):
     samples, _ = make_call(turns=2, channels=1)
     tracks = {"inbound": mulaw(samples[:, 0])}
