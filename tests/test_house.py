@@ -44,7 +44,9 @@ ser.training.config
 ser.evaluation.colors ser.evaluation.drawing ser.evaluation.metrics ser.evaluation.plots
 ser.paths ser.dialogue ser.provenance
 ser.recognizer.results
-ser.turns.turn
+ser.turns.turn ser.turns.overlaps ser.turns.files.span ser.turns.files.text ser.turns.files.columns
+ser.turns.files.rttm ser.turns.files.textgrid ser.turns.files.elan ser.turns.files.subtitles ser.turns.files.audacity
+ser.turns.files.table ser.turns.files.transcripts ser.turns.files.reading ser.turns.files
 ser.turns.voice ser.turns.speech ser.turns.crosstalk ser.turns.detector ser.turns.shaping
 ser.training.summary
 ser.suitability
@@ -55,7 +57,10 @@ ser.recognizer.audio
 ser.turns.blocks ser.turns.detect ser.turns
 ser.recognizer.spectrum ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.pretrained
 ser.recognizer.lower_layers ser.recognizer.members
-ser.timeline.timeline ser.timeline
+ser.timeline.timeline ser.timeline.writers.parts ser.timeline.writers.jsonl ser.timeline.writers.table
+ser.timeline.writers.rttm ser.timeline.writers.webvtt ser.timeline.writers.srt ser.timeline.writers.textgrid
+ser.timeline.writers.elan ser.timeline.writers
+ser.timeline.split ser.timeline.make ser.timeline.listening ser.timeline.page ser.timeline.output ser.timeline
 ser.live.codecs ser.live.tracks ser.live.media_streams ser.live.history ser.live.turn_stream ser.live.arrivals
 ser.live.stream ser.live
 ser.recognizer.recognizer
@@ -81,7 +86,7 @@ server.watching server.stream_worker server.streams
 server.service server.utterance_routes server.stream_keys server.stream_run server.stream_routes
 server.session_routes server.probe_routes server.flush server.app server.start server
 cli.output cli.data cli.failures cli.usage cli.options cli.adapters cli.demo cli.hosts cli.evaluate cli.predict
-cli.serve_vllm cli.serve cli.simulate cli.states cli.train cli cli.__main__
+cli.serve_vllm cli.serve cli.simulate cli.states cli.recordings cli.turn_table cli.timeline cli.train cli cli.__main__
 """
 ORDER = PLACES.split()
 

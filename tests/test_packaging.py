@@ -28,6 +28,7 @@ MADE_HERE = {"__pycache__", "_build", ".pytest_cache", ".DS_Store"}
 NOT_PYTHON = {
     "mal_adapter/py.typed",
     "mal_adapter/ser/evaluation/report.html.j2",
+    *(f"mal_adapter/ser/timeline/page.{suffix}" for suffix in ("html.j2", "css", "js")),
     *(f"mal_adapter/demo/files/adapter/{name}" for name in ("README.md", "config.json", "model.safetensors")),
     *(
         f"mal_adapter/demo/files/host/{name}"

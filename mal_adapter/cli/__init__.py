@@ -18,6 +18,7 @@ from mal_adapter.cli.predict import predict
 from mal_adapter.cli.serve import serve
 from mal_adapter.cli.simulate import simulate
 from mal_adapter.cli.states import states
+from mal_adapter.cli.timeline import timeline
 from mal_adapter.cli.train import train
 from mal_adapter.cli.usage import Group, add, examples, prose
 
@@ -54,7 +55,7 @@ Environment
   CUDA_VISIBLE_DEVICES   the GPUs that may be used; empty for none
   NO_COLOR, FORCE_COLOR  no colours, or colours into a pipe too""",
 )
-for command in (demo, predict, simulate, train, evaluate, report, serve, push, pull, inspect):
+for command in (demo, predict, timeline, simulate, train, evaluate, report, serve, push, pull, inspect):
     add(app, command)
 app.add_typer(states, name="states", rich_help_panel="Keep and share")
 

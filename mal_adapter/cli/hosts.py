@@ -12,12 +12,13 @@ from mal_adapter.extras import require
 if TYPE_CHECKING:
     import torch
 
+    from mal_adapter.memory.ensemble import AnyAdapter
     from mal_adapter.ser.dialogue import Dialogue
     from mal_adapter.ser.labels import LabelSet
     from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
     from mal_adapter.stores.base import SessionStore
 
-__all__ = ["device_of", "load_model", "load_recognizer", "start_process"]
+__all__ = ["device_of", "find_task", "load_model", "load_recognizer", "start_process"]
 
 
 def device_of(name: str | None) -> "torch.device | None":
@@ -64,6 +65,39 @@ def load_model(name: str, device: "torch.device | None", dtype: Dtype, *, spread
         return load_named_host(name, device=device, dtype=dtype.value, **options)
 
 
+def find_task(
+    model_name: str | None,
+    adapter_name: str | None,
+    labels: str | None,
+    prompt: str | None,
+    usual_labels: "LabelSet | None" = None,
+) -> "tuple[AnyAdapter | None, str, LabelSet, str]":
+    """(The adapter, the name of its host, the labels, the question), without loading the host.
+
+    Args:
+        model_name, adapter_name, labels, prompt, usual_labels: As for `load_recognizer`.
+
+    Raises:
+        HostError: The adapter does not name its model.
+        LabelError: The labels are not a valid label set.
+    """
+    from mal_adapter.errors import HostError
+    from mal_adapter.memory.ensemble import load_adapter
+    from mal_adapter.ser.labels import DEMO
+    from mal_adapter.ser.recognizer.pretrained import find_host
+    from mal_adapter.ser.recognizer.prompt import choose_task
+
+    adapter = None if adapter_name is None else load_adapter(adapter_name)
+    if model_name is None and adapter is not None:
+        model_name = find_host(adapter.metadata, adapter_name)
+    if not model_name:
+        raise HostError(f"{adapter_name} does not name its model; add --model")
+    given = None if labels is None else as_typed(labels).split(",")
+    prompt = None if prompt is None else as_typed(prompt)
+    metadata = None if adapter is None else adapter.metadata
+    return adapter, model_name, *choose_task(metadata, given, prompt, usual_labels or DEMO)
+
+
 def load_recognizer(
     model_name: str | None,
     adapter_name: str | None,
@@ -95,24 +129,11 @@ def load_recognizer(
         HostError: The model is unknown or can't be loaded.
         LabelError: The labels are not a valid label set, or `dialogues` have none of them.
     """
-    from mal_adapter.errors import HostError, raise_problems
-    from mal_adapter.memory.ensemble import load_adapter
-    from mal_adapter.ser.labels import DEMO
-    from mal_adapter.ser.recognizer.pretrained import find_host
-    from mal_adapter.ser.recognizer.prompt import choose_task
+    from mal_adapter.errors import raise_problems
     from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
     from mal_adapter.ser.suitability import label_problems
 
-    adapter = None if adapter_name is None else load_adapter(adapter_name)
-    if model_name is None and adapter is not None:
-        model_name = find_host(adapter.metadata, adapter_name)
-    if not model_name:
-        raise HostError(f"{adapter_name} does not name its model; add --model")
-    given = None if labels is None else as_typed(labels).split(",")
-    prompt = None if prompt is None else as_typed(prompt)
-    label_set, question = choose_task(
-        None if adapter is None else adapter.metadata, given, prompt, usual_labels or DEMO
-    )
+    _, model_name, label_set, question = find_task(model_name, adapter_name, labels, prompt, usual_labels)
     if dialogues is not None:
         raise_problems(label_problems(dialogues, label_set))
     model, processor = load_model(model_name, device, dtype, spread=spread)

@@ -9,11 +9,13 @@ import typer
 __all__ = [
     "CORPUS_PANEL",
     "MODEL_PANEL",
+    "Adapter",
     "Corpus",
     "Device",
     "Dtype",
     "DtypeOption",
     "Labels",
+    "Model",
     "Prompt",
     "Root",
     "Split",
@@ -87,6 +89,15 @@ def prompt_option(default: str) -> Any:
     )
 
 
+Model = Annotated[str | None, model_option("the adapter's, or the demo's tiny one")]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Folder or Hub id of a memory trained for it (default: the demo's for the demo's model).",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
 Labels = Annotated[str | None, labels_option("those of the adapter")]
 Prompt = Annotated[str | None, prompt_option("the adapter's")]
 Device = Annotated[

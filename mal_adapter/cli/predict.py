@@ -10,7 +10,17 @@ import typer
 from mal_adapter import demo
 from mal_adapter.cli.failures import WRONG_INPUT
 from mal_adapter.cli.hosts import device_of, load_recognizer
-from mal_adapter.cli.options import MODEL_PANEL, Device, Dtype, DtypeOption, Labels, Prompt, json_option
+from mal_adapter.cli.options import (
+    MODEL_PANEL,
+    Adapter,
+    Device,
+    Dtype,
+    DtypeOption,
+    Labels,
+    Model,
+    Prompt,
+    json_option,
+)
 from mal_adapter.cli.output import (
     complain,
     header,
@@ -55,22 +65,8 @@ def predict(
             "with a line per utterance: dialogue_id, utterance_id, speaker and audio.",
         ),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Folder or Hub id of an audio language model (default: the adapter's, or the demo's tiny one).",
-            rich_help_panel=MODEL_PANEL,
-        ),
-    ] = None,
-    adapter: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Folder or Hub id of a memory trained for it (default: the demo's for the demo's model).",
-            rich_help_panel=MODEL_PANEL,
-        ),
-    ] = None,
+    model: Model = None,
+    adapter: Adapter = None,
     no_memory: Annotated[
         bool,
         typer.Option(

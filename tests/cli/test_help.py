@@ -88,6 +88,7 @@ def test_the_json_output_has_no_fields_beyond_the_documented_ones(tmp_path, monk
         ("states", "drop"): [["a", *store]],
         ("demo",): [["--dialogues", "1"]],
         ("predict",): [[tmp_path / "none.wav"]],
+        ("timeline",): [[tmp_path / "none.wav"]],
     }.items():
         for words in arguments:
             answer = json.loads(mal_adapter(*path, *words, "--json").stdout)

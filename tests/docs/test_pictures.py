@@ -47,3 +47,15 @@ def test_the_files_are_what_the_scripts_draw(tmp_path: Path):
         kept, found = ((folder / f"{name}.svg").read_text() for folder in (PICTURES, tmp_path))
         # not byte by byte: another processor may round a coordinate differently
         assert re.findall(r"<(\w+)", kept) == re.findall(r"<(\w+)", found), f"run python docs/pictures: {name}"
+
+
+@pytest.mark.slow
+def test_the_page_of_a_call_can_be_drawn_again(tmp_path: Path):
+    script = importlib.import_module("timeline_page")
+    if script.CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    script.draw(tmp_path / "timeline.png")
+    kept, found = ((folder / "timeline.png").read_bytes() for folder in (DOCS, tmp_path))
+    assert kept[:24] == found[:24]  # a PNG of the same size
+    assert len(kept) <= 200_000
+    assert 0.5 < len(kept) / len(found) < 2  # another machine has other fonts

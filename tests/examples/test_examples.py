@@ -45,6 +45,15 @@ def test_a_call_resumed_by_another_process_is_answered_as_by_one(run, tmp_path: 
     assert len(answers(printed)) == 10
 
 
+def test_a_recording_is_answered_turn_by_turn_and_gets_a_page(run):
+    *turns, page = run("timeline.py").splitlines()
+    assert len(turns) == 30
+    assert {line.split()[1] for line in turns} == {"customer", "agent"}
+    changed = sum(" not " in line for line in turns)
+    assert changed > 0
+    assert f"changed <b>{changed}</b> of 30 answers" in Path(page).read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings(INCOMPLETE)
 def test_a_memory_is_trained_on_a_folder_in_the_layout_of_meld(run, tmp_path: Path):

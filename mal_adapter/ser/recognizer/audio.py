@@ -58,11 +58,12 @@ def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform
     """Decode one utterance to mono float32, resampled, cut to its start and end.
 
     soundfile and soxr read WAV, RF64, W64, AIFF, AU, CAF, NIST, FLAC, OGG and MP3. Other formats are read by
-    transformers' `load_audio`, if torchcodec is installed. Channels are averaged. Of a long file only the part between
-    start and end is decoded. A file whose header does not give its length is read to the end.
+    transformers' `load_audio`, if torchcodec is installed. Channels are averaged, unless the utterance names one. Of a
+    long file only the part between start and end is decoded. A file whose header does not give its length is read to
+    the end.
 
     Args:
-        utterance: Only its `audio`, `start_s` and `end_s` are used.
+        utterance: Only its `audio`, `start_s`, `end_s` and `channel` are used.
         sampling_rate: Of the result, in Hz.
 
     Returns:
@@ -70,8 +71,8 @@ def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform
 
     Raises:
         AudioError: The file is missing, unreadable, damaged, cut short, longer than its header says, empty, silent or
-            not finite, its channels cancel, or it ends before the utterance does. The message names the file, the
-            reason and what to do.
+            not finite, its channels cancel, it has no such channel, or it ends before the utterance does. The message
+            names the file, the reason and what to do.
         AudioFormatError: The file is of no audio format that can be read here.
         AudioTooLongError: The utterance is longer than an hour.
         MissingDependencyError: torchcodec, which would decode the file, is installed but can't be imported.
@@ -91,10 +92,11 @@ def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform
     with as_audio_errors(path):
         try:
             with open_sound(path) as sound:
+                _check_channel(utterance.channel, sound.channels)
                 if whole:
-                    return _decode(sound, sampling_rate)
+                    return _decode(sound, sampling_rate, utterance.channel)
                 first, last = _cut(utterance, sound.duration_s, sampling_rate)
-                return _decode_part(sound, sampling_rate, first, last)
+                return _decode_part(sound, sampling_rate, first, last, utterance.channel)
         except UnknownFormatError as error:
             waveform = _decode_elsewhere(path, sampling_rate, error)
     with as_audio_errors(path):
@@ -148,13 +150,13 @@ def sound_info(path: Path) -> SoundInfo:
         return SoundInfo(sound.duration_s, sound.sampling_rate, sound.channels)
 
 
-def _decode(sound: Sound, sampling_rate: int) -> Waveform:
+def _decode(sound: Sound, sampling_rate: int, channel: int | None) -> Waveform:
     """Decode the whole recording."""
     _check_length(sound.duration_s)
-    return _decode_frames(sound, sampling_rate, 0, sound.frames, 0, sound.frames)
+    return _decode_frames(sound, sampling_rate, channel, 0, sound.frames, 0, sound.frames)
 
 
-def _decode_part(sound: Sound, sampling_rate: int, start: int, end: int) -> Waveform:
+def _decode_part(sound: Sound, sampling_rate: int, start: int, end: int, channel: int | None) -> Waveform:
     """Decode the samples `start` to `end` of the resampled recording, and little more than them."""
     _check_length((end - start) / sampling_rate)
     rate = sound.sampling_rate
@@ -166,15 +168,18 @@ def _decode_part(sound: Sound, sampling_rate: int, start: int, end: int) -> Wave
     # Input and output samples coincide once per step. The part has to start there, to be resampled as the whole is.
     steps = max(0, first - margin) // step_in
     stop = min(sound.frames, last + margin)
-    waveform = _decode_frames(sound, sampling_rate, steps * step_in, stop, first, last)
+    waveform = _decode_frames(sound, sampling_rate, channel, steps * step_in, stop, first, last)
     skipped = start - steps * step_out
     return waveform[skipped : skipped + end - start].copy()  # without the margins
 
 
-def _decode_frames(sound: Sound, sampling_rate: int, start: int, stop: int, first: int, last: int) -> Waveform:
-    """Decode the frames `start` to `stop` as mono, resampled. Levels are checked from `first` to `last` only."""
+def _decode_frames(
+    sound: Sound, sampling_rate: int, channel: int | None, start: int, stop: int, first: int, last: int
+) -> Waveform:
+    """Decode the frames `start` to `stop` of a channel, or of the mean of all, resampled. Levels are checked from
+    `first` to `last` only."""
     _check_some(last - first, sound.sampling_rate)
-    levels = Levels(sound.channels, sound.sampling_rate, sound.lossy)
+    levels = Levels(sound.channels if channel is None else 1, sound.sampling_rate, sound.lossy)
     resampler = None
     if sound.sampling_rate != sampling_rate:
         resampler = soxr.ResampleStream(sound.sampling_rate, sampling_rate, 1, dtype="float32")
@@ -183,6 +188,8 @@ def _decode_frames(sound: Sound, sampling_rate: int, start: int, stop: int, firs
     filled = 0
     position = start
     for block in sound.blocks(start, stop):
+        if channel is not None:
+            block = block[:, channel : channel + 1]
         levels.add(block[max(0, first - position) : max(0, last - position)])
         position += len(block)
         mono = block.mean(axis=1)
@@ -206,6 +213,14 @@ def _cut(utterance: Utterance, duration_s: float, sampling_rate: int) -> tuple[i
             f"{duration_s:.2f} s; check start_s and end_s, which are in seconds"
         )
     return round(start_s * sampling_rate), min(round(end_s * sampling_rate), round(duration_s * sampling_rate))
+
+
+def _check_channel(channel: int | None, channels: int) -> None:
+    if channel is not None and channel >= channels:
+        have = "1 channel" if channels == 1 else f"{channels} channels"
+        raise DamagedSoundError(
+            f"the utterance is in channel {channel}, counted from 0, but the file has {have}; check its channel"
+        )
 
 
 def _check_some(samples: int, sampling_rate: int) -> None:

@@ -28,6 +28,8 @@ from mal_adapter.ser.recognizer.prompt import AudioPrompt, choose_task
 from mal_adapter.ser.recognizer.results import Continuation, Failure, Prediction
 from mal_adapter.ser.recognizer.scoring import LabelScorer
 from mal_adapter.ser.suitability import id_problems
+from mal_adapter.ser.timeline.make import Turns, make_timeline
+from mal_adapter.ser.timeline.timeline import TimelineEntry
 from mal_adapter.ser.turns.turn import TurnSettings
 
 if TYPE_CHECKING:
@@ -294,6 +296,67 @@ class EmotionRecognizer:
                 return
             yield from self.answer([turns.popleft() for turns in active])
             active = [turns for turns in active if turns]
+
+    def timeline(
+        self,
+        path: str | os.PathLike[str],
+        turns: Turns = None,
+        *,
+        channels: Sequence[str] | None = None,
+        settings: TurnSettings | None = None,
+        compare: bool = True,
+        session_id: str | None = None,
+    ) -> Iterator[TimelineEntry]:
+        """Process a whole recording from its start, and yield an entry per turn as soon as it is known.
+
+        The recording is one dialogue, and its turns are the utterances, in the order of their starts. Turns are taken
+        and answered one after the other, so the main memory that is needed does not grow with the recording.
+
+        What is mutated: the session `session_id` starts empty and has the whole recording in the end.
+
+        Args:
+            path: The sound file.
+            turns: A file of turns, as `mal_adapter.ser.turns.files.read_turns` reads it; or the turns, in order of
+                start unless they are a list. Without turns, they are found by voice activity, which needs the extra
+                `recordings`. Turns that are longer than the host accepts are split at their quietest places.
+            channels: The speaker of each channel of the file, from the first. Each turn is then recognised from its
+                speaker's channel alone. Without names, channels are averaged, except where a turn names its channel.
+            settings: How voice activity becomes turns. Its `max_s` holds for given turns too.
+            compare: Whether the plain host answers each turn too, for comparison. Costs a second forward per turn.
+            session_id: The id of the session; the file's name without suffix unless given.
+
+        Yields:
+            The turn, its answer, and the answer without memory. The result is a `Failure` where the audio is unusable,
+            as in a silent turn; later turns are still answered.
+
+        Raises:
+            AudioError: The recording can't be read. In the middle of a damaged one, voice activity ends with it.
+            MissingDependencyError: A package of the extra `recordings` is not installed.
+            TurnError: The turns can't be read, are beyond the end of the recording, or come in the wrong order; or the
+                names of channels repeat, or are more or fewer than the channels.
+            HostError, SessionError, SessionConflictError, StoreError: As `answer`.
+
+        Example:
+            >>> import tempfile
+            >>> import numpy as np
+            >>> import soundfile
+            >>> from mal_adapter.demo import ADAPTER_FOLDER, HOST_FOLDER
+            >>> from mal_adapter.demo.dialogues import make_dialogue
+            >>> from mal_adapter.ser import EmotionRecognizer
+            >>> from mal_adapter.ser.turns import Turn
+            >>> call = os.path.join(tempfile.mkdtemp(), "call-42.wav")
+            >>> said = np.concatenate([turn.audio for turn in make_dialogue("test", 7, 0, turns=2).turns])
+            >>> soundfile.write(call, said, 16_000)
+            >>> recognizer = EmotionRecognizer.from_pretrained(ADAPTER_FOLDER, HOST_FOLDER)
+            >>> turns = [Turn(0.0, 1.4, "customer"), Turn(1.5, 2.9, "agent")]
+            >>> for entry in recognizer.timeline(call, turns):
+            ...     print(entry.turn.speaker, entry.emotion, entry.result.utterance.dialogue_id)
+            customer neutral call-42
+            agent neutral call-42
+        """
+        return make_timeline(
+            self, path, turns, channels=channels, settings=settings, compare=compare, session_id=session_id
+        )
 
     def answer(
         self,

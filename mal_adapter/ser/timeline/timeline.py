@@ -120,7 +120,7 @@ class TimelineEntry:
             )  # fmt: skip
             plain = record["without_memory"]
             return cls(turn, _answer(record, utterance), None if plain is None else _answer(plain, utterance))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise TurnError(f"a record of a turn {_complaint(error)}, got {shown(dict(record))}") from error
 
 

@@ -60,9 +60,6 @@ class Graphs:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Graphs":
         return self  # generate() copies its configuration
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Graphs":
-        return self  # generate() copies its configuration
-
 
 # --------------------------------------------------------------------------------------------- prompts and decode steps
 

@@ -85,7 +85,7 @@ class Levels:
         if lost > CANCELLED_SHARE * independent.sum():
             raise DamagedSoundError(
                 "its channels cancel each other: one is the inverse of another, and their mean has almost no sound; "
-                "use one channel, for example ffmpeg -i in.wav -af 'pan=mono|c0=c0' out.wav"
+                "use one channel: \"channel\": 0 in a manifest, or ffmpeg -i in.wav -af 'pan=mono|c0=c0' out.wav"
             )
 
     def _measure(self, windows: npt.NDArray[np.float32]) -> None:
