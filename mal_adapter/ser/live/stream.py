@@ -197,10 +197,12 @@ class EmotionStream:
                 self.session_id, f"{self._count:04d}", turn.speaker, Path(self.session_id), turn.start_s, turn.end_s,
                 channel=turn.channel,
             )  # fmt: skip
-            results = [arm.answer([utterance], waveforms=[spoken.waveform])[0] for arm in self._arms]
+            answer, *others = self._arms
+            (result,) = answer.answer([utterance], waveforms=[spoken.waveform])
             delay_s = time.perf_counter() - self._arrivals.of(spoken.voice_end_s)
+            plain = [other.answer([utterance], waveforms=[spoken.waveform])[0] for other in others]
             self._count += 1
-            self._answered.append(LiveEntry(turn, *results, delay_s=delay_s, waveform=spoken.waveform))
+            self._answered.append(LiveEntry(turn, result, *plain, delay_s=delay_s, waveform=spoken.waveform))
         answered, self._answered = self._answered, []
         return answered
 
