@@ -40,7 +40,7 @@ class Metrics:
         states: SessionStates,
         queued: Callable[[], int],
         pending: Callable[[], int],
-        streams: Callable[[], int],
+        streams: Callable[[], int] = lambda: 0,
     ) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
