@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mal_adapter.errors import AudioMaskError, ConfigError, CopyError, HostError, SessionError, StateMismatchError
@@ -289,6 +289,31 @@ class AttachedMemory:
             if any(after is not part for after, part in zip(reached, parts, strict=True)):
                 session.advance(adapter.join(before, reached))
         return answers
+
+    def write_answers(self, probabilities: Float[Tensor, "batch labels"]) -> None:
+        """Write what the host has answered, behind the utterances that the open session has written last.
+
+        `EmotionRecognizer` does it. Call it yourself if you call the model yourself, and the adapter's `num_labels` is
+        set. Nothing happens without an open session, in one that only reads, or if the adapter keeps no answers.
+
+        What is mutated: the session's dialogues.
+
+        Args:
+            probabilities: (batch, labels), of each label among all, one row per dialogue of the session, in the order
+                of the labels that the adapter was trained with.
+
+        Raises:
+            ConfigError: The shape is another one.
+            SessionConflictError, StoreError: As the end of a forward does.
+        """
+        session = self._hooks.session
+        if session is not None and self.keeps_answers:
+            session.write_answers(probabilities)
+
+    @property
+    def keeps_answers(self) -> bool:
+        """Whether the adapter's `num_labels` is set, so that the host's answers are written too."""
+        return self.adapter.config.num_labels is not None
 
     def _check_usable(self, *, has_mask: bool) -> None:
         if self._root is None:

@@ -24,7 +24,8 @@ memory.gate_start
 memory.chunk
 memory.fused.support memory.fused.parts memory.fused.scalars memory.fused.write_kernels memory.fused.write_backward
 memory.fused.read_kernels memory.fused.commit_kernels memory.fused.ops memory.fused.trial memory.fused
-memory.titans memory.recurrent memory.reference memory.commit memory.unwritten memory.projections memory.half
+memory.titans memory.recurrent memory.reference memory.commit memory.unwritten memory.projections
+memory.half memory.answers
 memory.hub_mixin
 memory.adapter memory.ensemble memory
 hosts.spec hosts.remote_code hosts.registry hosts.audio_mask hosts.detect hosts.host hosts
@@ -44,10 +45,11 @@ ser.training.config
 ser.evaluation.colors ser.evaluation.drawing ser.evaluation.metrics ser.evaluation.plots
 ser.paths ser.dialogue ser.provenance
 ser.recognizer.results
-ser.turns.turn ser.turns.overlaps ser.turns.files.span ser.turns.files.text ser.turns.files.columns
+ser.turns.turn ser.turns.overlaps
+ser.turns.voice ser.turns.speech ser.turns.crosstalk ser.turns.detector ser.turns.shaping
+ser.turns.files.span ser.turns.files.text ser.turns.files.columns
 ser.turns.files.rttm ser.turns.files.textgrid ser.turns.files.elan ser.turns.files.subtitles ser.turns.files.audacity
 ser.turns.files.table ser.turns.files.transcripts ser.turns.files.reading ser.turns.files
-ser.turns.voice ser.turns.speech ser.turns.crosstalk ser.turns.detector ser.turns.shaping
 ser.training.summary
 ser.suitability
 ser.recognizer.sound ser.recognizer.sound.source ser.recognizer.sound.chunks ser.recognizer.sound.flac

@@ -183,8 +183,7 @@ def _describe_adapter(adapter: "AnyAdapter") -> dict[str, Any]:
 
 
 def _describe_state(state: "MemoryState") -> dict[str, Any]:
-    tensors = {f"weights.{layer}": tensor for layer, tensor in enumerate(state.weights)}
-    tensors |= {f"momentum.{layer}": tensor for layer, tensor in enumerate(state.momentum)}
+    tensors = {name: tensor for name, tensor in state.tensors.items() if tensor.is_floating_point()}
     return {
         "kind": "state",
         "adapter": state.fingerprint,

@@ -121,8 +121,14 @@ def right_or_wrong(cell: str, right: bool) -> str:
 
 def load_libraries() -> None:
     """Import torch and transformers, which takes seconds. Disables transformers' notes and progress bars about reading
-    files from disk. Downloads keep their progress bars."""
+    files from disk, and warnings about torchao, which transformers imports where it is installed, also for models that
+    do not use it. Downloads keep their progress bars."""
+    import logging as python_logging
+
     from mal_adapter.ser.progress import working
+
+    for name in ("torchao", "torch.utils._pytree"):
+        python_logging.getLogger(name).setLevel(python_logging.ERROR)
 
     with working("loading torch and transformers"):
         import torch  # noqa: F401

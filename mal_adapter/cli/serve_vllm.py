@@ -103,10 +103,10 @@ def _check(model: str | None, adapter: str) -> str:
     from mal_adapter.errors import ConfigError, HostError
     from mal_adapter.memory.ensemble import load_adapter
     from mal_adapter.ser.recognizer.pretrained import find_host
-    from mal_adapter.vllm.checks import one_member
+    from mal_adapter.vllm.checks import servable
     from mal_adapter.vllm.layers import check_host
 
-    trained = one_member(load_adapter(adapter))
+    trained = servable(load_adapter(adapter))
     if trained.metadata.layer_idx is None:
         raise ConfigError(f"{adapter} names no layer_idx: it was not trained; give a trained adapter")
     if (Path(adapter) / "lora").is_dir():

@@ -128,11 +128,20 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="How the memory changes: titans, running_mean, gru; or none, the control without a past (default: "
-            "titans).",
+            help="How the memory changes: titans, running_mean, gru; answers, which keeps past answers alone; or none, "
+            "the control without a past (default: titans).",
             rich_help_panel=PANEL,
         ),
     ] = None,
+    keep_answers: Annotated[
+        bool,
+        typer.Option(
+            "--keep-answers",
+            help="The memory also keeps what the model has answered: the probabilities of the labels. For dialogues "
+            "in which emotions persist. The same as num_labels of MemoryConfig.",
+            rich_help_panel=PANEL,
+        ),
+    ] = False,
     members: Annotated[
         int,
         typer.Option(
@@ -209,6 +218,8 @@ def train(
     data = read_data(corpus, root, split, ("train",))
     dialogues, dev_dialogues = data.dialogues, _read_dev(corpus, root, dev)
     label_set = _choose_labels(labels, data)
+    if keep_answers or (memory_config.update == "answers" and memory_config.num_labels is None):
+        memory_config = replace(memory_config, num_labels=len(label_set))
     state, place = start_process(device)
     problems: list[MalAdapterError] = []
     for what, given_dialogues in (("training", dialogues), ("dev", dev_dialogues)):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from mal_adapter.errors import CopyError, SessionError
@@ -258,6 +258,23 @@ class Session:
             if self.closed:
                 raise SessionError(_LEFT.format(list(self.ids)))
             self._reach(state, keep_graph=False)
+
+    def write_answers(self, probabilities: Float[Tensor, "batch labels"]) -> None:
+        """The host's answers to the utterances that this block has written last; see `MemoryAdapter.write_answers`.
+
+        Raises:
+            SessionError: The block has been left.
+            SessionConflictError, StoreError: As `end`.
+        """
+        if not self.write:
+            return
+        adapter = self.reader
+        state = adapter.write_answers(self.state, probabilities)
+        if state is not self.state:
+            with self._lock:
+                if self.closed:
+                    raise SessionError(_LEFT.format(list(self.ids)))
+                self._reach(state, keep_graph=adapter.training)
 
     def _reach(self, state: MemoryState, keep_graph: bool) -> None:
         reached = state.map(_not_inference)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mal_adapter.errors import AudioMaskError, ConfigError, StateMismatchError
+from mal_adapter.memory.answers import AnswerMemory
 from mal_adapter.memory.commit import commit, total
 from mal_adapter.memory.config import MemoryConfig
 from mal_adapter.memory.gate_start import gate_biases
@@ -34,6 +35,7 @@ RULES: dict[str, type[Titans | RunningMean | GRU]] = {
     "titans": Titans,
     "running_mean": RunningMean,
     "gru": GRU,
+    "answers": Unwritten,
     "none": Unwritten,
 }
 """The rule of each `MemoryConfig.update`."""
@@ -66,6 +68,8 @@ class MemoryAdapter(Pretrained):
         super().__init__(config)
         if config.hidden_size is None:
             raise ConfigError("a MemoryAdapter needs config.hidden_size; attach_memory takes it from the host")
+        if config.update == "answers" and config.num_labels is None:
+            raise ConfigError('update="answers" keeps past answers alone, so it needs num_labels, the number of labels')
         width, heads, d = config.memory_dim, config.num_heads, config.head_dim
         readout = config.readout_dim or width
 
@@ -84,6 +88,7 @@ class MemoryAdapter(Pretrained):
         self.readout_in = nn.Linear(reads, 2 * readout)
         self.dropout = nn.Dropout(config.dropout)
         self.readout_out = nn.Linear(readout, config.hidden_size, bias=False)
+        self.answers = None if config.num_labels is None else AnswerMemory(config)
         self._fingerprint: tuple[object, str] | None = None
         self._half = HalfCache()
         self._reset(heads, d)
@@ -113,7 +118,8 @@ class MemoryAdapter(Pretrained):
     @property
     def is_fresh(self) -> bool:
         """Whether its residual is zero for every state, as before any training."""
-        return not bool(self.readout_out.weight.any())
+        outs = [self.readout_out] if self.answers is None else [self.readout_out, self.answers.out_proj]
+        return not any(bool(out.weight.any()) for out in outs)
 
     @torch.no_grad()
     def start_gates(self, utterance_tokens: int) -> None:
@@ -156,7 +162,8 @@ class MemoryAdapter(Pretrained):
 
             none = torch.zeros(batch_size, dtype=torch.int64, device=device)
             fingerprint = None if self.training else self.fingerprint()
-            return MemoryState(zeros(), zeros(), none, none.clone(), none.clone(), fingerprint)
+            answers = None if self.answers is None else self.answers.initial(batch_size, device, dtype)
+            return MemoryState(zeros(), zeros(), none, none.clone(), none.clone(), fingerprint, answers)
 
     def read(
         self, state: MemoryState, hidden_states: HiddenStates, mask: Mask | None = None, *, causal: bool = False
@@ -245,7 +252,10 @@ class MemoryAdapter(Pretrained):
         query, token = projected[:, :width], projected[:, width:]  # no columns unless the read-out sees the token
         query = self._by_head(query).to(self.state_dtype)
         answer = self.rule.read(self._initial_weights(), state, query, spans)
-        return use.read_out(answer.flatten(1), token, valid).to(tokens.dtype)
+        residual = use.read_out(answer.flatten(1), token, valid).to(tokens.dtype)
+        if self.answers is not None and state.answers is not None:
+            residual = residual + self.answers(state.answers, tokens, spans, valid).to(tokens.dtype)
+        return residual
 
     def write_tokens(
         self,
@@ -288,6 +298,36 @@ class MemoryAdapter(Pretrained):
         key, value = (self._by_head(t).to(self.state_dtype) for t in (key, value))
         new = self.rule.write(self._initial_weights(), state, key, value, Gates(*logits), spans, written)
         return commit(state, *new, spans, valid, finite)
+
+    def write_answers(self, state: MemoryState, probabilities: Float[Tensor, "batch labels"]) -> MemoryState:
+        """The state after the host's answers to the utterances that were written last.
+
+        Args:
+            state: One row per dialogue; not changed.
+            probabilities: (batch, labels), of each label among all, in the order of the label set. No gradient flows
+                through them. A row that is not finite leaves its dialogue as it is.
+
+        Returns:
+            A new state; the same if this adapter keeps no answers, or is a control without a past.
+
+        Raises:
+            ConfigError: The probabilities are not (batch, labels).
+
+        Example:
+            >>> config = MemoryConfig(hidden_size=8, memory_dim=4, num_heads=1, num_labels=3)
+            >>> adapter = MemoryAdapter(config).eval()
+            >>> state = adapter.write_answers(adapter.initial_state(), torch.tensor([[0.7, 0.2, 0.1]]))
+            >>> tuple(state.answers.shape)        # two time scales; three labels and the count
+            (1, 2, 4)
+        """
+        if self.answers is None or state.answers is None or self.config.update == "none":
+            return state
+        if probabilities.shape != (expected := (state.batch_size, self.answers.labels)):
+            raise ConfigError(
+                f"the probabilities are {tuple(probabilities.shape)}, expected (dialogues, labels) {expected}"
+            )
+        sums = self.answers.write(state.answers, probabilities.detach().to(state.answers.device))
+        return dataclasses.replace(state, answers=sums)
 
     def _initial_weights(self) -> InitialWeights:
         """The initial weights. If the read-out must not see the token, it must not see it through them either: an empty
@@ -363,6 +403,11 @@ class MemoryAdapter(Pretrained):
                 raise StateMismatchError(
                     f"the state's layers are {given}, this adapter's {shapes}: it belongs to another adapter"
                 )
+        kept = None if state.answers is None else tuple(state.answers.shape[1:])
+        if kept != (own := None if self.answers is None else self.answers.shape):
+            raise StateMismatchError(
+                f"the state's answers are {kept}, this adapter's {own}: it belongs to another adapter"
+            )
         if (dtype := state.weights[0].dtype) != self.state_dtype:
             raise StateMismatchError(f"the state is {dtype}, this adapter's states are {self.state_dtype}")
         if self.training or state.fingerprint is None or torch.compiler.is_compiling():

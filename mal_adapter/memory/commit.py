@@ -54,6 +54,7 @@ def commit(
         tokens=state.tokens + tokens * finite,
         skipped_writes=state.skipped_writes + (attempted & failed),
         fingerprint=state.fingerprint,
+        answers=state.answers,
     )
 
 
@@ -66,7 +67,7 @@ def _commit_in_kernels(
     old = (*state.weights, *state.momentum)
     new, counted = keep_finite((*weights, *momentum), old, counters, spans.offsets, valid)
     layers = len(weights)
-    return MemoryState(new[:layers], new[layers:], *counted, state.fingerprint)
+    return MemoryState(new[:layers], new[layers:], *counted, state.fingerprint, state.answers)
 
 
 def total(values: Tensor, dims: int | tuple[int, ...]) -> Tensor:

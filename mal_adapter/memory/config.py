@@ -9,14 +9,14 @@ from mal_adapter.serialization.text import shown
 
 __all__ = ["UPDATES", "MemoryConfig", "check_integer"]
 
-UPDATES = ("titans", "running_mean", "gru", "none")
+UPDATES = ("titans", "running_mean", "gru", "answers", "none")
 _ONE_VECTOR = ("running_mean", "gru")
 
 # Far above any host. No product of such sizes overflows 64 bits, so the shapes of a file can be compared safely.
 _LARGEST = 2**20
 _SIZES = ("memory_dim", "num_heads", "depth", "expansion", "chunk_size")
-_NEW = {"utterance_tokens": None, "readout_token": True}
-_OPTIONAL_SIZES = ("hidden_size", "readout_dim", "utterance_tokens")
+_NEW = {"utterance_tokens": None, "readout_token": True, "num_labels": None}
+_OPTIONAL_SIZES = ("hidden_size", "readout_dim", "utterance_tokens", "num_labels")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,9 @@ class MemoryConfig:
         update: The update rule: "titans", or one of the baselines it has to beat, "running_mean" and "gru". The memory
             of a baseline is one vector per head (see `mal_adapter.memory.recurrent`). It ignores depth, expansion,
             chunk_size and the gates. "none" is the control: the parameters of "titans", trained and read with an empty
-            memory, because nothing is ever written.
+            memory, because nothing is ever written. "answers" is as "none", but keeps past answers (`num_labels`).
+        num_labels: How many labels the host chooses from. The probabilities that it gave to each are written too, after
+            each answer, as a few numbers beside the memory; see `AnswerMemory`. None keeps no answers.
 
     Raises:
         ConfigError: A field is out of range or does not fit another one.
@@ -77,6 +79,7 @@ class MemoryConfig:
     forget_bias: float = -8.0
     utterance_tokens: int | None = None
     update: str = "titans"
+    num_labels: int | None = None
 
     def __post_init__(self) -> None:
         for field in (*_SIZES, *_OPTIONAL_SIZES):

@@ -101,6 +101,7 @@ class MemoryEnsemble(Pretrained):
                 state,
                 weights=state.weights[index * depth : (index + 1) * depth],
                 momentum=state.momentum[index * depth : (index + 1) * depth],
+                answers=_part(state.answers, index, len(self.members)),
                 fingerprint=None if state.fingerprint is None else member.fingerprint(),
             )
             for index, member in enumerate(self.members)
@@ -128,6 +129,7 @@ class MemoryEnsemble(Pretrained):
             tokens=select(joined.tokens, before.tokens),
             skipped_writes=before.skipped_writes + skipped,
             fingerprint=before.fingerprint,
+            answers=None if joined.answers is None or old.answers is None else select(joined.answers, old.answers),
         )
 
     def check_state(self, state: MemoryState) -> None:
@@ -218,4 +220,10 @@ def _joined(parts: Sequence[MemoryState], fingerprint: str | None) -> MemoryStat
         weights=tuple(layer for part in parts for layer in part.weights),
         momentum=tuple(layer for part in parts for layer in part.momentum),
         fingerprint=fingerprint,
+        answers=torch.cat(own, 1) if (own := [part.answers for part in parts if part.answers is not None]) else None,
     )
+
+
+def _part(answers: Tensor | None, index: int, members: int) -> Tensor | None:
+    """A member's answers; they are side by side in the dimension of the time scales."""
+    return None if answers is None else answers.tensor_split(members, 1)[index]

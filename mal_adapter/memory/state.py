@@ -17,6 +17,7 @@ __all__ = ["MemoryState"]
 
 FORMAT_VERSION = "1"
 _COUNTERS = ("utterances", "tokens", "skipped_writes")
+_ANSWERS = "answers"
 _FLOATS = (torch.float32, torch.float64)
 _METADATA = {"kind", "format_version", "fingerprint"}
 
@@ -32,6 +33,8 @@ class MemoryState:
         utterances: (batch,) int64: utterances written.
         tokens: (batch,) int64: audio tokens written.
         skipped_writes: (batch,) int64: writes that were not finite and were skipped.
+        answers: (batch, scales, labels + 1) in the dtype of the weights: decayed sums of the probabilities that the
+            host gave to each label, and of ones; None if the adapter keeps no answers.
         fingerprint: Identifies the adapter that the state belongs to; None if that adapter was in training mode.
 
     Example:
@@ -50,6 +53,7 @@ class MemoryState:
     tokens: Int64[Tensor, " batch"]
     skipped_writes: Int64[Tensor, " batch"]
     fingerprint: str | None = None
+    answers: Float[Tensor, "batch scales labels_and_count"] | None = None
 
     @property
     def batch_size(self) -> int:
@@ -64,7 +68,7 @@ class MemoryState:
     @property
     def nbytes(self) -> int:
         """The size of all tensors in bytes."""
-        return sum(t.numel() * t.element_size() for t in self._tensors().values())
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
 
     def clone(self) -> "MemoryState":
         """A copy that shares no storage with this state; gradients flow through it."""
@@ -89,17 +93,17 @@ class MemoryState:
     @classmethod
     def stack(cls, states: "Sequence[MemoryState]") -> "MemoryState":
         """The dialogues of all `states` in one state; the inverse of `split`."""
-        tensors = [state._tensors() for state in states]
+        tensors = [state.tensors for state in states]
         merged = {name: torch.cat([t[name] for t in tensors]) for name in tensors[0]}
         return cls._from_tensors(merged, states[0].fingerprint)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "MemoryState":
         """A state with `function` applied to each tensor, including the counters."""
-        return self._from_tensors({name: function(t) for name, t in self._tensors().items()}, self.fingerprint)
+        return self._from_tensors({name: function(t) for name, t in self.tensors.items()}, self.fingerprint)
 
     def equals(self, other: "MemoryState") -> bool:
         """Whether both have the same bits and belong to the same adapter."""
-        a, b = self._tensors(), other._tensors()
+        a, b = self.tensors, other.tensors
         return (
             self.fingerprint == other.fingerprint
             and a.keys() == b.keys()
@@ -108,7 +112,7 @@ class MemoryState:
 
     def to_bytes(self) -> bytes:
         """The state as the bytes of a safetensors file."""
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self._tensors().items()}
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
         metadata = {"format_version": FORMAT_VERSION, "kind": "mal_adapter.MemoryState"}
         if self.fingerprint is not None:
             metadata["fingerprint"] = self.fingerprint
@@ -168,10 +172,13 @@ class MemoryState:
         except StateFormatError as error:
             raise StateFormatError(f"{path}: {error}") from error
 
-    def _tensors(self) -> dict[str, Tensor]:
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, by their names in a file."""
         layers = {f"weights.{i}": t for i, t in enumerate(self.weights)}
         layers |= {f"momentum.{i}": t for i, t in enumerate(self.momentum)}
-        return layers | {name: getattr(self, name) for name in _COUNTERS}
+        layers |= {name: getattr(self, name) for name in _COUNTERS}
+        return layers if self.answers is None else layers | {_ANSWERS: self.answers}
 
     @classmethod
     def _from_tensors(cls, tensors: dict[str, Tensor], fingerprint: str | None) -> "MemoryState":
@@ -181,6 +188,7 @@ class MemoryState:
             momentum=tuple(tensors[f"momentum.{i}"] for i in layers),
             **{name: tensors[name] for name in _COUNTERS},
             fingerprint=fingerprint,
+            answers=tensors.get(_ANSWERS),
         )
 
 
@@ -192,7 +200,7 @@ def _check(tensors: Mapping[str, Tensor]) -> None:
     """Raise `StateFormatError` unless these tensors make up a state."""
     depth = _depth(tensors)
     expected = {f"{kind}.{i}" for kind in ("weights", "momentum") for i in range(depth)} | set(_COUNTERS)
-    if depth == 0 or set(tensors) != expected:
+    if depth == 0 or set(tensors) - {_ANSWERS} != expected:
         raise StateFormatError(f"the tensors {sorted(tensors)} are not those of a memory state")
     first = tensors["weights.0"]
     for weights, momentum in ((tensors[f"weights.{i}"], tensors[f"momentum.{i}"]) for i in range(depth)):
@@ -203,6 +211,12 @@ def _check(tensors: Mapping[str, Tensor]) -> None:
             )
         if not weights.dtype == momentum.dtype == first.dtype or weights.dtype not in _FLOATS:
             raise StateFormatError(f"weights are {weights.dtype}, momentum {momentum.dtype}; expected one of {_FLOATS}")
+    if (answers := tensors.get(_ANSWERS)) is not None and (
+        answers.dim() != 3 or len(answers) != len(first) or answers.dtype != first.dtype
+    ):
+        raise StateFormatError(
+            f"answers are {answers.dtype} {tuple(answers.shape)}, not (batch, scales, labels + 1) {first.dtype}"
+        )
     for name in _COUNTERS:
         counter = tensors[name]
         if counter.dtype != torch.int64 or counter.shape != first.shape[:1] or (counter < 0).any():

@@ -2,7 +2,8 @@
 
 A memory's read-out also sees the token itself. Training it mends the host, with or without a past, so a gain over the
 host alone says nothing about the memory. This control has the same parameters and is trained in the same way, and what
-a memory gains over it comes from the past. `MemoryConfig(update="none")` chooses it.
+a memory gains over it comes from the past. `MemoryConfig(update="none")` chooses it. `update="answers"` is the same
+beside past answers, which are kept apart from it (`AnswerMemory`).
 """
 
 import torch

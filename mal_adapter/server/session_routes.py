@@ -137,6 +137,6 @@ def _parse_state(service: Service, body: bytes) -> MemoryState:
         raise Refusal(422, "bad_state", "this state was written by another adapter than this server's") from None
     if state.batch_size != 1:
         raise Refusal(422, "bad_state", f"this file has the states of {state.batch_size} dialogues; send one")
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in (*state.weights, *state.momentum)):
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in state.tensors.values()):
         raise Refusal(422, "bad_state", "this state has values that are not finite numbers")
     return state

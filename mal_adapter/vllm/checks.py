@@ -9,7 +9,7 @@ from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.memory.ensemble import AnyAdapter
 from mal_adapter.vllm.config import ADMISSION, MemoryOptions, admission_is_installed
 
-__all__ = ["TESTED", "check_engine", "check_version", "one_member", "problems_of"]
+__all__ = ["TESTED", "check_engine", "check_version", "problems_of", "servable"]
 
 TESTED = ((0, 32), (0, 33))
 """The first and the last version of vLLM whose private parts are known; 0.33 by reading its source only."""
@@ -33,12 +33,17 @@ def check_version() -> None:
         )
 
 
-def one_member(adapter: AnyAdapter) -> MemoryAdapter:
+def servable(adapter: AnyAdapter) -> MemoryAdapter:
     """The adapter itself.
 
     Raises:
-        ConfigError: It has several members.
+        ConfigError: It has several members, or keeps the host's answers.
     """
+    if adapter.config.num_labels is not None:
+        raise ConfigError(
+            f"the adapter keeps answers (num_labels={adapter.config.num_labels}), and vLLM's workers do not see the "
+            "probabilities of the labels; leave out --engine vllm, or train the memory without num_labels"
+        )
     if isinstance(adapter, MemoryAdapter):
         return adapter
     raise ConfigError(

@@ -125,7 +125,7 @@ class Control:
     def _upload(self, states: SessionStates, session_id: str, data: bytes) -> Answer:
         check_id(session_id)
         state = MemoryState.from_bytes(data)
-        if not all(bool(torch.isfinite(t).all()) for t in (*state.weights, *state.momentum)):
+        if not all(bool(torch.isfinite(t).all()) for t in state.tensors.values()):
             return 422, "the state has numbers that are not finite; send one that was downloaded"
         states[session_id] = state
         return self._look(states, session_id)

@@ -11,7 +11,7 @@ from mal_adapter.extras import explain_missing
 from mal_adapter.memory.adapter import MemoryAdapter
 from mal_adapter.memory.ensemble import load_adapter
 from mal_adapter.stores.states import SessionStates
-from mal_adapter.vllm.checks import check_engine, check_version, one_member
+from mal_adapter.vllm.checks import check_engine, check_version, servable
 from mal_adapter.vllm.config import SECTION, MemoryOptions
 from mal_adapter.vllm.control import Control
 from mal_adapter.vllm.layers import check_host, choose_layer, decoder_layers
@@ -39,7 +39,7 @@ class WorkerMemory:
         check_version()
         self.options = MemoryOptions.read(vllm_config.additional_config)
         check_engine(vllm_config, self.options)
-        self.adapter = one_member(load_adapter(self.options.adapter)).requires_grad_(False)
+        self.adapter = servable(load_adapter(self.options.adapter)).requires_grad_(False)
         model = vllm_config.model_config
         width = self.adapter.config.hidden_size
         check_host(self.adapter.metadata, width, model.hf_config, model.hf_text_config)

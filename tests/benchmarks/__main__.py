@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks import evaluating, exactness, in_a_host, training, write_and_read
+from tests.benchmarks import evaluating, exactness, in_a_host, training, turns, write_and_read
 from tests.benchmarks.gpu import run as on_a_gpu
 from tests.benchmarks.gpu.world import SCALES
 from tests.benchmarks.rows import Row
@@ -40,6 +40,7 @@ MEASURES: dict[str, Callable[[str, float], Iterator[Row]]] = {
     "training": training.training_throughput,
     "evaluation": evaluating.evaluation_time,
     "saving": in_a_host.saving,
+    "turns": turns.turns_of_calls,
 }
 
 

@@ -164,6 +164,7 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "no dropout": Variant({"dropout": 0.0}),
         "layer 0": Variant(layer_idx=0),
         "layer 2": Variant(layer_idx=2),
+        "past answers kept": Variant({"num_labels": len(EMOTIONS)}),
     },
     "mood": {
         "base": Variant(),
@@ -173,6 +174,8 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "4 heads": Variant({"num_heads": 4}),
         "no constant component": Variant(tweak=no_constant),
         "nothing pooled": Variant({"pool_utterance": False}),
+        "past answers kept": Variant({"num_labels": len(EMOTIONS)}),
+        "past answers alone": Variant({"num_labels": len(EMOTIONS), "update": "answers"}),
     },
     "tokens": {
         name: Variant(changes, tokens=count)

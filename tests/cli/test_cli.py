@@ -284,3 +284,12 @@ def test_a_pipe_that_is_closed_is_quiet_and_141():
     done = subprocess.run([sys.executable, "-m", "mal_adapter.cli", "--version"], stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_warnings_of_libraries_that_transformers_imports_are_not_printed(saved, write_audio):
+    command = [sys.executable, "-m", "mal_adapter.cli", "predict", write_audio("a.wav", 0.5, 16_000)]
+    done = subprocess.run(
+        [*command, "--model", saved / "host", "--adapter", saved / "adapter", "--device", "cpu"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""

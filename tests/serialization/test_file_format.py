@@ -31,6 +31,8 @@ VARIANTS = [
     {"readout_token": False},
     {"readout_token": False, "depth": 1, "pool_utterance": False},
     {"update": "none"},
+    {"num_labels": 3},
+    {"num_labels": 2, "readout_dim": 5, "update": "gru", "num_heads": 1},
 ]
 
 
@@ -73,6 +75,8 @@ def expected_shapes(memory):
     if m["update"] == "gru":
         cell = {"weight_ih": (3 * W, W), "weight_hh": (3 * W, W), "bias_ih": (3 * W,), "bias_hh": (3 * W,)}
         shapes |= {f"recurrence.cell.{name}": shape for name, shape in cell.items()}
+    if (L := m.get("num_labels")) is not None:
+        shapes |= {"answers.decay": (2,), "answers.out_proj.weight": (H, 2 * (L + 1))}
     shapes |= {"readout_norm.weight": (read,), "readout_norm.bias": (read,), "readout_in.weight": (2 * R, read)}
     return shapes | {"readout_in.bias": (2 * R,), "readout_out.weight": (H, R)}
 
@@ -127,18 +131,22 @@ def test_a_state_file_is_read_by_the_document_and_answers_the_same(changes, tmp_
     adapter = random_adapter(16, **changes)
     with torch.no_grad():
         state = adapter.write(adapter.initial_state(2), torch.randn(2, 9, 16))
+        if (L := adapter.config.num_labels) is not None:
+            state = adapter.write_answers(state, torch.rand(2, L).softmax(-1))
     state.save(tmp_path / "state")
     metadata, tensors = read_safetensors((tmp_path / "state").read_bytes())
     assert metadata == {"kind": "mal_adapter.MemoryState", "format_version": "1", "fingerprint": adapter.fingerprint()}
     parameters = {name: t.numpy() for name, t in adapter.state_dict().items()}
     depth = len(adapter.config.layer_shapes)
     names = {f"{kind}.{i}" for kind in ("weights", "momentum") for i in range(depth)}
+    names |= {"answers"} if L is not None else set()
     assert tensors.keys() == names | {"utterances", "tokens", "skipped_writes"}
+    assert L is None or tensors["answers"].shape == (2, 2, L + 1)
     for i in range(depth):
         assert tensors[f"weights.{i}"].shape == tensors[f"momentum.{i}"].shape == (2, *parameters[f"initial.{i}"].shape)
     assert tensors["tokens"].tolist() == [9, 9]
     loaded = MemoryState.load(tmp_path / "state")
-    for name, tensor in loaded._tensors().items():
+    for name, tensor in loaded.tensors.items():
         np.testing.assert_array_equal(tensor.numpy(), tensors[name])
 
     if adapter.config.update in ("running_mean", "gru"):

@@ -126,7 +126,7 @@ def path(config: MemoryConfig, device: torch.device, dtype: torch.dtype = torch.
         >>> path(MemoryConfig(), torch.device("cpu"))
         'PyTorch: the device is cpu'
     """
-    if config.update not in ("titans", "none"):  # the kernels read for "none" too, which writes nothing
+    if config.update not in ("titans", "answers", "none"):  # the kernels read for the last two too, which write nothing
         return f"PyTorch: the update is {config.update}"
     reason = _obstacle(Sizes(device, torch.float32, dtype, config.layer_shapes, config.chunk_size), training)
     return f"fused ({precision()})" if reason is None else f"PyTorch: {reason}"

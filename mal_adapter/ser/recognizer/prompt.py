@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from mal_adapter.errors import AudioTooLongError, ConfigError, HostError, MissingDependencyError
+from mal_adapter.errors import AudioTooLongError, ConfigError, HostError, LabelError, MissingDependencyError
+from mal_adapter.memory.ensemble import AnyAdapter
 from mal_adapter.ser.labels import DEMO, LabelSet
 from mal_adapter.ser.recognizer.audio import LONGEST_S, Waveform
 from mal_adapter.ser.recognizer.spectrum import without_padding
 from mal_adapter.serialization.metadata import AdapterMetadata
 
-__all__ = ["PER_TOKEN", "AudioPrompt", "choose_task", "default_prompt"]
+__all__ = ["PER_TOKEN", "AudioPrompt", "check_kept_answers", "choose_task", "default_prompt"]
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """The inputs with one value per token of the prompt, (batch, seq_len)."""
@@ -250,6 +251,19 @@ def _pad_left(inputs: dict[str, Any]) -> dict[str, Any]:
             if isinstance(inputs.get(name), Tensor):
                 inputs[name] = inputs[name].gather(1, order)
     return inputs
+
+
+def check_kept_answers(adapter: AnyAdapter, labels: LabelSet) -> None:
+    """Raise `LabelError` if an adapter that keeps answers keeps those of other labels."""
+    count, task = adapter.config.num_labels, adapter.metadata.task
+    trained = None if task is None else list(task["labels"])
+    if count is None or (count == len(labels) and trained in (None, list(labels))):
+        return
+    known = f"the {count} labels" if trained is None else f"the labels {', '.join(trained)}"
+    raise LabelError(
+        f"this memory keeps the host's answers out of {known}, in this order, and was given {', '.join(labels)}; leave "
+        "the labels out, or train it with these"
+    )
 
 
 def choose_task(

@@ -24,7 +24,7 @@ from mal_adapter.ser.recognizer.audio import Waveform
 from mal_adapter.ser.recognizer.inputs import HostInputs, Prepared, argument_names
 from mal_adapter.ser.recognizer.members import MeanOfMembers
 from mal_adapter.ser.recognizer.pretrained import find_host, load_named_host, with_lora
-from mal_adapter.ser.recognizer.prompt import AudioPrompt, choose_task
+from mal_adapter.ser.recognizer.prompt import AudioPrompt, check_kept_answers, choose_task
 from mal_adapter.ser.recognizer.results import Continuation, Failure, Prediction
 from mal_adapter.ser.recognizer.scoring import LabelScorer
 from mal_adapter.ser.suitability import id_problems
@@ -106,6 +106,7 @@ class EmotionRecognizer:
                 raise SessionError(
                     "this memory is detached; attach it again with attach_memory(model, adapter=memory.adapter)"
                 )
+            check_kept_answers(memory.adapter, self.labels)
             memory.eval()
         self._reads_memory = memory is not None
         self._audio = AudioPrompt(processor, self.prompt)
@@ -552,7 +553,10 @@ class EmotionRecognizer:
 
     def _forward(self, inputs: dict[str, Any]) -> Float[Tensor, "batch labels"]:
         """Log-probability of each label in one forward."""
-        return self._label_log_probs(inputs, self._run(inputs))
+        scores = self._label_log_probs(inputs, self._run(inputs))
+        if self.memory is not None and self._reads_memory and self.memory.keeps_answers:
+            self.memory.write_answers(scores.detach().float().softmax(-1))
+        return scores
 
     @torch.no_grad()  # not inference_mode: the states written here may be trained through later
     def _score(

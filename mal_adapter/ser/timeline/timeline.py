@@ -12,7 +12,7 @@ the plain host answers is in `without_memory`. A turn that could not be answered
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -235,12 +235,15 @@ class Timeline:
             entries.append(TimelineEntry.from_record(record))
         try:
             settings = whole["settings"]
+            if settings is not None:
+                known = {field.name for field in fields(TurnSettings)}
+                settings = TurnSettings(**{name: value for name, value in settings.items() if name in known})
             return cls(
                 Path(whole["recording"]), float(whole["duration_s"]), tuple(entries), tuple(whole["labels"]),
                 whole["session_id"], whole["prompt"], whole["model"], whole["adapter"], whole["turns_from"],
-                None if settings is None else TurnSettings(**settings), tuple(whole["channels"]), whole["version"],
+                settings, tuple(whole["channels"]), whole["version"],
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise TurnError(f"the first record of a timeline {_complaint(error)}, got {shown(dict(whole))}") from error
 
 

@@ -186,7 +186,7 @@ class _Run:
     def _start_gates(self) -> None:
         """Start the gates of a fresh memory for utterances as long as these, unless their length is given."""
         adapter = self.memory.adapter.members[0]
-        has_gates = adapter.config.update in ("titans", "none")
+        has_gates = adapter.config.update in ("titans", "answers", "none")
         if not has_gates or adapter.config.utterance_tokens is not None or not adapter.is_fresh:
             return
         tokens = usual_tokens(self.recognizer, self.dialogues, self.config.side_by_side)

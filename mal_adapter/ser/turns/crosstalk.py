@@ -21,6 +21,8 @@ _REACH = 6
 #: Speech may be a copy of the loudest of so many windows before and after: the network notices the end of speech up to
 #: 0.15 s later.
 _BEFORE, _AFTER = 6, 2
+#: Speech that is so many times as strong as a copy would be is more than a copy.
+_EXPLAINED = 1.5
 #: From this correlation on, one channel's levels are a copy of another's.
 _COPY = 0.7
 
@@ -111,15 +113,16 @@ class Crosstalk:
             late = suspect & (np.arange(start, count) >= count - _REACH - _SPAN // _FRAMES) & (not last)
             known &= ~late
             if (suspect & ~late & ~copies).any():
-                found = self._copied(channel, other)
-                copies |= suspect & (_largest(found, _REACH, _REACH)[start:] > 0)
+                gains = _largest(self._gains(channel, other), _REACH, _REACH)[start:]
+                copies |= suspect & (rows[:, 1] <= _EXPLAINED * gains * loudest)
         open_ = np.flatnonzero(speech & ~known)
         rows = rows[: open_[0]] if open_.size else rows
         rows[copies[: len(rows)], 0] = 0.0
         return rows
 
-    def _copied(self, channel: int, other: int) -> npt.NDArray[np.bool_]:
-        """Whether a channel is a copy of another one around each of the windows that are kept."""
+    def _gains(self, channel: int, other: int) -> _Floats:
+        """The power of a channel as a share of another one's, around each of the windows that are kept; 0 where it is
+        not a copy."""
         margin = _SPAN + _DELAYS
         before = np.zeros((margin, self._levels.shape[2]))
         copy, source = (
@@ -143,7 +146,8 @@ class Crosstalk:
             together = (sums(product) - copy_sum * source_sum / count).sum(axis=1)
             best = np.maximum(best, together / np.sqrt(np.maximum(copy_square * source_square, 1e-30)))
         copy_power, source_power = (sums(levels**2).sum(axis=1) for levels in (copy, source))
-        return np.asarray((best >= _COPY) & (source_power >= self._ratio * copy_power))
+        copied = (best >= _COPY) & (source_power >= self._ratio * copy_power)
+        return np.where(copied, copy_power / np.maximum(source_power, 1e-30), 0.0)
 
 
 def _largest(values: npt.NDArray[np.generic], before: int, after: int) -> _Floats:

@@ -61,7 +61,7 @@ class TurnSettings:
     """How voice activity becomes turns.
 
     Args:
-        threshold: Probability of speech, per window of 32 ms, from which a turn starts. It ends 0.15 below.
+        threshold: Probability of speech, per window of 32 ms, from which a turn starts. It ends 0.05 below.
         min_s: Speech that is shorter, in seconds, is not a turn.
         max_s: Longer turns are split at their quietest place; None is what the host accepts.
         pad_s: Seconds that a turn gets before and after its speech, where nobody else speaks.
@@ -84,8 +84,8 @@ class TurnSettings:
     crosstalk_db: float = 12.0
 
     def __post_init__(self) -> None:
-        if not 0.15 < self.threshold < 1:
-            raise ConfigError(f"threshold must be above 0.15 and below 1, got {self.threshold}")
+        if not 0.05 < self.threshold < 1:
+            raise ConfigError(f"threshold must be above 0.05 and below 1, got {self.threshold}")
         for name in ("min_s", "pad_s", "merge_s", "crosstalk_db"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

@@ -23,6 +23,13 @@ def test_every_record_of_a_turn_has_the_same_keys():
     assert list(answered["without_memory"]) == list(failed["without_memory"])
 
 
+def test_keys_of_later_versions_are_ignored():
+    timeline = made_timeline(Turn(0, 1, "a"))
+    whole, turn = timeline.to_records()
+    later = {**whole, "valence": 0.5, "settings": {**whole["settings"], "breath_s": 0.1}}
+    assert same(Timeline.from_records([later, {**turn, "valence": 0.5}]), timeline)
+
+
 def test_a_failure_keeps_its_type_and_message():
     entry = entry_of(0, Turn(0, 1, "a"), error=AudioTooLongError("31 s are too long"))
     again = TimelineEntry.from_record(entry.to_record())
@@ -60,7 +67,7 @@ def changed(number: int, **values):
         (changed(0, format_version=2), "has the format 2, .* reads the format 1"),
         (changed(0, prompt=...), "first record of a timeline has no key 'prompt'"),
         (changed(0, duration_s="long"), "first record of a timeline has a wrong value"),
-        (changed(0, settings={"pad": 1}), "first record of a timeline has a wrong value"),
+        (changed(0, settings={"pad_s": -1}), "first record of a timeline has a wrong value"),
         (changed(1, type="timeline"), "after the first must have the type 'turn'"),
         (changed(1, end_s=...), "a record of a turn has no key 'end_s'"),
         (changed(1, end_s=0), "must end after it starts"),

@@ -177,7 +177,7 @@ def test_awk_sums_what_each_speaker_says_in_an_rttm(tmp_path: Path):
     write_rttm(CALL, tmp_path / "call.rttm")
     program = '$1 == "SPEAKER" && NF == 10 { said[$8] += $5 } END { for (n in said) printf "%s %.3f\\n", n, said[n] }'
     out = subprocess.run(["awk", program, tmp_path / "call.rttm"], capture_output=True, check=True, text=True).stdout
-    zoe = 'Zoë%20<&%20"Co">%20-->%20[x]:%2050%25%20B%20🙂'
+    zoe = "Zoë%20<&%20%22Co%22>%20-->%20[x]:%2050%25%20B%20🙂"
     assert sorted(out.splitlines()) == [f"{zoe} 0.500", "agent 5.500", "customer 1.500"]
 
 

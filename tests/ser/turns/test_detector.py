@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mal_adapter.errors import AudioError, ConfigError, MissingDependencyError
 from mal_adapter.ser.turns.detector import SpeechDetector
-from mal_adapter.ser.turns.speech import LATE, ChannelSpeech, Speech
+from mal_adapter.ser.turns.speech import HYSTERESIS, LATE, ChannelSpeech, Speech
 from mal_adapter.ser.turns.turn import TurnSettings
 from mal_adapter.ser.turns.voice import VoiceActivity
 
@@ -94,6 +94,7 @@ def test_starts_and_ends_are_those_of_silero_vad(
         probabilities,
         sampling_rate=8_000,
         threshold=threshold,
+        neg_threshold=threshold - HYSTERESIS,
         min_speech_duration_ms=min_s * 1000,
         min_silence_duration_ms=merge_s * 1000,
         speech_pad_ms=0,
@@ -132,8 +133,8 @@ def test_long_speech_is_split_into_parts_that_follow_each_other(
         else:
             joined.append(part)
     assert [speech.start_s for speech in joined] == [speech.start_s for speech in whole]
-    # A last part shorter than a turn is lost, as short speech is.
-    assert all(0 <= w.end_s - j.end_s < 0.25 for w, j in zip(whole, joined, strict=True))
+    # A last part shorter than a turn is lost, as short speech is. A cut may be in what is taken off at the end.
+    assert all(-0.064 <= w.end_s - j.end_s + 1e-9 < 0.25 for w, j in zip(whole, joined, strict=True))
 
 
 def test_long_speech_is_split_at_its_quietest_place():
@@ -155,7 +156,7 @@ def test_turns_of_two_channels(call: Samples, spoken: Samples):
     assert [speech.channel for speech in found] == [0, 1]
     for speech, start_s in zip(found, (1.5, 1.5 + length_s), strict=True):
         assert abs(speech.start_s - start_s) < 0.15
-        assert abs(speech.end_s - start_s - length_s) < 0.3
+        assert abs(speech.end_s - start_s - length_s) < 0.15
     assert since[50] == [None, None]
     assert since[300] == [found[0].start_s, None]
     assert since[600] == [None, found[1].start_s]

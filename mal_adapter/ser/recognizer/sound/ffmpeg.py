@@ -18,7 +18,7 @@ import numpy as np
 from mal_adapter.errors import AudioTooLongError
 from mal_adapter.ser.recognizer.sound.kept import Kept
 from mal_adapter.ser.recognizer.sound.layout import cut_short
-from mal_adapter.ser.recognizer.sound.reader import BLOCK, TOLERANCE_S, Block, UnknownFormatError
+from mal_adapter.ser.recognizer.sound.reader import BLOCK, RATES, TOLERANCE_S, Block, UnknownFormatError
 from mal_adapter.ser.recognizer.sound.source import DamagedSoundError
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ __all__ = ["FfmpegSound"]
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,asf,aac,amr"
 #: Times so much later than the samples before them are a gap, in seconds; silence fills it.
 _GAP_S = 0.1
+#: Longer gaps are damage, in seconds.
+_LONGEST_GAP_S = 6 * 3600.0
 #: A decoder starts at least so long before a part, to give the same samples as from the start, in seconds.
 _PREROLL_S = 1.0
 #: How far apart the places are from which a decoder can start, in seconds.
@@ -59,7 +61,7 @@ class _Contents(NamedTuple):
     times: "array[int]"
 
 
-_kept: Kept[_Contents] = Kept(512)  # an hour takes 58 kilobytes, and seconds to measure
+_kept: Kept[_Contents | DamagedSoundError] = Kept(512)  # an hour takes 58 kilobytes, and seconds to measure
 
 
 class FfmpegSound:
@@ -85,7 +87,10 @@ class FfmpegSound:
                 "and WMA"
             )
         self._file = file
-        self._contents = _kept.of(file, partial(_measure, file, longest_s))
+        contents = _kept.of(file, partial(_measure_or_error, file, longest_s))
+        if isinstance(contents, DamagedSoundError):
+            raise type(contents)(*contents.args)
+        self._contents = contents
         self.sampling_rate = self._contents.sampling_rate
         self.channels = self._contents.channels
         self.frames = self._contents.frames
@@ -147,16 +152,16 @@ class FfmpegSound:
         last = bisect_right(positions, first)
         places = dict(zip(times[number:last], positions[number:last], strict=True))
         with _opened(self._file) as (container, stream):
-            clock = None if number > 0 else _Clock(self.sampling_rate, self._contents.start_s)
-            if number > 0:
-                container.seek(next(iter(places)), stream=stream)
+            clock = None if number > 0 else _Clock(self.sampling_rate, self.channels, self._contents.start_s)
+            if number > 0 and not _seek(container, stream, next(iter(places))):
+                return
             for frame in _frames(container, stream, _Ends()):
                 if clock is None:
                     if frame.pts not in places:
                         if frame.pts is None or frame.pts > max(places):
                             return
                         continue
-                    clock = _Clock(self.sampling_rate, self._contents.start_s, places[frame.pts])
+                    clock = _Clock(self.sampling_rate, self.channels, self._contents.start_s, places[frame.pts])
                 before = clock.position
                 start = clock.place(frame)
                 for silent in range(before, start, BLOCK):
@@ -167,17 +172,22 @@ class FfmpegSound:
 class _Clock:
     """Numbers the samples of frames that follow each other."""
 
-    def __init__(self, sampling_rate: int, start_s: float, position: int = 0) -> None:
+    def __init__(self, sampling_rate: int, channels: int, start_s: float, position: int = 0) -> None:
         self._rate = sampling_rate
+        self._channels = channels
         self._start_s = start_s
         self.position = position
 
     def place(self, frame: "AudioFrame") -> int:
         """The number of the frame's first sample."""
-        if frame.sample_rate != self._rate:
-            raise DamagedSoundError("the sampling rate changes within the file; convert it to WAV")
-        if frame.time is not None and frame.time - self._start_s > self.position / self._rate + _GAP_S:
-            self.position = round((frame.time - self._start_s) * self._rate)
+        if (frame.sample_rate, frame.layout.nb_channels) != (self._rate, self._channels):
+            raise DamagedSoundError("the sampling rate or the channels change within the file; convert it to WAV")
+        if frame.time is not None:
+            gap_s = frame.time - self._start_s - self.position / self._rate
+            if gap_s > _LONGEST_GAP_S:
+                raise DamagedSoundError(f"the file is damaged: its times jump by {gap_s:.0f} s; copy it again")
+            if gap_s > _GAP_S:
+                self.position = round((frame.time - self._start_s) * self._rate)
         start = self.position
         self.position += frame.samples
         return start
@@ -188,6 +198,14 @@ class _Ends:
 
     def __init__(self) -> None:
         self.last_s = 0.0
+
+
+def _measure_or_error(file: BinaryIO, longest_s: float | None) -> _Contents | DamagedSoundError:
+    """What a file has, or why it can't be used: both take long to find out."""
+    try:
+        return _measure(file, longest_s)
+    except DamagedSoundError as error:
+        return type(error)(*error.args)  # without what its traceback keeps alive
 
 
 def _measure(file: BinaryIO, longest_s: float | None) -> _Contents:
@@ -203,7 +221,11 @@ def _measure(file: BinaryIO, longest_s: float | None) -> _Contents:
                 first, start_s = frame, frame.time or 0.0
                 if len(container.streams) > 1 and container.start_time is not None:
                     start_s = min(start_s, container.start_time / 1e6)
-                clock = _Clock(frame.sample_rate, start_s)
+                if not RATES[0] <= frame.sample_rate <= RATES[1]:
+                    raise DamagedSoundError(
+                        f"a sampling rate of {frame.sample_rate} Hz is not one of sound; convert it again"
+                    )
+                clock = _Clock(frame.sample_rate, frame.layout.nb_channels, start_s)
             position = clock.place(frame)
             offset = position if first is frame else offset
             size = frame.samples
@@ -254,6 +276,17 @@ def _opened(file: BinaryIO) -> Iterator[tuple["InputContainer", "AudioStream"]]:
         if stream.codec_context is None:
             raise UnknownFormatError("FFmpeg has no decoder for its audio track")
         yield container, stream
+
+
+def _seek(container: "InputContainer", stream: "AudioStream", time: int) -> bool:
+    """Go to a frame or to one before it, by FFmpeg's time. Returns whether the format allows it."""
+    import av
+
+    try:
+        container.seek(time, stream=stream)
+    except av.FFmpegError:
+        return False
+    return True
 
 
 def _frames(container: "InputContainer", stream: "AudioStream", ends: _Ends) -> Iterator["AudioFrame"]:

@@ -27,9 +27,10 @@ class Kept(Generic[Measured]):
         """The result for a file: one that is kept, or a new one."""
         status = os.fstat(file.fileno())
         key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        if key in self._results:
-            return self._results[key]
-        result = measure()
+        try:
+            return self._results[key]  # not asked for first, since another thread may make room meanwhile
+        except KeyError:
+            result = measure()
         # The clocks of file systems are coarse: a file may change twice within one tick.
         if time.time() - status.st_mtime > _SETTLED_S:
             while len(self._results) >= self._most:

@@ -13,7 +13,7 @@ from mal_adapter.ser.recognizer.sound.layout import UNKNOWN_END, Layout, cut_sho
 from mal_adapter.ser.recognizer.sound.mpeg import start_patches
 from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, View
 
-__all__ = ["BLOCK", "TOLERANCE_S", "Block", "Sound", "UnknownFormatError", "reason_of"]
+__all__ = ["BLOCK", "RATES", "TOLERANCE_S", "Block", "Sound", "UnknownFormatError", "reason_of"]
 
 #: Rounding, in seconds: how far an utterance may exceed its file, and a file be shorter than its header says.
 TOLERANCE_S = 0.1
@@ -22,6 +22,7 @@ BLOCK = 1 << 17
 #: Decoders of these formats need so many seconds before a part, to give the same samples as from the start.
 PREROLL_S = {"OGG": 1.0, "MP3": 1.0, "MPEG": 1.0}
 LOSSY = {"GSM610", "G721_32", "G723_24", "G723_40", "NMS_ADPCM_16", "NMS_ADPCM_24", "NMS_ADPCM_32", "VOX_ADPCM"}
+#: Sampling rates of sound, in Hz.
 RATES = (1_000, 1_000_000)
 
 Block = npt.NDArray[np.float32]  # (frames, channels)

@@ -4,7 +4,8 @@
 
 The fields are type, recording, channel from 1, start, duration, spelling, kind, speaker, confidence, look-ahead. The
 emotion is the 7th field, the kind, which tools of diarisation ignore; its probability is the 9th, the confidence. Both
-are <NA> where a turn could not be answered. Spaces and % are written as in URLs, since a field can't hold spaces.
+are <NA> where a turn could not be answered. Spaces, quotation marks and % are written as in URLs, since a field can't
+hold spaces.
 """
 
 import os

@@ -9,7 +9,7 @@ from mal_adapter.ser.names import cleaned, folded
 from mal_adapter.ser.turns.files.span import Span, seconds
 from mal_adapter.serialization.text import shown
 
-__all__ = ["Columns", "expected_columns"]
+__all__ = ["EXPECTED_COLUMNS", "Columns"]
 
 _MS = {"ms", "msec", "msecs", "millis", "millisecond", "milliseconds"}
 _S = {"s", "sec", "secs", "second", "seconds", "ss", "hh", "mm"}
@@ -28,7 +28,7 @@ _NAMES = {
     "emotion": ("truth", "emotion"),
     "recording": ("recording", "recordingid", "file", "filename", "audio", "audiofile", "audiofilepath", "uri", "path"),
 }  # fmt: skip
-expected_columns = "start and end (or duration) in seconds, and if known speaker, text, channel and emotion"
+EXPECTED_COLUMNS = "start and end (or duration) in seconds, and if known speaker, text, channel and emotion"
 
 
 class Columns:
@@ -98,7 +98,7 @@ class Columns:
     def _seconds(self, row: Mapping[str, Any], role: str, where: str) -> float:
         value = self._value(row, role)
         if value is None or value == "":
-            raise TurnError(f"{where}: the {role} is missing; expected {expected_columns}")
+            raise TurnError(f"{where}: the {role} is missing; expected {EXPECTED_COLUMNS}")
         scale = self._of[role][1]
         found = seconds(value, where, role)
         is_clock = isinstance(value, str) and ":" in value
@@ -107,7 +107,7 @@ class Columns:
     def _text(self, row: Mapping[str, Any], role: str) -> str:
         value = self._value(row, role)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return f"{value:g}"  # speakers that are only numbered
+            return str(int(value) if value == value // 1 else value)  # speakers that are only numbered
         return value if isinstance(value, str) else ""
 
     def _channel(self, row: Mapping[str, Any], where: str) -> int | None:
@@ -115,7 +115,7 @@ class Columns:
         text = cleaned(str(value)) if value is not None else ""
         if not text:
             return None
-        if not (text.isascii() and text.isdecimal()):
+        if not (text.isascii() and text.isdecimal() and len(text) < 7):
             raise TurnError(f"{where}: the channel must be an integer, counted from 0, got {shown(value)}; correct it")
         return int(text)
 

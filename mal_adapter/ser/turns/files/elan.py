@@ -38,8 +38,8 @@ def read_elan(path: Path, data: bytes) -> list[Tier]:
     with explain_missing("reading ELAN files", extra="recordings"):
         from pympi import Eaf
 
-    try:
-        eaf = Eaf(str(path), suppress_version_warning=True)
+    try:  # the path is absolute since pympi takes "-" for the standard input
+        eaf = Eaf(str(path.absolute()), suppress_version_warning=True)
     except Exception as error:  # KeyError, IndexError, ValueError: pympi takes the schema for granted
         raise TurnError(
             f"this is XML, but no ELAN file that can be read ({type(error).__name__}: {error}); save it again in ELAN"
@@ -93,9 +93,11 @@ def _aligned_times(tier: str, notes: _Aligned, slots: Mapping[str, int | None]) 
     chain = list(dict.fromkeys(slot for note in notes.values() for slot in note[:2]))
     try:
         known = [(place, slots[slot]) for place, slot in enumerate(chain)]
+        fixed = [(place, float(ms)) for place, ms in known if ms is not None]
+    except OverflowError as error:
+        raise TurnError(f"tier {shown(tier)}: a time has hundreds of digits; save the file again in ELAN") from error
     except KeyError as error:
         raise TurnError(f"tier {shown(tier)}: there is no time slot {error}; save the file again in ELAN") from error
-    fixed = [(place, ms) for place, ms in known if ms is not None]
     times: dict[str, float] = {chain[place]: ms / _MS for place, ms in fixed}
     for (first, start), (last, end) in itertools.pairwise(fixed):
         for place in range(first + 1, last):

@@ -29,7 +29,7 @@ _TEXTS: dict[str, tuple[tuple[str, ...], Callable[[str], bool], Callable[[str], 
     "json": ((".json", ".jsonl"), looks_like_json, read_transcript),
     "srt": ((".srt",), looks_like_srt, read_srt),
     "rttm": ((".rttm",), looks_like_rttm, read_rttm),
-    "audacity": ((".txt",), looks_like_labels, read_labels),
+    "audacity": ((".txt", ".aud"), looks_like_labels, read_labels),
     "csv": ((".csv", ".tsv"), looks_like_table, read_table),
 }
 FORMATS = ("rttm", "textgrid", "elan", "srt", "webvtt", "audacity", "csv", "json")
@@ -130,10 +130,10 @@ def _chosen(found: Sequence[Tier], names: str | Sequence[str] | None) -> list[Ti
 
 def _listed(tiers: Sequence[Tier]) -> str:
     """The tiers and their sizes, for a message; of very many, the first ones."""
-    shown = [
-        f"{tier.name!r} ({len(tier.spans)} {tier.unit})" if tier.name else f"{len(tier.spans)} {tier.unit}"
-        for tier in tiers
-    ]
+    shown = []
+    for tier in tiers:
+        size = f"{len(tier.spans)} {tier.unit.removesuffix('s') if len(tier.spans) == 1 else tier.unit}"
+        shown.append(f"{tier.name!r} ({size})" if tier.name else size)
     return ", ".join(shown[:12]) + (f" and {len(shown) - 12} more" if len(shown) > 12 else "") or "no tiers"
 
 

@@ -20,7 +20,8 @@ _OTHERS = {
     "SEGMENT", "NOSCORE", "NO_RT_METADATA", "LEXEME", "NON-LEX", "NON-SPEECH", "FILLER", "EDIT", "IP", "SU", "CB",
     "A/P", "SPKR-INFO", "NOISE",
 }  # fmt: skip
-_SPACES = re.compile(r"\s|%|[\x00-\x1f\x7f]")
+_CHANNEL = re.compile(r"[1-9]\d{0,5}")
+_ESCAPED = re.compile(r"\s|%|\"|[\x00-\x1f\x7f]")
 
 
 def looks_like_rttm(text: str) -> bool:
@@ -30,7 +31,8 @@ def looks_like_rttm(text: str) -> bool:
 
 
 def rttm_name(name: str) -> str:
-    """A name for a field of RTTM, which can't hold spaces: these and % are written as in URLs.
+    """A name for a field of RTTM, which can't hold spaces: these and % are written as in URLs. So are quotation marks,
+    which pandas, and with it pyannote, would take for the start of a field with spaces.
 
     Example:
         >>> rttm_name("Ann  Lee"), rttm_name("50%"), rttm_name("Zoë")
@@ -38,7 +40,7 @@ def rttm_name(name: str) -> str:
     """
     if name in ("", "<NA>"):
         return quote(name, safe="") or "<NA>"
-    return _SPACES.sub(lambda match: quote(match[0], safe=""), name)
+    return _ESCAPED.sub(lambda match: quote(match[0], safe=""), name)
 
 
 def unescaped(field: str) -> str:
@@ -87,7 +89,7 @@ def read_rttm(text: str) -> list[Tier]:
         rows.append((where, unescaped(fields[1]), start_s, start_s + length_s, unescaped(fields[7]), fields[2]))
     known = {channel for *_, channel in rows} - {"<NA>"} != {"1"}
     for where, recording, start_s, end_s, speaker, channel in rows:
-        number_of = int(channel) - 1 if known and channel.isdecimal() and channel != "0" else None
+        number_of = int(channel) - 1 if known and _CHANNEL.fullmatch(channel) else None
         # Sums of decimal fractions, such as 0.1 + 0.2, get back the digits that a person would write.
         span = Span(where, start_s, round(end_s, 9), speaker, channel=number_of)
         tiers.setdefault(recording, Tier(recording, unit="lines")).spans.append(span)

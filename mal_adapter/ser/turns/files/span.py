@@ -103,7 +103,7 @@ def seconds(value: object, where: str, name: str) -> float:
             found = float(text.replace(",", "."))
         elif clock := _CLOCK.fullmatch(text):
             hours, minutes, rest = clock.groups()
-            found = 3600 * int(hours or 0) + 60 * int(minutes) + float(rest.replace(",", "."))
+            found = 3600 * float(hours or 0) + 60 * float(minutes) + float(rest.replace(",", "."))
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         found = float(value) if abs(value) < 1e15 else math.nan
     if not math.isfinite(found):

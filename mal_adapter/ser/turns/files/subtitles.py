@@ -18,7 +18,7 @@ __all__ = ["looks_like_srt", "looks_like_webvtt", "read_srt", "read_webvtt"]
 _SRT_TIME = r"\d{1,2}:\d{1,2}:\d{1,2}[.,]\d{1,3}"
 _SRT_TIMES = re.compile(rf"\s*{_SRT_TIME}\s*-->\s*{_SRT_TIME}(?!\d).*")
 _SRT_START = re.compile(rf"\s*(?:\d+\s+)?{_SRT_TIME}\s*-->")
-_VTT_TIME = r"(?:\d+:)?\d{1,2}:\d{1,2}\.\d{1,3}"
+_VTT_TIME = r"(?:\d{1,6}:)?\d{1,2}:\d{1,2}\.\d{1,3}"
 _VTT_TIMES = re.compile(rf"\s*{_VTT_TIME}\s*-->\s*{_VTT_TIME}(?:\s.*)?")
 _VOICE = re.compile(r"<v(?:\.[^\s>]*)?\s+([^<>]*)>")
 #: The emotion in front of the words, in files that this library wrote.

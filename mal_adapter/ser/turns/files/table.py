@@ -1,15 +1,22 @@
-"""Tables: CSV with a header, separated by commas, semicolons or tabs."""
+"""Tables: CSV with a header, separated by commas, semicolons or tabs.
+
+Times are in seconds unless the header says milliseconds. The .tsv files of Whisper do not: their columns are start, end
+and text, and all times are whole milliseconds.
+"""
 
 import csv
 import io
+import re
 
 from mal_adapter.errors import TurnError
-from mal_adapter.ser.turns.files.columns import Columns, expected_columns
+from mal_adapter.ser.turns.files.columns import EXPECTED_COLUMNS, Columns
 from mal_adapter.ser.turns.files.span import Tier
 from mal_adapter.serialization.text import shown
 
 __all__ = ["looks_like_table", "read_table"]
 
+#: Whisper's .tsv: no quotes, one line per row, and times of 100 ms or more, since nobody's turns last for minutes each.
+_WHISPER = re.compile(r"start\tend\ttext\n(?:\d+\t\d{3,}\t[^\n\t]*(?:\n|\Z))+\s*")
 _SEPARATORS = (",", ";", "\t", "|")
 
 
@@ -24,8 +31,15 @@ def read_table(text: str) -> list[Tier]:
     body = text.lstrip("\n")
     header, blank = body.split("\n", 1)[0], len(text) - len(body)
     if not columns.complete:
-        raise TurnError(f"the first line must name the columns: expected {expected_columns}, got {shown(header)}")
-    reader = csv.DictReader(io.StringIO(body, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+        raise TurnError(f"the first line must name the columns: expected {EXPECTED_COLUMNS}, got {shown(header)}")
+    names = None
+    if separator == "\t" and _WHISPER.fullmatch(body):
+        names = ["start_ms", "end_ms", "text"]
+        body, columns, blank = body.split("\n", 1)[1], Columns(names), blank + 1
+    reader = csv.DictReader(
+        io.StringIO(body, newline=""), names, delimiter=separator, skipinitialspace=True, strict=names is None,
+        quoting=csv.QUOTE_MINIMAL if names is None else csv.QUOTE_NONE,
+    )  # fmt: skip
     tiers: dict[str, Tier] = {}
     try:
         for row in reader:

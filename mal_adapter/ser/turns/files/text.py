@@ -25,7 +25,7 @@ def read_bytes(path: Path) -> bytes:
     """The content of a file of turns.
 
     Raises:
-        TurnError: It can't be read, is empty or huge, or is a sound file. The message does not name the file.
+        TurnError: It can't be read, is huge, or is a sound file. The message does not name the file.
     """
     try:
         file, size = open_regular(path)
@@ -42,7 +42,8 @@ def read_bytes(path: Path) -> bytes:
                 "turns of one recording"
             )
         data = file.read(MAX_BYTES + 1)
-    if data.startswith(_SOUNDS) or data[4:8] == b"ftyp":
+    # Texts may start with these letters, too, but have no control characters there.
+    if (data.startswith(_SOUNDS) or data[4:8] == b"ftyp") and min(data[:64]) < ord("\t"):
         raise TurnError("this is a sound file, and no file of turns; give its turns, or leave them out to find them")
     return data
 
@@ -84,8 +85,8 @@ def decoded(data: bytes) -> str:
     return text
 
 
-#: "[SPEAKER_00]: text", as WhisperX writes it, or "AGENT: text".
-_IN_BRACKETS = re.compile(r"\[([^\[\]\n]{1,60})\]\s*:\s*(.*)", re.DOTALL)
+#: "[SPEAKER_00]: text" and "[[SPEAKER_00]]text", which WhisperX writes in subtitles and labels.
+_IN_BRACKETS = re.compile(r"(?:\[([^\[\]\n]{1,60})\]\s*:|\[\[([^\[\]\n]{1,60})\]\])\s*(.*)", re.DOTALL)
 _BEFORE_COLON = re.compile(r"([^\W_][^:\n.!?;,]{0,40}?)\s*:(?:\s+(.*)|$)", re.DOTALL)
 _DIARISED = re.compile(r"(?:speaker|spk|sprecher|person|interviewer|interviewee)[ _-]?\w{0,3}", re.IGNORECASE)
 _MAX_WORDS = 4
@@ -114,7 +115,7 @@ def split_names(lines: Sequence[str]) -> list[tuple[str, str]]:
 def _name_in(line: str) -> tuple[str, str, bool]:
     """(Name or "", text, whether it is a name for sure)."""
     if match := _IN_BRACKETS.fullmatch(line):
-        return match[1].strip(), match[2].strip(), True
+        return (match[1] or match[2]).strip(), match[3].strip(), True
     if (match := _BEFORE_COLON.fullmatch(line)) and len(match[1].split()) <= _MAX_WORDS:
         name = match[1].strip()
         return name, (match[2] or "").strip(), name.isupper() or _DIARISED.fullmatch(name) is not None

@@ -1,4 +1,5 @@
-"""JSON of transcribers and diarisers: WhisperX, Whisper, pyannote.audio, pyannoteAI; and timelines of this library.
+"""JSON of transcribers and diarisers: WhisperX, Whisper, whisper.cpp, pyannote.audio and pyannoteAI; and JSON Lines,
+such as our own timelines.
 
 A file has one or more lists of objects with start, end, speaker and text. Lists that are not the usual one are chosen
 as tiers: "exclusive_diarization" has one speaker at a time.
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mal_adapter.errors import TurnError
-from mal_adapter.ser.turns.files.columns import Columns, expected_columns
+from mal_adapter.ser.turns.files.columns import EXPECTED_COLUMNS, Columns
 from mal_adapter.ser.turns.files.span import Tier
 from mal_adapter.serialization.strict_json import unique_keys
 from mal_adapter.serialization.text import shown
@@ -18,7 +19,10 @@ from mal_adapter.serialization.text import shown
 __all__ = ["looks_like_json", "read_transcript"]
 
 #: The lists that are used unless others are chosen, the best first.
-_USUAL = ("identification", "diarization", "speaker_diarization", "segments", "utterances", "turns", "content", "")
+_USUAL = (
+    "identification", "diarization", "speaker_diarization", "segments", "utterances", "turns", "transcription",
+    "content", "",
+)  # fmt: skip
 
 
 def looks_like_json(text: str) -> bool:
@@ -39,7 +43,7 @@ def read_transcript(text: str) -> list[Tier]:
     tiers = [_tier(name, items) for name, items in lists.items()]
     if not tiers:
         keys = f"the keys {', '.join(content)}" if isinstance(content, dict) else shown(content)
-        raise TurnError(f"expected a list of objects with {expected_columns}, got {shown(keys)}")
+        raise TurnError(f"expected a list of objects with {EXPECTED_COLUMNS}, got {shown(keys)}")
     names = [tier.name for tier in tiers]
     best = next((name for name in _USUAL if name in names), names[0])
     for tier in tiers:
@@ -78,7 +82,17 @@ def _lists_in(content: Any) -> dict[str, list[Any]]:
 
 
 def _has_times(items: Sequence[Any]) -> bool:
-    return any(isinstance(item, dict) and (Columns(item).complete or "segment" in item) for item in items)
+    return any(isinstance(item, dict) and Columns(_flat(item)).complete for item in items)
+
+
+def _flat(item: dict[str, Any]) -> dict[str, Any]:
+    """An object with its times in its own keys."""
+    if isinstance(item.get("segment"), dict):  # pyannote.core's Annotation.for_json
+        return {**item["segment"], "speaker": item.get("label")}
+    if isinstance(item.get("offsets"), dict):  # whisper.cpp, in milliseconds
+        offsets = item["offsets"]
+        return {"start_ms": offsets.get("from"), "end_ms": offsets.get("to"), "text": item.get("text")}
+    return item
 
 
 def _tier(name: str, items: Sequence[Any]) -> Tier:
@@ -86,12 +100,11 @@ def _tier(name: str, items: Sequence[Any]) -> Tier:
     for number, item in enumerate(items, start=1):
         where = f"{name or 'list'}, item {number}"
         if not isinstance(item, dict):
-            raise TurnError(f"{where}: expected an object with {expected_columns}, got {shown(item)}")
-        if isinstance(item.get("segment"), dict):  # pyannote.core's Annotation.for_json
-            item = {**item["segment"], "speaker": item.get("label")}
+            raise TurnError(f"{where}: expected an object with {EXPECTED_COLUMNS}, got {shown(item)}")
+        item = _flat(item)
         columns = Columns(item)
         if not columns.complete:
-            raise TurnError(f"{where}: expected {expected_columns}, got the keys {shown(', '.join(map(str, item)))}")
+            raise TurnError(f"{where}: expected {EXPECTED_COLUMNS}, got the keys {shown(', '.join(map(str, item)))}")
         span = columns.span(item, where)
         if not (span.text and span.is_silence):
             spans.append(span)

@@ -40,7 +40,7 @@ def test_channels_of_rttm_count_if_there_are_several(read):
 
 def test_one_recording_of_an_rttm_is_chosen(read):
     lines = "SPEAKER one 1 0 1 <NA> <NA> A <NA> <NA>\nSPEAKER two 1 2 1 <NA> <NA> B <NA> <NA>"
-    with pytest.raises(TurnError, match=r"several recordings; choose one by tiers=: 'one' \(1 lines\), 'two' \(1 lin"):
+    with pytest.raises(TurnError, match=r"several recordings; choose one by tiers=: 'one' \(1 line\), 'two' \(1 lin"):
         read("a.rttm", lines)
     assert said(read("a.rttm", lines, tiers="two")) == [("B", None)]
 
@@ -134,7 +134,7 @@ def test_labels_of_a_single_tier_of_speakers_are_their_names(read):
 def test_tiers_that_refer_to_others_have_their_times(read):
     assert read("a.eaf", EAF, tiers="translation") == [Turn(2.0, 3.5, "agent", text="Mal sehen.")]
     assert read("a.eaf", EAF, tiers=["note"]) == [Turn(2.0, 3.5, "note", text="friendly")]
-    with pytest.raises(TurnError, match=r"the file has 'K-Spch' \(2 annotations\), 'agent' \(1 annotations\), 'transl"):
+    with pytest.raises(TurnError, match=r"the file has 'K-Spch' \(2 annotations\), 'agent' \(1 annotation\), 'transl"):
         read("a.eaf", EAF, tiers="customer")
 
 
@@ -227,6 +227,13 @@ def test_columns_have_many_names(read, header: str, row: str):
     assert read("a.csv", f"{header}\n{row}\n") == [Turn(1.5, 2.5, "Ann")]
 
 
+def test_times_of_whispers_tsv_are_milliseconds(read):
+    table = 'start\tend\ttext\n0\t2250\tShe said "Hi\n2500\t7000\tand left.\n'
+    assert read("a.tsv", table) == [Turn(0.0, 2.25, text='She said "Hi'), Turn(2.5, 7.0, text="and left.")]
+    assert read("a.tsv", table.replace("7000", "7000.5").replace('"', ""))[1].end_s == 7000.5
+    assert read("a.tsv", table.replace("end", "stop").replace('"', ""))[1].end_s == 7000
+
+
 def test_tables_may_have_channels_emotions_and_recordings(read):
     table = "file,start,end,channel,emotion\none.wav,0,1,0,sad\ntwo.wav,0,1,1,glad\n"
     with pytest.raises(TurnError, match=r"several recordings; choose one by tiers=: 'one.wav'"):
@@ -251,8 +258,17 @@ def test_other_lists_are_chosen_as_tiers(read):
     assert len(read("a.json", FILES["whisperx.json"], tiers=["word_segments"])) == 1
 
 
+def test_offsets_of_whisper_cpp_are_milliseconds(read):
+    content = """{"systeminfo": "", "model": {"type": "base"}, "transcription": [{"timestamps": {"from": "00:00:00,500",
+    "to": "00:00:02,250"}, "offsets": {"from": 500, "to": 2250}, "text": " Hi."}]}"""
+    assert read("a.json", content) == [Turn(0.5, 2.25, text="Hi.")]
+    with pytest.raises(TurnError, match="transcription, item 1: the end is missing"):
+        read("a.json", content.replace('"to": 2250', '"until": 2250'))
+
+
 def test_speakers_may_be_numbers(read):
-    assert said(read("a.json", '[{"start": 0, "end": 1, "speaker": 0}]')) == [("0", None)]
+    for number, name in ((0, "0"), (1234567, "1234567"), (2.0, "2"), (2.5, "2.5")):
+        assert said(read("a.json", f'[{{"start": 0, "end": 1, "speaker": {number}}}]')) == [(name, None)]
 
 
 def test_reading_a_long_file_is_linear(read):

@@ -61,6 +61,16 @@ def test_whoever_has_no_name_is_a_question_mark(tmp_path: Path):
     assert read_turns(written(tmp_path, "a.srt", "1\n00:00:00,000 --> 00:00:01,000\nHi.\n"))[0].speaker == "?"
 
 
+def test_a_text_may_start_like_a_sound_file(tmp_path: Path):
+    assert read_turns(written(tmp_path, "a.csv", "FORM;start;end\nx;0;1\n")) == [Turn(0, 1)]
+
+
+def test_a_file_may_be_called_like_the_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    written(tmp_path, "-", EAF)
+    monkeypatch.chdir(tmp_path)
+    assert read_turns("-") == TURNS
+
+
 def test_channels_are_given_by_name_or_in_order(tmp_path: Path):
     path = written(tmp_path, "call.rttm", FILES["pyannote.rttm"])
     assert {turn.speaker: turn.channel for turn in read_turns(path)} == {"customer": None, "agent": None}
@@ -139,6 +149,10 @@ def test_a_huge_file_is_not_read(tmp_path: Path):
 
 #: Format, content, message: a wrong value in each format, with its line or tier.
 WRONG = [
+    ("a.csv", f"start,end\n{'9' * 5000}:00:00,1\n", "line 2: the start must be a number of seconds, got '999"),
+    ("a.csv", f"start,end,channel\n1,2,{'9' * 5000}\n", "line 2: the channel must be an integer"),
+    ("a.eaf", EAF.replace('TIME_VALUE="500"', f'TIME_VALUE="{"9" * 400}"'), "a time has hundreds of digits"),
+    ("a.vtt", f"WEBVTT\n\n{'9' * 400}:00:03.000 --> 00:04.000\nHi\n", "line 3: expected times such as"),
     ("a.rttm", "SPEAKER c 1 x 1 <NA> <NA> A <NA> <NA>", "line 1: the start must be a number of seconds, got 'x'"),
     ("a.rttm", "SPEAKER c 1 NaN 1 <NA> <NA> A <NA> <NA>", "line 1: the start must be a number of seconds, got 'NaN'"),
     ("a.rttm", "SPEAKER c 1 1 inf <NA> <NA> A <NA> <NA>", "line 1: the duration must be a number of seconds"),
@@ -147,7 +161,7 @@ WRONG = [
     ("a.rttm", "SPEAKER c 1 1 2 <NA>", "line 1: a SPEAKER line has 10 fields .* got 6 fields"),
     ("a.rttm", "SPEAKER c 1 1 2 <NA> <NA> Ann Lee <NA> <NA>", "line 1: .* got 11; names can't contain spaces"),
     ("a.rttm", "SPEAKER c 1 1 2 <NA> <NA> A <NA> <NA>\nHello", "line 2: .* starts with SPEAKER, got 'Hello'"),
-    ("a.rttm", "SPEAKER c 1 1 0 <NA> <NA> A <NA> <NA>", "has no turns, only 'c' \\(1 lines\\)"),
+    ("a.rttm", "SPEAKER c 1 1 0 <NA> <NA> A <NA> <NA>", "has no turns, only 'c' \\(1 line\\)"),
     (
         "a.TextGrid",
         SHORT_TEXTGRID.replace("\n2.25\n4\n", "\n4\n2.25\n"),

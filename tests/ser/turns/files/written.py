@@ -270,6 +270,10 @@ customer\t00:00:04.000\t4.0\t1500\tThank you.
 {"start": 4.0, "end": 5.5, "text": " Thank you.", "speaker": "customer", "avg_logprob": -0.2},
 {"start": 6.0, "end": 6.0, "text": ""}],
 "word_segments": [{"word": "Where", "start": 0.5, "end": 0.75, "speaker": "customer"}], "language": "en"}""",
+    "whisperx.aud": """0.5\t2.25\t[[customer]]Where is my parcel?
+2.0\t3.5\t[[agent]]Let me see.
+4.0\t5.5\t[[customer]]Thank you.
+""",
     "pyannote.json": """{"diarization": [{"start": 0.5, "end": 2.25, "speaker": "customer"},
 {"start": 2.0, "end": 3.5, "speaker": "agent"}, {"start": 4.0, "end": 5.5, "speaker": "customer"}],
 "exclusive_diarization": [{"start": 0.5, "end": 2.25, "speaker": "customer"},
