@@ -1,6 +1,6 @@
-"""A page for one dialogue: upload or record its utterances, and see what the memory changes.
+"""A page for one dialogue: upload or record its utterances, or just talk, and see what the memory changes.
 
-pip install 'mal-adapter[page]'
+pip install 'mal-adapter[page,recordings]'
 python examples/live_page.py                                 # the tiny host and memory that come with the package
 python examples/live_page.py --model MODEL --adapter ADAPTER --port 8000
 """
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
+import soundfile
 from jinja2 import Environment
 
 from mal_adapter import MemoryState, attach_memory
@@ -27,6 +29,7 @@ from mal_adapter.demo.dialogues import make_dialogue, write_wavs
 from mal_adapter.errors import MalAdapterError
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.evaluation.colors import emotion_colors, ink_on
+from mal_adapter.ser.live import EmotionStream, LiveEntry
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.names import natural
 from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
@@ -64,6 +67,7 @@ class Conversation:
     """
 
     def __init__(self, recognizer: EmotionRecognizer, folder: Path, state: MemoryState | None = None) -> None:
+        self.recognizer = recognizer
         self.arms = {"without memory": recognizer.without_memory(), "with memory": recognizer}
         self.states = recognizer.memory.states
         self.session_id = secrets.token_hex(16)  # also the name of its folder, so it must be a secret
@@ -73,6 +77,7 @@ class Conversation:
         self.folder = folder / self.session_id
         self.folder.mkdir()
         self.turns: list[Turn] = []
+        self.stream: EmotionStream | None = None
         self.file: Path | None = None
         self.closed = False
         self._lock = threading.Lock()
@@ -94,6 +99,46 @@ class Conversation:
                 answers[arm] = result
             self.turns.append(Turn(number, name, audio, truth, answers))
             return None
+
+    def listen(self, sampling_rate: int, block: np.ndarray) -> list[str]:
+        """Continue the sound of the microphone, and answer what was said. Returns the problems.
+
+        Args:
+            sampling_rate: of the block.
+            block: (frames,) or (frames, channels), the next half second or so.
+        """
+        with self._lock:
+            if self.closed:
+                return []
+            try:
+                if self.stream is None:
+                    self.stream = self.recognizer.stream(sampling_rate, session_id=self.session_id, compare=True)
+                return self._add(self.stream.feed(block if block.ndim == 1 else block.mean(axis=1) / 32768))
+            except MalAdapterError as error:
+                return [f"microphone: {error}"]
+
+    def stop_listening(self) -> list[str]:
+        """The microphone is off: answer what was said last. Returns the problems."""
+        with self._lock:
+            stream, self.stream = self.stream, None
+            try:
+                return [] if self.closed or stream is None else self._add(stream.finish())
+            except MalAdapterError as error:
+                return [f"microphone: {error}"]
+
+    def _add(self, entries: list[LiveEntry]) -> list[str]:
+        problems = []
+        for entry in entries:
+            name = f"microphone, {entry.turn.start_s:.1f} s"
+            if isinstance(entry.result, Failure):
+                problems.append(f"{name}: {entry.error}")
+                continue
+            number = self.earlier + len(self.turns) + 1
+            audio = self.folder / f"{number}.wav"
+            soundfile.write(audio, entry.waveform, self.recognizer.sampling_rate)
+            answers = {"without memory": entry.without_memory, "with memory": entry.result}
+            self.turns.append(Turn(number, name, audio, None, answers))
+        return problems
 
     def state(self) -> MemoryState | None:
         """The memory of this dialogue; None before its first utterance."""
@@ -141,6 +186,9 @@ def build(recognizer: EmotionRecognizer, folder: Path, host: str) -> gr.Blocks:
                 play = gr.Button("Play an example dialogue", variant="primary", size="md")
                 files = gr.File(label="Add utterances, one or several", file_count="multiple", height=150)
                 spoken = gr.Audio(label="Record an utterance", sources=["microphone"], type="filepath")
+                talk = gr.Audio(
+                    label="Talk, and see each turn as it ends", sources=["microphone"], streaming=True, elem_id="talk"
+                )
                 restart = gr.Button("New dialogue", size="md", elem_id="new")
                 state_in = gr.UploadButton("Continue from a state", file_types=[".safetensors"], size="md")
             with gr.Column(scale=7, min_width=320):
@@ -174,6 +222,18 @@ def build(recognizer: EmotionRecognizer, folder: Path, host: str) -> gr.Blocks:
                 yield shown(conversation, problems, over=False)
             yield shown(conversation, problems)
 
+        def listen(conversation: Conversation | None, block: tuple[int, np.ndarray] | None) -> dict[Any, Any]:
+            if block is None:
+                return {mine: conversation}
+            conversation = begin(None) if conversation is None else conversation
+            before = len(conversation.turns)
+            problems = conversation.listen(*block)
+            grown = len(conversation.turns) > before or problems
+            return {mine: conversation, **(shown(conversation, problems, over=False) if grown else {})}
+
+        def stop_listening(conversation: Conversation | None) -> dict[Any, Any]:
+            return {} if conversation is None else shown(conversation, conversation.stop_listening())
+
         def example(conversation: Conversation | None) -> Iterator[dict[Any, Any]]:
             conversation = begin(conversation)
             yield {mine: conversation, **shown(conversation)}
@@ -201,6 +261,10 @@ def build(recognizer: EmotionRecognizer, folder: Path, host: str) -> gr.Blocks:
         outputs = [mine, files, spoken, message, timeline]
         common = {"outputs": outputs, "show_progress": "minimal", "show_progress_on": [timeline]}
         answering = [files.upload(add, [mine, files], **common), spoken.stop_recording(add, [mine, spoken], **common)]
+        # One at a time, so that the blocks of a microphone keep their order.
+        talking = {"outputs": outputs, "show_progress": "hidden", "concurrency_limit": 1, "concurrency_id": "talk"}
+        talk.stream(listen, [mine, talk], stream_every=0.5, **talking)
+        talk.stop_recording(stop_listening, mine, **talking)
         # Cancel first: otherwise the rest of the last dialogue could be drawn over the next one.
         answering.append(play.click(None, cancels=answering).then(example, mine, **common))
         restart.click(None, cancels=answering).then(reset, mine, **common)

@@ -31,7 +31,7 @@ class Metrics:
         batch_size: Observe the size of each batch.
         conflicts: Count answers that a conflict made impossible.
         stream_delay: Observe the seconds from the end of speech to its answer.
-        stream_audio: Count the seconds of sound of live streams.
+        stream_audio: Count the seconds of sound of live streams that have ended.
         stream_errors: Count the turns of live streams that were not answered.
     """
 
@@ -40,7 +40,7 @@ class Metrics:
         states: SessionStates,
         queued: Callable[[], int],
         pending: Callable[[], int],
-        streams: Callable[[], int],
+        streams: Callable[[], int] = lambda: 0,
     ) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
@@ -67,7 +67,9 @@ class Metrics:
             registry=self._registry,
         )
         self.stream_audio = Counter(
-            "mal_adapter_stream_audio_seconds", "Sound of live streams, in seconds", registry=self._registry
+            "mal_adapter_stream_audio_seconds",
+            "Sound of live streams that have ended, in seconds",
+            registry=self._registry,
         )
         self.stream_errors = Counter(
             "mal_adapter_stream_errors", "Turns of live streams without an answer", registry=self._registry

@@ -53,6 +53,8 @@ class Requests:
         with self._drain.request():
             try:
                 if self._drain.began and scope["path"] not in _PROBES:
+                    if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
+                        return await send({"type": "websocket.close", "code": 1012, "reason": "draining"})
                     body = {"type": "draining", "detail": _DETAIL}
                     await JSONResponse(body, 503, {"Retry-After": "1"})(scope, receive, sending)
                 else:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from urllib.parse import urlsplit
 
 from starlette.websockets import WebSocket
 
@@ -9,7 +10,7 @@ from mal_adapter.server.refusals import Refusal
 from mal_adapter.server.service import Service
 from mal_adapter.server.spaces import Space
 
-__all__ = ["SUBPROTOCOL", "space_before", "space_by_message"]
+__all__ = ["FIRST_S", "SUBPROTOCOL", "space_before", "space_by_message"]
 
 #: What the server speaks. A browser names it together with `bearer.KEY`, since it can't send headers.
 SUBPROTOCOL = "mal-adapter"
@@ -22,8 +23,13 @@ def space_before(service: Service, socket: WebSocket) -> Space | None:
     """The sessions that a WebSocket may use; None if its first message has to say.
 
     Raises:
-        Refusal: 401 or 403.
+        Refusal: 401 or 403; also 403 for a page of another site, which a browser lets open WebSockets to any server,
+            unless keys protect this one.
     """
+    origin = socket.headers.get("origin")
+    if service.keys is None and origin is not None and urlsplit(origin).netloc != socket.headers.get("host"):
+        detail = "a page of another site may not use a server without API keys; start it with --api-keys"
+        raise Refusal(403, "other_origin", detail)
     offered = [name for name in socket.scope.get("subprotocols", ()) if name.startswith(_KEY)]
     if service.keys is None or "authorization" in socket.headers:
         return service.space(socket)

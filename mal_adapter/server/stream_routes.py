@@ -183,6 +183,8 @@ async def _refusing(socket: WebSocket, answer: Callable[[], Awaitable[None]]) ->
         refusal = _invalid(str(error)) if isinstance(error, (ConfigError, StreamError)) else refusal_of(error)
         note(socket.scope, reason=refusal.kind)
         if socket.application_state == WebSocketState.CONNECTING:
+            if "websocket.http.response" not in socket.scope.get("extensions", {}):
+                return await socket.close(1008, refusal.kind)  # an ASGI server that can only say 403
             body = {"type": refusal.kind, "detail": refusal.detail}
             await socket.send_denial_response(JSONResponse(body, refusal.status_code, refusal.headers))
             return

@@ -12,13 +12,13 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from mal_adapter.errors import SessionConflictError, StreamError
 from mal_adapter.ser.live.arrivals import Arrivals
 from mal_adapter.ser.live.codecs import Samples
-from mal_adapter.ser.live.turn_stream import SpokenTurn, TurnStream
+from mal_adapter.ser.live.turn_stream import TurnStream
 from mal_adapter.ser.turns.turn import TurnSettings
 from mal_adapter.server.answers import Answer, Turn
 from mal_adapter.server.refusals import Refusal, refusal_of
 from mal_adapter.server.requests import note
 from mal_adapter.server.service import Service
-from mal_adapter.server.stream_worker import SpeechStarted, StreamInput
+from mal_adapter.server.stream_worker import WAITING_S, SpeechStarted, StreamInput, TurnFound
 from mal_adapter.server.turns import timed_out
 
 __all__ = ["CLOSE_CODES", "Source", "StreamRun"]
@@ -96,8 +96,8 @@ class StreamRun:
         self._speakers = speakers
         self._answers = answers
         self._loop = asyncio.get_running_loop()
-        self._input = StreamInput(stream, sampling_rate, len(speakers), settings.min_s)
-        self._arrivals = Arrivals(settings.max_s + settings.merge_s + 5.0)
+        self._arrivals = Arrivals(settings.max_s + settings.merge_s + 2 * WAITING_S)
+        self._input = StreamInput(stream, sampling_rate, len(speakers), settings.min_s, self._arrivals)
         self._frames = self._turns = self._errors = 0
         self._reason: str | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -126,6 +126,7 @@ class StreamRun:
             worker.drop(self._input)
         reason = self._reason or "finished"
         audio_s = round(self._frames / self._rate, 3)
+        self._service.metrics.stream_audio.inc(audio_s)
         await self._send({"type": "end", "reason": reason, "turns": self._turns, "audio_s": audio_s})
         with suppress(WebSocketDisconnect, RuntimeError):
             await self._socket.close(CLOSE_CODES[reason], reason)
@@ -173,13 +174,12 @@ class StreamRun:
             return
         self._frames += len(samples)
         self._arrivals.add(self._frames / self._rate, self._loop.time())
-        self._service.metrics.stream_audio.inc(len(samples) / self._rate)
         await self._service.streams.worker.feed(self._input, samples)
         self.last_message_s = self._loop.time()  # the client has not been idle while it was not read
         if self._frames > self._service.limits.max_stream_s * self._rate:
             self._reason = "too_long"
 
-    async def _handle(self, event: SpeechStarted | SpokenTurn | Exception) -> None:
+    async def _handle(self, event: SpeechStarted | TurnFound | Exception) -> None:
         if isinstance(event, Exception):
             raise event
         if isinstance(event, SpeechStarted):
@@ -193,9 +193,9 @@ class StreamRun:
         finally:
             self._service.streams.worker.answered(self._input)
 
-    async def _message(self, spoken: SpokenTurn) -> dict[str, Any]:
+    async def _message(self, found: TurnFound) -> dict[str, Any]:
         """The answer to a turn, or why there is none."""
-        turn = spoken.turn
+        turn = found.spoken.turn
         where = {
             "speaker": turn.speaker,
             "channel": turn.channel,
@@ -203,7 +203,7 @@ class StreamRun:
             "end_s": round(turn.end_s, 3),
         }
         try:
-            answer = await self._answer(Turn(self._stored_id, Path("stream"), spoken.waveform))
+            answer = await self._answer(Turn(self._stored_id, Path("stream"), found.spoken.waveform))
         except Exception as error:
             refusal = refusal_of(error)
             if not isinstance(error, Refusal):
@@ -211,7 +211,7 @@ class StreamRun:
             self._errors += 1
             self._service.metrics.stream_errors.inc()
             return {"type": "error", "error": {"type": refusal.kind, "detail": refusal.detail}, **where}
-        delay_s = self._loop.time() - self._arrivals.of(spoken.voice_end_s)
+        delay_s = self._loop.time() - found.voice_came_s
         self._turns += 1
         self._service.metrics.stream_delay.observe(delay_s)
         return {

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mal_adapter.ser.live.arrivals import Arrivals
 from mal_adapter.ser.live.codecs import Samples
 from mal_adapter.ser.live.turn_stream import SpokenTurn, TurnStream, feed_streams
 
-__all__ = ["SpeechStarted", "StreamInput", "StreamWorker"]
+__all__ = ["WAITING_S", "SpeechStarted", "StreamInput", "StreamWorker", "TurnFound"]
 
 #: Blocks of all streams are collected for so many seconds; each of them has one every 20 ms or so.
 GATHER_S = 0.016
@@ -27,6 +28,13 @@ class SpeechStarted(NamedTuple):
     start_s: float
 
 
+class TurnFound(NamedTuple):
+    """A turn has ended, and its voice had come at a time of the caller's clock."""
+
+    spoken: SpokenTurn
+    voice_came_s: float
+
+
 class StreamInput:
     """The way of one stream's sound to the worker, and of its turns back.
 
@@ -35,13 +43,17 @@ class StreamInput:
         sampling_rate: Of the blocks, in Hz.
         channels: Of the blocks.
         shortest_s: Speech is reported when it is as long as this.
+        arrivals: When the sound came.
 
     Attributes:
         events: What the worker finds, in order: starts and turns; an exception if it fails; None after the last one.
     """
 
-    def __init__(self, stream: TurnStream, sampling_rate: int, channels: int, shortest_s: float) -> None:
-        self.events: asyncio.Queue[SpeechStarted | SpokenTurn | Exception | None] = asyncio.Queue()
+    def __init__(
+        self, stream: TurnStream, sampling_rate: int, channels: int, shortest_s: float, arrivals: Arrivals
+    ) -> None:
+        self.events: asyncio.Queue[SpeechStarted | TurnFound | Exception | None] = asyncio.Queue()
+        self._arrivals = arrivals
         self._stream = stream
         self._most = round(WAITING_S * sampling_rate)
         self._shortest_s = shortest_s
@@ -92,7 +104,7 @@ class StreamInput:
             self._speaking[channel] = since_s is not None and (long_enough or self._speaking[channel])
         for turn in found.turns:
             self._unanswered += 1
-            self.events.put_nowait(turn)
+            self.events.put_nowait(TurnFound(turn, self._arrivals.of(turn.voice_end_s)))
         if last:
             self.events.put_nowait(None)
             self.over = True

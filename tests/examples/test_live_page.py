@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import soundfile
-from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import BrowserContext, Page, Playwright, expect, sync_playwright
 
 from mal_adapter import MemoryState
 from mal_adapter.demo import EMOTIONS, PROMPT
@@ -23,6 +23,7 @@ from mal_adapter.demo.dialogues import make_dialogue, write_wavs
 from mal_adapter.demo.run import load_demo
 from mal_adapter.ser.dialogue import Dialogue
 from mal_adapter.ser.recognizer import EmotionRecognizer, Prediction
+from tests.ser.live.calls import make_call
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "live_page.py"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -82,16 +83,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def browser(server: Server) -> Iterator[BrowserContext]:
-    """A browser that requests nothing but the server."""
+def playwright() -> Iterator[Playwright]:
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        profile = started.new_context(viewport={"width": 1200, "height": 900})
-        profile.set_default_timeout(30_000)
-        asked: list[str] = []
-        profile.on("request", lambda request: asked.append(request.url))
-        yield profile
-        started.close()
+        yield playwright
+
+
+@pytest.fixture(scope="module")
+def browser(server: Server, playwright: Playwright) -> Iterator[BrowserContext]:
+    """A browser that requests nothing but the server."""
+    started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    profile = started.new_context(viewport={"width": 1200, "height": 900})
+    profile.set_default_timeout(30_000)
+    asked: list[str] = []
+    profile.on("request", lambda request: asked.append(request.url))
+    yield profile
+    started.close()
     assert asked
     assert [url for url in asked if not url.startswith((server.url, "data:", "blob:"))] == []
 
@@ -253,3 +259,35 @@ def test_an_example_grows_is_scored_and_can_be_stopped(tab: Page) -> None:
     shows(tab, 0)
     time.sleep(1.5)  # what was on its way must not come back
     shows(tab, 0)
+
+
+def test_talking_makes_the_timeline_grow(server: Server, playwright: Playwright, tmp_path: Path) -> None:
+    """Chromium plays a call as its microphone; the page sends it in blocks while it is recorded."""
+    call, said = make_call(16_000, turns=4, channels=1)
+    pause = np.zeros((16_000 * 3, 1), dtype=np.float32)  # the microphone begins before the page records
+    soundfile.write(tmp_path / "call.wav", np.concatenate((pause, call)), 16_000)
+    microphone = [
+        "--no-sandbox",
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={tmp_path / 'call.wav'}%noloop",
+    ]
+    chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=microphone)
+    context = chromium.new_context(viewport={"width": 1200, "height": 900}, permissions=["microphone"])
+    page = context.new_page()
+    page.goto(server.url)
+    shows(page, 0)
+    page.locator("#talk").get_by_text("Record", exact=True).click()
+    for turns in range(1, 4):  # one after the other, while the microphone is on
+        expect(page.locator("[data-utterances]")).to_have_attribute("data-utterances", str(turns), timeout=30_000)
+    page.locator("#talk").get_by_text("Stop", exact=True).click()
+    expect(page.locator(".turn")).to_have_count(len(said), timeout=30_000)
+    names = page.locator(".who").all_inner_texts()
+    starts = [float(name.split("microphone, ")[1].split(" s")[0]) for name in names]
+    gaps = [said[n + 1].start_s - said[n].start_s for n in range(3)]
+    assert [starts[n + 1] - starts[n] for n in range(3)] == pytest.approx(gaps, abs=0.6)  # blocks are compressed
+    assert len(read(page)[0]) == len(read(page)[1]) == len(said)
+    duration = "audio => new Promise(done => { audio.onloadedmetadata = () => done(audio.duration); audio.load() })"
+    length_s = page.locator("audio").nth(1).evaluate(duration)
+    assert length_s == pytest.approx(said[1].end_s - said[1].start_s + 0.2, abs=0.6)
+    chromium.close()

@@ -38,12 +38,14 @@ class LiveEntry(TimelineEntry):
         delay_s: Seconds from the end of speech to the answer: from when the block came that has the end of the voice,
             without padding, until the answer was known. It includes the pause that shows that the turn has ended
             (`merge_s`) if the blocks come in real time.
+        waveform: The turn's sound, (samples,) float32 at the recogniser's `sampling_rate`; nothing else keeps it.
     """
 
     delay_s: float = field(default=float("nan"), kw_only=True)
+    waveform: Waveform | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     def to_record(self) -> dict[str, Any]:
-        """As `TimelineEntry.to_record`, with `delay_s`."""
+        """As `TimelineEntry.to_record`, with `delay_s` and without the sound."""
         return {**super().to_record(), "delay_s": self.delay_s}
 
 
@@ -195,10 +197,12 @@ class EmotionStream:
                 self.session_id, f"{self._count:04d}", turn.speaker, Path(self.session_id), turn.start_s, turn.end_s,
                 channel=turn.channel,
             )  # fmt: skip
-            results = [arm.answer([utterance], waveforms=[spoken.waveform])[0] for arm in self._arms]
+            answer, *others = self._arms
+            (result,) = answer.answer([utterance], waveforms=[spoken.waveform])
             delay_s = time.perf_counter() - self._arrivals.of(spoken.voice_end_s)
+            plain = [other.answer([utterance], waveforms=[spoken.waveform])[0] for other in others]
             self._count += 1
-            self._answered.append(LiveEntry(turn, *results, delay_s=delay_s))
+            self._answered.append(LiveEntry(turn, result, *plain, delay_s=delay_s, waveform=spoken.waveform))
         answered, self._answered = self._answered, []
         return answered
 

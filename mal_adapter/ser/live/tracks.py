@@ -12,6 +12,8 @@ __all__ = ["Tracks"]
 
 #: Seconds of chunks that wait for one before them; then that one is lost.
 WAITING_S = 0.1
+#: So many chunks wait at most, however short they are.
+MOST_WAITING = 50
 #: Seconds that a track may be behind another one; then silence takes its place. A lost chunk must not cause this.
 BEHIND_S = 0.2
 #: Seconds by which a chunk's time may differ from its place. Providers' clocks are not exact.
@@ -97,7 +99,7 @@ class _Ordered:
             return  # repeated, or so late that silence has taken its place
         self._arrived += 1  # so that the samples are never compared
         heapq.heappush(self._waiting, (chunk, self._arrived, samples, place))
-        while self._waiting and (self._is_next(self._waiting[0][0]) or self._held() > self._patience):
+        while self._waiting and (self._is_next(self._waiting[0][0]) or self._too_many()):
             self._put_first()
 
     def flush(self) -> None:
@@ -120,8 +122,9 @@ class _Ordered:
         self._parts = [joined[count:]] if count < joined.size else []
         return joined[:count]
 
-    def _held(self) -> int:
-        return sum(samples.size for _, _, samples, _ in self._waiting)
+    def _too_many(self) -> bool:
+        held = sum(samples.size for _, _, samples, _ in self._waiting)
+        return held > self._patience or len(self._waiting) > MOST_WAITING
 
     def _is_next(self, chunk: int) -> bool:
         return self._last is None or chunk <= self._last + 1

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from mal_adapter.errors import StreamError
 from mal_adapter.ser.live.codecs import Resampler, Samples
 from mal_adapter.ser.live.history import History
 from mal_adapter.ser.recognizer.audio import Waveform
-from mal_adapter.ser.turns.detector import SpeechDetector, feed_detectors
+from mal_adapter.ser.turns.detector import SpeechDetector, speech_probabilities
 from mal_adapter.ser.turns.shaping import OVERLAP_S
 from mal_adapter.ser.turns.speech import Speech
 from mal_adapter.ser.turns.turn import Turn, TurnSettings
@@ -97,7 +98,8 @@ class TurnStream:
         """End the stream. Speech that has not ended is a turn up to here."""
         if self._finished:
             return []
-        turns = self._steps(self._take(self._pending[:0], last=True))
+        samples = self._windows(self._take(self._pending[:0], last=True))
+        turns = self._look(samples, *speech_probabilities([self._detector], [samples]))
         self._finished = True
         rest, self._pending = self._pending, self._pending[:0]
         turns += self._turns(self._detector.feed(rest))
@@ -117,12 +119,20 @@ class TurnStream:
         self._pending = np.concatenate((self._pending, self._resampler(block, last=last)))
         return len(self._pending) // self._window
 
-    def _next(self) -> Samples:
-        window, self._pending = self._pending[: self._window], self._pending[self._window :]
-        return window
+    def _windows(self, count: int) -> Samples:
+        """The next whole windows, (count * window, channels)."""
+        end = count * self._window
+        samples, self._pending = self._pending[:end], self._pending[end:]
+        return samples
 
-    def _steps(self, windows: int) -> list[SpokenTurn]:
-        return [turn for _ in range(windows) for turn in self._turns(self._detector.feed(self._next()))]
+    def _look(self, samples: Samples, probabilities: npt.NDArray[np.float32]) -> list[SpokenTurn]:
+        """The turns that have ended in whole windows. These are looked at one by one, so that what is known at the end
+        of a turn does not depend on the blocks."""
+        turns = []
+        for number in range(len(probabilities)):
+            window = samples[number * self._window : (number + 1) * self._window]
+            turns += self._turns(self._detector.feed(window, probabilities[number : number + 1]))
+        return turns
 
     def _turns(self, ended: Sequence[Speech]) -> list[SpokenTurn]:
         """The turns of speech that has ended within the last window."""
@@ -166,7 +176,7 @@ class TurnStream:
 
 
 def feed_streams(streams: Sequence[TurnStream], blocks: Sequence[Samples]) -> list[list[SpokenTurn]]:
-    """As `feed` of each stream, with a window of each of them in the network at once.
+    """As `feed` of each stream, with the windows of all of them in the network at once.
 
     Args:
         streams: Different ones.
@@ -178,13 +188,7 @@ def feed_streams(streams: Sequence[TurnStream], blocks: Sequence[Samples]) -> li
     Raises:
         StreamError: As `TurnStream.feed`.
     """
-    left = [stream._take(block) for stream, block in zip(streams, blocks, strict=True)]
-    turns: list[list[SpokenTurn]] = [[] for _ in streams]
-    while any(left):
-        places = [place for place, windows in enumerate(left) if windows]
-        detectors = [streams[place]._detector for place in places]
-        found = feed_detectors(detectors, [streams[place]._next() for place in places])
-        for place, ended in zip(places, found, strict=True):
-            turns[place] += streams[place]._turns(ended)
-            left[place] -= 1
-    return turns
+    counts = [stream._take(block) for stream, block in zip(streams, blocks, strict=True)]
+    samples = [stream._windows(count) for stream, count in zip(streams, counts, strict=True)]
+    probabilities = speech_probabilities([stream._detector for stream in streams], samples)
+    return [stream._look(*found) for stream, *found in zip(streams, samples, probabilities, strict=True)]

@@ -11,7 +11,7 @@ from mal_adapter.ser.turns.speech import HYSTERESIS, ChannelSpeech, Speech
 from mal_adapter.ser.turns.turn import TurnSettings
 from mal_adapter.ser.turns.voice import VoiceActivity, feed_together
 
-__all__ = ["SpeechDetector", "feed_detectors"]
+__all__ = ["SpeechDetector", "speech_probabilities"]
 
 
 class SpeechDetector:
@@ -76,11 +76,12 @@ class SpeechDetector:
         """All speech that `feed` and `finish` have not returned yet starts at this time, in seconds, or later."""
         return min(channel.settled_s for channel in self._channels)
 
-    def feed(self, samples: npt.ArrayLike) -> list[Speech]:
+    def feed(self, samples: npt.ArrayLike, probabilities: npt.NDArray[np.float32] | None = None) -> list[Speech]:
         """Continue the stream.
 
         Args:
             samples: (samples, channels), or (samples,) of one channel: floating point, from -1 to 1.
+            probabilities: What `speech_probabilities` has returned for these samples.
 
         Returns:
             The speech that has ended since the last call, in order of end.
@@ -89,7 +90,7 @@ class SpeechDetector:
             ConfigError: The samples have another shape or type, or the stream has been finished.
             AudioError: Samples are not finite. They are left out, and the stream can continue.
         """
-        return self._process(self._checked(samples))
+        return self._process(self._checked(samples), probabilities=probabilities)
 
     def finish(self) -> list[Speech]:
         """End the stream.
@@ -149,27 +150,24 @@ class SpeechDetector:
         return array
 
 
-def feed_detectors(detectors: Sequence[SpeechDetector], blocks: Sequence[npt.ArrayLike]) -> list[list[Speech]]:
-    """As `feed` of each detector, with the windows of all streams in the network at once.
+def speech_probabilities(
+    detectors: Sequence[SpeechDetector], blocks: Sequence[npt.NDArray[np.float32]]
+) -> list[npt.NDArray[np.float32]]:
+    """The probabilities of speech in the next blocks of several streams, with as few passes through the network as
+    possible. The streams continue with `feed(block, probabilities)`, in one call or in parts.
 
     Args:
         detectors: Of different streams.
-        blocks: Of each stream, as for its `feed`.
+        blocks: Of each stream, (samples, channels) float32, finite.
 
     Returns:
-        The speech of each stream that has ended.
-
-    Raises:
-        ConfigError, AudioError: As `SpeechDetector.feed`; then no stream has been continued.
+        Per stream (windows, channels): of the windows that are complete with its block.
 
     Example:
         >>> detectors = [SpeechDetector(8_000) for _ in range(50)]
-        >>> feed_detectors(detectors, [np.zeros(800, dtype=np.float32)] * 50) == [[]] * 50
-        True
+        >>> blocks = [np.zeros((512, 1), dtype=np.float32)] * 50
+        >>> found = speech_probabilities(detectors, blocks)
+        >>> found[0].shape, detectors[0].feed(blocks[0], found[0])
+        ((2, 1), [])
     """
-    samples = [detector._checked(block) for detector, block in zip(detectors, blocks, strict=True)]
-    probabilities = feed_together([detector._voice for detector in detectors], samples)
-    return [
-        detector._process(block, probabilities=own)
-        for detector, block, own in zip(detectors, samples, probabilities, strict=True)
-    ]
+    return feed_together([detector._voice for detector in detectors], blocks)

@@ -148,6 +148,8 @@ def test_answers_are_those_of_the_same_turns_of_a_file(rate: int, recognizer: Em
         utterance = entry.result.utterance
         assert (utterance.dialogue_id, utterance.utterance_id) == ("live", f"{place:04d}")
         assert (utterance.speaker, utterance.channel, str(utterance.audio)) == (turn.speaker, turn.channel, "live")
+        assert entry.waveform is not None
+        assert np.array_equal(entry.waveform, load_waveform(file))
     torch.testing.assert_close(memory.states["live"].weights, memory.states["file"].weights)
 
 
