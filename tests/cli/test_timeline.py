@@ -237,6 +237,31 @@ def test_a_recording_that_is_damaged_in_its_middle_leaves_no_folder(calls: list[
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["call0"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere these are no names")
+def test_odd_names_have_folders_of_their_own_within_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    call = made_call(tmp_path / "call.wav", turns=2)
+    write_turns(tmp_path / "turns.rttm", x=call.turns)
+    names = [
+        "...wav",
+        "..wav",
+        "a b\n'\"<b>.wav",
+        "x" * 251 + ".wav",
+        os.fsdecode(b"m\xfasica.wav"),
+        "\u60b2.wav",
+        "e\u0301.wav",
+    ]
+    for name in names:
+        shutil.copy("call.wav", name)
+    command = ("timeline", *(f"./{name}" for name in names), "--turns", "turns.rttm", "--tiers", "x", "--output", "out")
+    done = mal_adapter(*command)
+    assert done.exit_code == 0, done.stderr
+    folders = list((tmp_path / "out").iterdir())
+    assert len(folders) == len(names)
+    assert {len(list(folder.iterdir())) for folder in folders} == {len(FORMATS) + 1}
+    assert f"{len(names)} of {len(names)} recordings are complete" in mal_adapter(*command).stderr
+
+
 def test_ctrl_c_loses_nothing_that_is_finished(calls: list[str], tmp_path: Path):
     long = made_call(tmp_path / "long.wav", turns=150)
     write_turns(tmp_path / "long.rttm", long=long.turns)

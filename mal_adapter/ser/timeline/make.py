@@ -79,7 +79,7 @@ def session_name(recording: Path) -> str:
         >>> session_name(Path("calls/call-42.wav"))
         'call-42'
     """
-    return file_name(Path(recording.stem))
+    return Path(file_name(recording)).stem
 
 
 def check_channels(channels: Sequence[str], info: SoundInfo, recording: Path) -> tuple[str, ...]:

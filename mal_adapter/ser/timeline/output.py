@@ -33,6 +33,8 @@ FORMATS = {
 #: Format -> the package of the extra `recordings` that it needs.
 PACKAGES = {"vtt": "webvtt", "srt": "pysubs2", "textgrid": "praatio", "elan": "pympi", "html": "jinja2"}
 RUN_NAME = "run.json"
+#: Bytes of a stem to which every suffix can be added; file systems take 255 in all.
+LONGEST_STEM = 200
 
 
 class OutputFolders:
@@ -61,7 +63,7 @@ class OutputFolders:
         What is mutated: the folder is taken for this recording.
         """
         path = _identity(recording)
-        stem = session_name(recording)
+        stem = _stem(recording)
         other = f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
         names = [name for name in (other, stem) if self._owner(name) == path] or [stem, other]
         name = next((name for name in names if self._owner(name) in (None, path)), other)
@@ -141,7 +143,21 @@ class OutputFolders:
         return folder
 
     def _file(self, recording: Path, name: str) -> Path:
-        return Path(session_name(recording) + FORMATS[name])
+        return Path(_stem(recording) + FORMATS[name])
+
+
+def _stem(recording: Path) -> str:
+    """The name of a recording's folder and files: without suffix, where a file system takes that as a name.
+
+    Example:
+        >>> _stem(Path("calls/call-42.wav")), _stem(Path("calls/...wav")), len(_stem(Path("x" * 251 + ".wav")))
+        ('call-42', 'recording', 200)
+    """
+    stem = session_name(recording).rstrip(". ") or "recording"  # "." and ".." are other folders
+    if len(stem.encode()) <= LONGEST_STEM:
+        return stem
+    digest = hashlib.sha256(stem.encode()).hexdigest()[:8]
+    return f"{stem.encode()[: LONGEST_STEM - 9].decode(errors='ignore')}-{digest}"
 
 
 def digest_of_file(path: Path) -> str:

@@ -265,6 +265,20 @@ def test_one_voice_without_a_memory_has_no_second_arm(recognizer: EmotionRecogni
     expect(opened(tmp_path / "none.html").locator(".summary")).to_have_text("No turns were found in this recording.")
 
 
+def test_labels_that_are_no_speakers_do_not_get_a_lane_each(opened: Opened, made: Timeline, tmp_path: Path):
+    entries = [
+        replace(entry, turn=replace(entry.turn, speaker=f"label {number}", channel=None))
+        for number, entry in enumerate(made.entries)
+    ]
+    write_page(replace(made, entries=tuple(entries)), tmp_path / "page.html")
+    page = opened(tmp_path / "page.html")
+    assert page.locator(".lane").count() == 12
+    assert page.locator(".lane b").last.inner_text() == f"{len(entries) - 11} others"
+    assert page.locator("#turns .name").all_text_contents() == [entry.turn.speaker for entry in entries]
+    page.locator("#turns [data-turn]").last.click()
+    expect(page.locator("#turn .who")).to_contain_text(entries[-1].turn.speaker)
+
+
 def test_without_javascript_the_table_says_it_all(opened: Opened, file: Path, call: Call):
     page = opened(file, java_script_enabled=False)
     expect(page.locator("#app")).to_be_hidden()
