@@ -15,8 +15,8 @@ from typing import Any
 from mal_adapter.errors import ConfigError
 from mal_adapter.extras import require
 from mal_adapter.ser.names import folded
-from mal_adapter.ser.timeline.make import session_name
 from mal_adapter.ser.timeline.page import write_page
+from mal_adapter.ser.timeline.request import session_name
 from mal_adapter.ser.timeline.timeline import Timeline
 from mal_adapter.ser.timeline.writers import WRITERS
 from mal_adapter.serialization.atomic import folder_problem, remove_leftovers, write_atomically
