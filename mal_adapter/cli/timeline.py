@@ -259,8 +259,8 @@ def _answered(
             done_s[request] = reached_s
             if not isinstance(found, TimelineEntry):
                 answered = entries.pop(request)
-                bar.set_description_str(f"{len(jobs) - len(entries)} of {len(jobs)} recordings")
                 yield job_of[request], answered if found is None else found
+                bar.set_description_str(f"{len(jobs) - len(entries)} of {len(jobs)} recordings")
 
 
 def _timeline_of(

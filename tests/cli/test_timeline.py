@@ -102,6 +102,7 @@ def test_a_folder_per_recording_has_every_format(calls: list[str], tmp_path: Pat
     assert min(path.stat().st_size for path in (tmp_path / "out").rglob("*.*")) > 50
 
 
+@pytest.mark.slow
 def test_what_is_complete_is_skipped_and_what_is_not_is_done_again(calls: list[str], tmp_path: Path):
     command = ("timeline", *calls[:2], "--turns", ".", "--output", "out", *FAST)
     assert mal_adapter(*command).exit_code == 0
@@ -225,6 +226,7 @@ def test_a_folder_is_complete_only_with_its_last_file(calls: list[str], tmp_path
     assert "1 of 1 recordings are complete" in mal_adapter(*command).stderr
 
 
+@pytest.mark.slow
 def test_a_recording_that_is_damaged_in_its_middle_leaves_no_folder(calls: list[str], tmp_path: Path):
     sound, rate = soundfile.read(calls[1])
     soundfile.write("call1.flac", np.tile(sound, (20, 1)), rate)
@@ -262,6 +264,7 @@ def test_odd_names_have_folders_of_their_own_within_the_output(tmp_path: Path, m
     assert f"{len(names)} of {len(names)} recordings are complete" in mal_adapter(*command).stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_loses_nothing_that_is_finished(calls: list[str], tmp_path: Path):
     long = made_call(tmp_path / "long.wav", turns=150)
     write_turns(tmp_path / "long.rttm", long=long.turns)
