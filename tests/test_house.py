@@ -52,7 +52,8 @@ ser.training.summary
 ser.suitability
 ser.recognizer.sound ser.recognizer.sound.source ser.recognizer.sound.chunks ser.recognizer.sound.flac
 ser.recognizer.sound.levels ser.recognizer.sound.ogg ser.recognizer.sound.tags ser.recognizer.sound.mpeg
-ser.recognizer.sound.layout ser.recognizer.sound.reader
+ser.recognizer.sound.kept ser.recognizer.sound.layout ser.recognizer.sound.reader ser.recognizer.sound.ffmpeg
+ser.recognizer.sound.opening
 ser.recognizer.audio
 ser.turns.blocks ser.turns.detect ser.turns
 ser.recognizer.spectrum ser.recognizer.prompt ser.recognizer.inputs ser.recognizer.pretrained

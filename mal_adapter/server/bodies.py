@@ -39,13 +39,13 @@ def no_sound_file(size: int) -> Refusal:
 
 def check_sound(path: Path, max_audio_s: float) -> None:
     """Refuse a file that is too long, or not a sound file, before it is decoded: few bytes can unpack to hours, or to
-    hundreds of channels. `sound_info` measures the content, whatever the header declares.
+    hundreds of channels. `sound_info` measures the content, whatever the header declares, up to the limit.
 
     Raises:
         Refusal: 415 or 422.
     """
     try:
-        info = sound_info(path)
+        info = sound_info(path, longest_s=max_audio_s)
     except AudioFormatError:
         raise no_sound_file(path.stat().st_size) from None
     except AudioError as error:

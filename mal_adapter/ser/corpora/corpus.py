@@ -134,6 +134,7 @@ class Row:
         clip: The name of its audio, without suffix.
         audio: The sound file; None if it was not found.
         start_s, end_s: The part of the file, in seconds; None for the start or the end of the file.
+        channel: The channel of the file, from 0; None is the mean of all channels.
 
     Raises:
         TypeError: A field that should be text is not.
@@ -149,6 +150,7 @@ class Row:
     audio: Path | None
     start_s: float | None = None
     end_s: float | None = None
+    channel: int | None = None
 
     def __post_init__(self) -> None:
         # Annotations in JSON may have any type. An error here names the file; a later one would name an utterance.
@@ -255,7 +257,7 @@ def _read_split(
             utterances.append(
                 Utterance(
                     dialogue_id, row.utterance_id, row.speaker.strip() or "unknown", row.audio,
-                    row.start_s, row.end_s, row.text.strip() or None, emotion,
+                    row.start_s, row.end_s, row.text.strip() or None, emotion, row.channel,
                 )
             )  # fmt: skip
         if utterances:

@@ -69,6 +69,7 @@ def read_manifests(path: str | os.PathLike[str], labels: LabelSet | None = None)
             Row(
                 dialogue.dialogue_id, turn.utterance_id, (number, position), turn.speaker, turn.text or "",
                 turn.emotion or "", f"{dialogue.dialogue_id}/{turn.utterance_id}", turn.audio, turn.start_s, turn.end_s,
+                turn.channel,
             )
             for number, dialogue in enumerate(in_split)
             for position, turn in enumerate(dialogue.utterances)

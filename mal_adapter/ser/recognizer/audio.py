@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.util import find_spec
 from math import gcd
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,8 @@ from mal_adapter.errors import AudioError, AudioFormatError, AudioTooLongError, 
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.paths import existing_sound
 from mal_adapter.ser.recognizer.sound.levels import Levels
-from mal_adapter.ser.recognizer.sound.reader import TOLERANCE_S, Sound, UnknownFormatError, open_sound
+from mal_adapter.ser.recognizer.sound.opening import OpenSound, open_sound
+from mal_adapter.ser.recognizer.sound.reader import TOLERANCE_S, UnknownFormatError
 from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, open_regular_file
 
 __all__ = [
@@ -57,10 +59,11 @@ class SoundInfo(NamedTuple):
 def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform:
     """Decode one utterance to mono float32, resampled, cut to its start and end.
 
-    soundfile and soxr read WAV, RF64, W64, AIFF, AU, CAF, NIST, FLAC, OGG and MP3. Other formats are read by
-    transformers' `load_audio`, if torchcodec is installed. Channels are averaged, unless the utterance names one. Of a
-    long file only the part between start and end is decoded. A file whose header does not give its length is read to
-    the end.
+    soundfile reads WAV, RF64, W64, AIFF, AU, CAF, NIST, FLAC, OGG and MP3. PyAV, of the extra `recordings`, reads what
+    browsers and phones record: WebM, MP4, M4A, 3GP, AAC, AMR and WMA. Without it, and for other formats, transformers'
+    `load_audio` is tried, if torchcodec is installed. Channels are averaged, unless the utterance names one. Of a long
+    file only the part between start and end is decoded. A file whose header does not give its length is read to the
+    end.
 
     Args:
         utterance: Only its `audio`, `start_s`, `end_s` and `channel` are used.
@@ -75,7 +78,8 @@ def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform
             names the file, the reason and what to do.
         AudioFormatError: The file is of no audio format that can be read here.
         AudioTooLongError: The utterance is longer than an hour.
-        MissingDependencyError: torchcodec, which would decode the file, is installed but can't be imported.
+        MissingDependencyError: torchcodec, which would decode the file, is installed but can't be imported, or can't
+            give one channel.
 
     Example:
         >>> import soundfile, tempfile
@@ -98,7 +102,7 @@ def load_waveform(utterance: Utterance, sampling_rate: int = 16_000) -> Waveform
                 first, last = _cut(utterance, sound.duration_s, sampling_rate)
                 return _decode_part(sound, sampling_rate, first, last, utterance.channel)
         except UnknownFormatError as error:
-            waveform = _decode_elsewhere(path, sampling_rate, error)
+            waveform = _decode_elsewhere(path, sampling_rate, utterance.channel, error)
     with as_audio_errors(path):
         if not whole:
             first, last = _cut(utterance, waveform.size / sampling_rate, sampling_rate)
@@ -126,11 +130,12 @@ def check_waveform(waveform: Waveform, path: Path, sampling_rate: int, *, whole:
         levels.check(at_start=whole, at_end=whole)
 
 
-def sound_info(path: Path) -> SoundInfo:
-    """Check the headers and the size of a sound file without decoding it.
+def sound_info(path: Path, longest_s: float | None = None) -> SoundInfo:
+    """Check the headers and the size of a sound file. Formats that PyAV reads are decoded once, to know their length.
 
     Args:
         path: A file of a format that `load_waveform` reads without `load_audio`.
+        longest_s: Do not decode more than this, in seconds.
 
     Returns:
         Its length, rate and channels.
@@ -138,6 +143,7 @@ def sound_info(path: Path) -> SoundInfo:
     Raises:
         AudioError: As `load_waveform`, as far as the headers and the size show it.
         AudioFormatError: The file has none of these formats.
+        AudioTooLongError: It had to be decoded, and is longer than `longest_s`.
 
     Example:
         >>> import soundfile, tempfile
@@ -146,17 +152,17 @@ def sound_info(path: Path) -> SoundInfo:
         >>> sound_info(path)
         SoundInfo(duration_s=1.0, sampling_rate=8000, channels=2)
     """
-    with as_audio_errors(path), open_sound(path) as sound:
+    with as_audio_errors(path), open_sound(path, longest_s) as sound:
         return SoundInfo(sound.duration_s, sound.sampling_rate, sound.channels)
 
 
-def _decode(sound: Sound, sampling_rate: int, channel: int | None) -> Waveform:
+def _decode(sound: OpenSound, sampling_rate: int, channel: int | None) -> Waveform:
     """Decode the whole recording."""
     _check_length(sound.duration_s)
     return _decode_frames(sound, sampling_rate, channel, 0, sound.frames, 0, sound.frames)
 
 
-def _decode_part(sound: Sound, sampling_rate: int, start: int, end: int, channel: int | None) -> Waveform:
+def _decode_part(sound: OpenSound, sampling_rate: int, start: int, end: int, channel: int | None) -> Waveform:
     """Decode the samples `start` to `end` of the resampled recording, and little more than them."""
     _check_length((end - start) / sampling_rate)
     rate = sound.sampling_rate
@@ -174,7 +180,7 @@ def _decode_part(sound: Sound, sampling_rate: int, start: int, end: int, channel
 
 
 def _decode_frames(
-    sound: Sound, sampling_rate: int, channel: int | None, start: int, stop: int, first: int, last: int
+    sound: OpenSound, sampling_rate: int, channel: int | None, start: int, stop: int, first: int, last: int
 ) -> Waveform:
     """Decode the frames `start` to `stop` of a channel, or of the mean of all, resampled. Levels are checked from
     `first` to `last` only."""
@@ -236,10 +242,16 @@ def _check_length(duration_s: float) -> None:
         )
 
 
-def _decode_elsewhere(path: Path, sampling_rate: int, error: UnknownFormatError) -> Waveform:
-    """Decode with transformers' `load_audio`, which decodes the whole file."""
-    if not is_torchcodec_available():
+def _decode_elsewhere(path: Path, sampling_rate: int, channel: int | None, error: UnknownFormatError) -> Waveform:
+    """Decode with transformers' `load_audio`, which decodes the whole file and averages its channels."""
+    if not is_torchcodec_available() or (channel is not None and find_spec("av") is not None):
         raise error
+    if channel is not None:
+        raise MissingDependencyError(
+            f"{path}: one channel of this format is read by PyAV, which is not installed: "
+            "pip install 'mal-adapter[recordings]'",
+            name="av",
+        )
     with open_regular_file(path) as file:
         status = os.fstat(file.fileno())
     try:

@@ -187,6 +187,7 @@ class CachedHost:
             str(utterance.audio.absolute()), status.st_mtime_ns, status.st_size, utterance.start_s, utterance.end_s,
             self._recognizer.prompt, self._memory.layer_idx, self._memory.adapter.metadata.base_model_name_or_path,
             str(self._recognizer.model.dtype),
+            *([] if utterance.channel is None else [utterance.channel]),  # files that were kept before stay valid
         ]  # fmt: skip
         return self._folder / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()}.safetensors"
 
@@ -201,4 +202,4 @@ def _refusing() -> Iterator[None]:
 
 
 def _key(utterance: Utterance) -> tuple[object, ...]:
-    return utterance.audio, utterance.start_s, utterance.end_s
+    return utterance.audio, utterance.start_s, utterance.end_s, utterance.channel

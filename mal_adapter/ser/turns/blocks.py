@@ -11,7 +11,7 @@ import soxr
 from mal_adapter.ser.paths import existing_sound
 from mal_adapter.ser.recognizer.audio import as_audio_errors
 from mal_adapter.ser.recognizer.sound.levels import CANCELLED
-from mal_adapter.ser.recognizer.sound.reader import open_sound
+from mal_adapter.ser.recognizer.sound.opening import open_sound
 from mal_adapter.ser.recognizer.sound.source import DamagedSoundError
 
 __all__ = ["recording_blocks"]

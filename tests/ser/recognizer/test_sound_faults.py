@@ -80,7 +80,8 @@ def test_a_damaged_file_is_a_waveform_or_an_audio_error(name, changes, at_header
     message = None
     tracemalloc.start()
     try:
-        expected = 0.2 if part else sound_info(path).duration_s
+        duration_s = sound_info(path).duration_s
+        expected = min(0.3, duration_s) - 0.1 if part else duration_s  # a file may be 0.1 s shorter than an utterance
         waveform = load(path, 0.1, 0.3) if part else load(path)
     except AudioError as error:
         message = str(error)

@@ -12,7 +12,7 @@ from mal_adapter.errors import AudioError
 from mal_adapter.ser.dialogue import Utterance
 from mal_adapter.ser.recognizer import audio
 from mal_adapter.ser.recognizer.audio import load_waveform
-from mal_adapter.ser.recognizer.sound import layout, mpeg
+from mal_adapter.ser.recognizer.sound import kept, layout, mpeg
 from mal_adapter.ser.recognizer.sound.reader import Sound
 from tests.ser.odd_sounds import CONTAINERS, encode, flac_with_total, speech, without_xing
 
@@ -112,20 +112,19 @@ def test_the_frames_of_an_mp3_are_counted_once_for_its_utterances(recording, mon
     counted = []
     original = mpeg._count
     monkeypatch.setattr(mpeg, "_count", lambda *a: counted.append(a) or original(*a))
-    monkeypatch.setattr(layout, "_SETTLED_S", -1e9)
-    monkeypatch.setattr(layout, "_layouts", {})
+    monkeypatch.setattr(kept, "_SETTLED_S", -1e9)
+    monkeypatch.setattr(layout, "_kept", kept.Kept(32))
     for start_s in (0.0, 1.0, 2.0, 3.0):
         load(path, start_s, start_s + 1)
     assert len(counted) == 1
 
 
 def test_the_lengths_of_a_bounded_number_of_files_are_kept(write_audio, monkeypatch):
-    monkeypatch.setattr(layout, "_SETTLED_S", -1e9)
-    monkeypatch.setattr(layout, "_KEPT", 3)
-    monkeypatch.setattr(layout, "_layouts", {})
+    monkeypatch.setattr(kept, "_SETTLED_S", -1e9)
+    monkeypatch.setattr(layout, "_kept", kept.Kept(3))
     for number in range(5):
         load(write_audio(f"{number}.wav"))
-    assert len(layout._layouts) == 3
+    assert len(layout._kept._results) == 3
 
 
 def test_a_new_file_of_the_same_size_and_time_is_read_again(write_audio):

@@ -8,9 +8,25 @@
     flac        the number of samples, from the last frame
     mpeg        the number of samples, from all frames' headers
     ogg         pages that are damaged or missing
+    kept        what was measured of a file
     layout      the format of a file, and the samples in it
     reader      opened sound files: blocks of any part
+    ffmpeg      the same for what browsers and phones record
+    opening     the reader of a file's format
     levels      silence, and channels that cancel
 """
 
-__all__ = ["chunks", "flac", "layout", "levels", "mpeg", "ogg", "reader", "source", "tags"]
+__all__ = [
+    "chunks",
+    "ffmpeg",
+    "flac",
+    "kept",
+    "layout",
+    "levels",
+    "mpeg",
+    "ogg",
+    "opening",
+    "reader",
+    "source",
+    "tags",
+]

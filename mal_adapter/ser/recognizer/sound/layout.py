@@ -1,11 +1,11 @@
 """The format and the length of a sound file, read from all of its headers before anything is decoded."""
 
 import os
-import time
 from typing import BinaryIO, NamedTuple
 
 from mal_adapter.ser.recognizer.sound.chunks import find_sample_bytes
 from mal_adapter.ser.recognizer.sound.flac import measure_flac
+from mal_adapter.ser.recognizer.sound.kept import Kept
 from mal_adapter.ser.recognizer.sound.mpeg import INDEXED, is_mpeg, measure_mpeg
 from mal_adapter.ser.recognizer.sound.ogg import check_ogg
 from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, read_at
@@ -14,8 +14,6 @@ from mal_adapter.ser.recognizer.sound.tags import end_without_tags, start_withou
 __all__ = ["UNKNOWN_END", "Layout", "cut_short", "layout_of"]
 
 UNKNOWN_END = 1 << 50  # makes libsndfile read to the real end
-_KEPT = 32  # an MP3 of an hour takes half a megabyte
-_SETTLED_S = 2.0
 
 
 class Layout(NamedTuple):
@@ -47,7 +45,7 @@ class Layout(NamedTuple):
     places: tuple[tuple[int, int], ...] = ()
 
 
-_layouts: dict[tuple[int, ...], Layout] = {}
+_kept: Kept[Layout | None] = Kept(32)  # an MP3 of an hour takes half a megabyte
 
 
 def layout_of(file: BinaryIO) -> Layout | None:
@@ -59,17 +57,7 @@ def layout_of(file: BinaryIO) -> Layout | None:
     Raises:
         DamagedSoundError: Some of the file is missing.
     """
-    status = os.fstat(file.fileno())
-    key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    layout = _layouts.get(key)
-    if layout is None:
-        layout = _read_layout(file, status.st_size)
-        # The clocks of file systems are coarse: a file may change twice within one tick.
-        if layout is not None and time.time() - status.st_mtime > _SETTLED_S:
-            while len(_layouts) >= _KEPT:
-                _layouts.pop(next(iter(_layouts), key), None)
-            _layouts[key] = layout
-    return layout
+    return _kept.of(file, lambda: _read_layout(file, os.fstat(file.fileno()).st_size))
 
 
 def _read_layout(file: BinaryIO, size: int) -> Layout | None:

@@ -1,9 +1,7 @@
-"""An opened sound file: any part of it, in blocks of bounded size."""
+"""An opened sound file of a format that libsndfile reads: any part of it, in blocks of bounded size."""
 
-import os
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
 from operator import itemgetter
 from typing import BinaryIO
 
@@ -11,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from mal_adapter.ser.recognizer.sound.layout import UNKNOWN_END, Layout, cut_short, layout_of
+from mal_adapter.ser.recognizer.sound.layout import UNKNOWN_END, Layout, cut_short
 from mal_adapter.ser.recognizer.sound.mpeg import start_patches
-from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, View, open_regular_file
+from mal_adapter.ser.recognizer.sound.source import DamagedSoundError, View
 
-__all__ = ["TOLERANCE_S", "Sound", "UnknownFormatError", "open_sound"]
+__all__ = ["BLOCK", "TOLERANCE_S", "Block", "Sound", "UnknownFormatError", "reason_of"]
 
 #: Rounding, in seconds: how far an utterance may exceed its file, and a file be shorter than its header says.
 TOLERANCE_S = 0.1
@@ -109,7 +107,7 @@ class Sound:
         try:
             decoder = _Decoder(view)
         except Exception as error:  # soundfile's own, and TypeError or ValueError for absurd headers
-            raise UnknownFormatError(_reason(view.error or error)) from error
+            raise UnknownFormatError(reason_of(view.error or error)) from error
         if decoder.format not in layout.formats or (
             decoder.subtype.startswith("MPEG_") and decoder.format != "MP3"  # in WAV, whose length would be a guess
         ):
@@ -163,42 +161,14 @@ class Sound:
         try:
             count = self._decoder.buffer_read_into(block, dtype="float32")
         except Exception as error:
-            reason = f"the audio can not be decoded ({_reason(error)}); convert or copy it again"
+            reason = f"the audio can not be decoded ({reason_of(error)}); convert or copy it again"
             raise DamagedSoundError(reason) from error
         if self._view.error is not None:
-            raise DamagedSoundError(f"the file can not be read ({_reason(self._view.error)}); copy it again")
+            raise DamagedSoundError(f"the file can not be read ({reason_of(self._view.error)}); copy it again")
         return block[:count]
 
 
-@contextmanager
-def open_sound(path: str | os.PathLike[str]) -> Iterator[Sound]:
-    """Open a sound file.
-
-    Raises:
-        UnknownFormatError: The file is of no format that can be read here.
-        DamagedSoundError: It can't be opened, has less or more samples than it declares, or changed meanwhile.
-    """
-    file = open_regular_file(path)
-    try:
-        try:
-            layout = layout_of(file)
-        except OSError as error:
-            raise DamagedSoundError(f"the file can not be read ({_reason(error)}); copy it again") from error
-        if layout is None:
-            raise UnknownFormatError("its format is not known")
-        before = os.fstat(file.fileno())
-        sound = Sound(file, layout)
-        try:
-            yield sound
-        finally:
-            after = os.fstat(file.fileno())
-            sound.close()
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise DamagedSoundError("the file changed while it was read; wait until it is complete")
-    finally:
-        file.close()
-
-
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What an exception says, for a message."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return text.rsplit(": ", maxsplit=1)[-1].strip().rstrip(".") or type(error).__name__
