@@ -161,7 +161,12 @@ def test_formats_are_added_and_files_of_another_timeline_do_not_stay(calls: list
     for formats in ("html,jsonl", "srt", "csv"):
         assert "1 of 1 recordings are complete" in mal_adapter(*command, "--formats", formats).stderr
     (tmp_path / "out/call0/notes.txt").write_text("somebody's own")
+    run = json.loads((tmp_path / "out/call0/run.json").read_text())
+    (tmp_path / "victim.txt").touch()
+    run["files"] |= {"../../victim.txt": 0, "notes.txt": 14}
+    (tmp_path / "out/call0/run.json").write_text(json.dumps(run))
     assert names("--formats", "html", "--no-compare") == {"html", "run.json", "notes.txt"}
+    assert (tmp_path / "victim.txt").exists()
     shown = json.loads(mal_adapter(*command, "--formats", "html", "--no-compare", "--json").stdout)["recordings"]
     assert (shown[0]["skipped"], shown[0]["turns"]) == (True, None)
     with_sound = mal_adapter(*command[:-1], "--formats", "html", "--no-compare")

@@ -123,9 +123,13 @@ class OutputFolders:
         remove_leftovers(folder)
         files = {name: self._file(timeline.recording, name) for name in self._formats}
         before = _read_run(folder)
-        kept = {} if before.get("made_of") != made_of else before["files"]
-        for name in set(before.get("files", ())) - set(kept) - {file.name for file in files.values()}:
-            (folder / name).unlink(missing_ok=True)  # of another timeline
+        kept: dict[str, int] = {}
+        for file in (self._file(timeline.recording, name) for name in FORMATS if name not in files):
+            if file.name in before.get("files", ()):
+                if before["made_of"] == made_of:
+                    kept[file.name] = before["files"][file.name]
+                else:  # it is of another timeline
+                    (folder / file).unlink(missing_ok=True)
         (folder / RUN_NAME).unlink(missing_ok=True)
         for name, file in files.items():
             if name == "html":
@@ -195,4 +199,6 @@ def _read_run(folder: Path) -> dict[str, Any]:
         found = parse_json((folder / RUN_NAME).read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and isinstance(found.get("files"), dict) else {}
+    if not isinstance(found, dict) or not isinstance(found.get("files"), dict) or "made_of" not in found:
+        return {}
+    return found

@@ -7,6 +7,7 @@ MB if the recording has two channels. The rest takes some 40 kB, 1 kB per turn, 
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -20,7 +21,7 @@ from mal_adapter.ser.paths import file_name
 from mal_adapter.ser.recognizer.results import Failure, Prediction
 from mal_adapter.ser.timeline.listening import Listening, listen
 from mal_adapter.ser.timeline.timeline import Timeline, TimelineEntry
-from mal_adapter.serialization.atomic import write_atomically
+from mal_adapter.ser.timeline.writers.parts import save
 
 __all__ = ["write_page"]
 
@@ -39,23 +40,35 @@ class Lane:
     voices: frozenset[Voice]
 
 
-def write_page(timeline: Timeline, path: Path, *, audio: bool = True) -> None:
+def write_page(timeline: Timeline, path: str | os.PathLike[str], *, audio: bool = True) -> None:
     """Write a timeline as one HTML page that works without a network.
 
     Args:
         timeline: Its recording must still be there.
-        path: The file; an existing one is replaced. It is written completely or not at all.
+        path: The file; an existing one is replaced, and missing folders are made. It is written completely or not at
+            all.
         audio: Whether the sound is in the page, so that a click plays it.
 
     Raises:
         AudioError: The recording can't be read.
         MissingDependencyError: jinja2 is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import soundfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> soundfile.write(folder / "call.wav", np.zeros(8_000), 8_000)
+        >>> timeline = Timeline(folder / "call.wav", 1.0, (), ("sad", "happy"), "call", "How does the speaker feel?")
+        >>> write_page(timeline, folder / "call.html")
+        >>> "No turns were found" in (folder / "call.html").read_text()
+        True
     """
     require("the page of a timeline", "jinja2", extra="recordings")
     lanes = _lanes(timeline.entries)
     listening = listen(timeline.recording, (lane.channel for lane in lanes), audio=audio)
     page = _render(timeline, lanes, listening)
-    write_atomically(path, page.encode(errors="backslashreplace"))  # a path need not be Unicode
+    save(path, page.encode(errors="backslashreplace"))  # a path need not be Unicode
 
 
 def _lanes(entries: Sequence[TimelineEntry]) -> list[Lane]:
