@@ -63,7 +63,8 @@ ser.recognizer.lower_layers ser.recognizer.members
 ser.timeline.timeline ser.timeline.writers.parts ser.timeline.writers.jsonl ser.timeline.writers.table
 ser.timeline.writers.rttm ser.timeline.writers.webvtt ser.timeline.writers.srt ser.timeline.writers.textgrid
 ser.timeline.writers.elan ser.timeline.writers
-ser.timeline.split ser.timeline.make ser.timeline.listening ser.timeline.page ser.timeline.output ser.timeline
+ser.timeline.split ser.timeline.request ser.timeline.make
+ser.timeline.listening ser.timeline.page ser.timeline.output ser.timeline
 ser.live.codecs ser.live.tracks ser.live.media_streams ser.live.history ser.live.turn_stream ser.live.arrivals
 ser.live.stream ser.live
 ser.recognizer.recognizer

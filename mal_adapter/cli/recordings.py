@@ -49,7 +49,7 @@ class Plan:
         """
         from mal_adapter.ser.paths import existing_sound
         from mal_adapter.ser.recognizer.audio import sound_info
-        from mal_adapter.ser.timeline.make import check_channels
+        from mal_adapter.ser.timeline.request import check_channels
 
         recording = existing_sound(recording)
         info = sound_info(recording)

@@ -1,6 +1,6 @@
 """`mal-adapter timeline`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,8 +29,9 @@ from mal_adapter.extras import require
 from mal_adapter.ser.turns.turn import TurnSettings
 
 if TYPE_CHECKING:
+    from mal_adapter.errors import MalAdapterError
     from mal_adapter.ser.recognizer.recognizer import EmotionRecognizer
-    from mal_adapter.ser.timeline import Timeline
+    from mal_adapter.ser.timeline import Timeline, TimelineEntry
     from mal_adapter.ser.timeline.output import OutputFolders
 
 __all__ = ["timeline"]
@@ -127,6 +128,9 @@ def timeline(
     prompt: Prompt = None,
     device: Device = None,
     dtype: DtypeOption = Dtype.auto,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Recordings in one forward.", rich_help_panel=MODEL_PANEL)
+    ] = 8,
     output: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Write a folder per recording into it.", rich_help_panel=OUTPUT_PANEL),
@@ -192,9 +196,11 @@ def timeline(
             model, adapter, labels, prompt, device_of(device), dtype, spread=device == "auto", memory=not no_memory
         )
         note_channels(jobs, plan)
-        for job, bar in _with_progress(jobs):
+        for job, answered in _answered(recognizer, jobs, plan, compare=not no_compare, batch_size=batch_size):
             try:
-                made = _timeline_of(recognizer, job, plan, adapter, bar, compare=not no_compare)
+                if isinstance(answered, Exception):
+                    raise answered
+                made = _timeline_of(recognizer, job, plan, adapter, answered)
                 folder = None if folders is None else folders.write(made, keys[job.recording])
             except unreadable() as error:
                 complain(error)
@@ -225,56 +231,50 @@ def _split(given: str) -> list[str]:
     return [name.strip() for name in as_typed(given).split(",")]
 
 
-def _with_progress(jobs: Sequence[Job]) -> "Iterator[tuple[Job, Callable[[float], None]]]":
-    """The jobs, each with a function that takes how many of its seconds are done, for a progress bar of all."""
+def _answered(
+    recognizer: "EmotionRecognizer", jobs: Sequence[Job], plan: Plan, *, compare: bool, batch_size: int
+) -> "Iterator[tuple[Job, list[TimelineEntry] | MalAdapterError]]":
+    """Each recording as soon as it is over: its entries, or why it can't be answered to its end."""
     from mal_adapter.ser.progress import progress_bar
+    from mal_adapter.ser.timeline import TimelineEntry
+    from mal_adapter.ser.timeline.make import make_timelines
+    from mal_adapter.ser.timeline.request import Request
 
-    before_s = 0.0
+    job_of = {Request(job.recording, job.turns, plan.channels, plan.settings): job for job in jobs}
+    entries: dict[Request, list[TimelineEntry]] = {request: [] for request in job_of}
+    done_s = dict.fromkeys(entries, 0.0)
     with progress_bar(
+        desc=f"0 of {len(jobs)} recordings",
         total=sum(job.info.duration_s for job in jobs),
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}]",
         leave=False,
     ) as bar:
-        for job in jobs:
-            bar.set_description_str(job.recording.name, refresh=False)
-
-            def advance(done_s: float, start_s: float = before_s) -> None:
-                bar.update(max(0.0, start_s + done_s - bar.n))
-
-            yield job, advance
-            before_s += job.info.duration_s
-            bar.update(max(0.0, before_s - bar.n))
+        for request, found in make_timelines(recognizer, list(entries), compare=compare, batch_size=batch_size):
+            if isinstance(found, TimelineEntry):
+                entries[request].append(found)
+                reached_s = max(done_s[request], found.turn.end_s)
+            else:
+                reached_s = job_of[request].info.duration_s
+            bar.update(reached_s - done_s[request])
+            done_s[request] = reached_s
+            if not isinstance(found, TimelineEntry):
+                answered = entries.pop(request)
+                yield job_of[request], answered if found is None else found
+                bar.set_description_str(f"{len(jobs) - len(entries)} of {len(jobs)} recordings")
 
 
 def _timeline_of(
-    recognizer: "EmotionRecognizer",
-    job: Job,
-    plan: Plan,
-    adapter: str | None,
-    progress: "Callable[[float], None]",
-    *,
-    compare: bool,
+    recognizer: "EmotionRecognizer", job: Job, plan: Plan, adapter: str | None, entries: "list[TimelineEntry]"
 ) -> "Timeline":
     from mal_adapter.ser.timeline import Timeline
-    from mal_adapter.ser.timeline.make import session_name
+    from mal_adapter.ser.timeline.request import session_name
 
-    session_id = session_name(job.recording)
-    entries = []
-    try:
-        for entry in recognizer.timeline(
-            job.recording, job.turns, channels=plan.channels, settings=plan.settings, compare=compare
-        ):
-            entries.append(entry)
-            progress(entry.turn.end_s)
-    finally:
-        if recognizer.memory is not None:  # the sessions of thousands of calls would fill the main memory
-            recognizer.memory.states.forget([session_id])
     return Timeline(
         job.recording,
         job.info.duration_s,
         tuple(entries),
         tuple(recognizer.labels),
-        session_id,
+        session_name(job.recording),
         recognizer.prompt,
         model=recognizer.model.name_or_path,
         adapter=adapter if recognizer.reads_memory else None,

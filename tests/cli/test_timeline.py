@@ -102,6 +102,7 @@ def test_a_folder_per_recording_has_every_format(calls: list[str], tmp_path: Pat
     assert min(path.stat().st_size for path in (tmp_path / "out").rglob("*.*")) > 50
 
 
+@pytest.mark.slow
 def test_what_is_complete_is_skipped_and_what_is_not_is_done_again(calls: list[str], tmp_path: Path):
     command = ("timeline", *calls[:2], "--turns", ".", "--output", "out", *FAST)
     assert mal_adapter(*command).exit_code == 0
@@ -160,7 +161,12 @@ def test_formats_are_added_and_files_of_another_timeline_do_not_stay(calls: list
     for formats in ("html,jsonl", "srt", "csv"):
         assert "1 of 1 recordings are complete" in mal_adapter(*command, "--formats", formats).stderr
     (tmp_path / "out/call0/notes.txt").write_text("somebody's own")
+    run = json.loads((tmp_path / "out/call0/run.json").read_text())
+    (tmp_path / "victim.txt").touch()
+    run["files"] |= {"../../victim.txt": 0, "notes.txt": 14}
+    (tmp_path / "out/call0/run.json").write_text(json.dumps(run))
     assert names("--formats", "html", "--no-compare") == {"html", "run.json", "notes.txt"}
+    assert (tmp_path / "victim.txt").exists()
     shown = json.loads(mal_adapter(*command, "--formats", "html", "--no-compare", "--json").stdout)["recordings"]
     assert (shown[0]["skipped"], shown[0]["turns"]) == (True, None)
     with_sound = mal_adapter(*command[:-1], "--formats", "html", "--no-compare")
@@ -225,6 +231,7 @@ def test_a_folder_is_complete_only_with_its_last_file(calls: list[str], tmp_path
     assert "1 of 1 recordings are complete" in mal_adapter(*command).stderr
 
 
+@pytest.mark.slow
 def test_a_recording_that_is_damaged_in_its_middle_leaves_no_folder(calls: list[str], tmp_path: Path):
     sound, rate = soundfile.read(calls[1])
     soundfile.write("call1.flac", np.tile(sound, (20, 1)), rate)
@@ -237,11 +244,37 @@ def test_a_recording_that_is_damaged_in_its_middle_leaves_no_folder(calls: list[
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["call0"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere these are no names")
+def test_odd_names_have_folders_of_their_own_within_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    call = made_call(tmp_path / "call.wav", turns=2)
+    write_turns(tmp_path / "turns.rttm", x=call.turns)
+    names = [
+        "...wav",
+        "..wav",
+        "a b\n'\"<b>.wav",
+        "x" * 251 + ".wav",
+        os.fsdecode(b"m\xfasica.wav"),
+        "\u60b2.wav",
+        "e\u0301.wav",
+    ]
+    for name in names:
+        shutil.copy("call.wav", name)
+    command = ("timeline", *(f"./{name}" for name in names), "--turns", "turns.rttm", "--tiers", "x", "--output", "out")
+    done = mal_adapter(*command)
+    assert done.exit_code == 0, done.stderr
+    folders = list((tmp_path / "out").iterdir())
+    assert len(folders) == len(names)
+    assert {len(list(folder.iterdir())) for folder in folders} == {len(FORMATS) + 1}
+    assert f"{len(names)} of {len(names)} recordings are complete" in mal_adapter(*command).stderr
+
+
+@pytest.mark.slow
 def test_ctrl_c_loses_nothing_that_is_finished(calls: list[str], tmp_path: Path):
     long = made_call(tmp_path / "long.wav", turns=150)
     write_turns(tmp_path / "long.rttm", long=long.turns)
     command = ("timeline", calls[0], "long.wav", calls[1], "--turns", ".", "--output", "out", *FAST)
-    done = interrupted(*command, at=b"long.wav")
+    done = interrupted(*command, "--batch-size", 1, at=b"1 of 3 recordings")
     assert done.exit_code == 130
     assert "interrupted" in done.stderr
     assert "written to out/call0" in done.stdout.replace("\\", "/")
@@ -293,7 +326,7 @@ def test_progress_is_in_seconds_of_audio(calls: list[str]):
     shown = on_a_terminal("timeline", calls[0], "--turns", "call0.rttm").stderr
     length = soundfile.info("call0.wav").duration
     assert f"/{length:.0f} s of audio" in shown
-    assert "call0.wav: " in shown
+    assert "0 of 1 recordings: " in shown
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ from mal_adapter.ser.recognizer.prompt import AudioPrompt, check_kept_answers, c
 from mal_adapter.ser.recognizer.results import Continuation, Failure, Prediction
 from mal_adapter.ser.recognizer.scoring import LabelScorer
 from mal_adapter.ser.suitability import id_problems
-from mal_adapter.ser.timeline.make import Turns, make_timeline
+from mal_adapter.ser.timeline.make import make_timeline
+from mal_adapter.ser.timeline.request import Request, Turns
 from mal_adapter.ser.timeline.timeline import TimelineEntry
 from mal_adapter.ser.turns.turn import TurnSettings
 
@@ -355,9 +356,7 @@ class EmotionRecognizer:
             customer neutral call-42
             agent neutral call-42
         """
-        return make_timeline(
-            self, path, turns, channels=channels, settings=settings, compare=compare, session_id=session_id
-        )
+        return make_timeline(self, Request(path, turns, channels, settings, session_id), compare=compare)
 
     def answer(
         self,

@@ -1,207 +1,177 @@
-"""Make a timeline: find the turns of a recording, and answer each in the order of their starts."""
+"""Make timelines: answer the turns of a recording in the order of their starts, or of several side by side."""
 
-import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import islice
-from pathlib import Path
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from mal_adapter.errors import TurnError
+from mal_adapter.errors import MalAdapterError
+from mal_adapter.memory.config import check_integer
 from mal_adapter.ser.dialogue import Utterance
-from mal_adapter.ser.paths import existing_sound, file_name
-from mal_adapter.ser.recognizer.audio import SoundInfo, sound_info
 from mal_adapter.ser.recognizer.results import Failure, Prediction
-from mal_adapter.ser.timeline.split import split_turn
+from mal_adapter.ser.timeline.request import Recognizer, Request, turns_of
 from mal_adapter.ser.timeline.timeline import TimelineEntry
-from mal_adapter.ser.turns.overlaps import mark_overlaps, turns_within
-from mal_adapter.ser.turns.turn import Turn, TurnSettings
-from mal_adapter.stores.base import encode_session_id
+from mal_adapter.ser.turns.turn import Turn
 
-__all__ = ["Turns", "check_channels", "make_timeline", "session_name"]
+__all__ = ["make_timeline", "make_timelines"]
 
-Turns = str | os.PathLike[str] | Iterable[Turn] | None
-"""A file of turns, the turns, or None for voice activity."""
+#: The most turns that the plain host answers in one forward. The first come one by one, so that nobody waits.
+PLAIN_ROWS = 8
 
-#: Turns by voice activity are no longer, even if the host accepts more: an emotion rarely lasts for half a minute.
-LONGEST_S = 30.0
-#: How many turns the plain host answers in one forward. The first entries come one by one, so that nobody waits.
-BATCHES = (1, 2, 4, 8)
-#: Seconds by which parts stay below the host's limit, for rounding to samples.
-MARGIN_S = 0.01
+Found = TimelineEntry | MalAdapterError | None
 
 
-class Recognizer(Protocol):
-    """What `EmotionRecognizer` offers for a timeline."""
-
-    memory: Any
-
-    @property
-    def reads_memory(self) -> bool: ...
-
-    @property
-    def sampling_rate(self) -> int: ...
-
-    @property
-    def longest_s(self) -> float: ...
-
-    def without_memory(self) -> "Recognizer": ...
-
-    def answer(
-        self, utterances: Sequence[Utterance], *, session_ids: Sequence[str] | None = None
-    ) -> list[Prediction | Failure]: ...
-
-
-def make_timeline(
-    recognizer: Recognizer,
-    path: str | os.PathLike[str],
-    turns: Turns = None,
-    *,
-    channels: Sequence[str] | None = None,
-    settings: TurnSettings | None = None,
-    compare: bool = True,
-    session_id: str | None = None,
-) -> Iterator[TimelineEntry]:
+def make_timeline(recognizer: Recognizer, request: Request, *, compare: bool = True) -> Iterator[TimelineEntry]:
     """Answer the turns of a recording, as `EmotionRecognizer.timeline` says."""
-    recording = existing_sound(Path(path))
-    info = sound_info(recording)
-    name = session_name(recording) if session_id is None else session_id
+    recording = _Recording(recognizer, request)
+    return _entries(recognizer, recording, compare=compare)
+
+
+def _entries(recognizer: Recognizer, recording: "_Recording", *, compare: bool) -> Iterator[TimelineEntry]:
     if recognizer.reads_memory:
-        encode_session_id(name)  # raises SessionError before anything runs
-    found = _turns(recognizer, recording, info, turns, channels, settings or TurnSettings())
-    return _entries(recognizer, recording, found, name, compare=compare)
+        recognizer.memory.states.forget([recording.session])
+    while not recording.over:
+        for _, entry in _answer_next(recognizer, [recording], compare=compare):
+            yield entry
+    if recording.error is not None:
+        raise recording.error
 
 
-def session_name(recording: Path) -> str:
-    """The id of a recording's session: its file's name without the suffix.
+def make_timelines(
+    recognizer: Recognizer, requests: Sequence[Request], *, compare: bool = True, batch_size: int = 8
+) -> Iterator[tuple[Request, Found]]:
+    """Answer several recordings side by side: one forward runs the next turn of each. The answers are those of
+    `make_timeline`, sooner.
 
-    Example:
-        >>> session_name(Path("calls/call-42.wav"))
-        'call-42'
-    """
-    return file_name(Path(recording.stem))
+    What is mutated: the session of each recording starts empty, and is dropped at the end of the recording.
 
+    Args:
+        recognizer: The recogniser.
+        requests: The recordings. Of those with the same session, one is processed after the other.
+        compare: As for `EmotionRecognizer.timeline`.
+        batch_size: How many recordings are processed at once.
 
-def check_channels(channels: Sequence[str], info: SoundInfo, recording: Path) -> tuple[str, ...]:
-    """The names of a recording's channels, if there is one for each.
+    Yields:
+        A recording and its next entry; or None after its last one, or the error that has ended it. The recordings
+        alternate.
 
     Raises:
-        TurnError: There are more or fewer names than channels, or two are the same.
+        ConfigError: `batch_size` is not an integer of at least 1.
+        HostError, SessionError, SessionConflictError, StoreError: As `EmotionRecognizer.answer`.
     """
-    names = tuple(channels)
-    if isinstance(channels, str) or len(set(names)) != len(names) or not all(names):
-        raise TurnError(f"channels must be different names, got {channels!r}")
-    if len(names) != info.channels:
-        raise TurnError(
-            f"{recording} has {info.channels} channel{'s' if info.channels != 1 else ''}, and {len(names)} "
-            f"{'names are' if len(names) != 1 else 'name is'} given: {', '.join(names)}; give one name per channel, or "
-            "none"
-        )
-    return names
+    check_integer("batch_size", batch_size, 1)
+    return _several(recognizer, list(requests), compare=compare, batch_size=batch_size)
 
 
-# ------------------------------------------------------------------------------------------------------- the turns
+def _several(
+    recognizer: Recognizer, waiting: list[Request], *, compare: bool, batch_size: int
+) -> Iterator[tuple[Request, Found]]:
+    active: list[_Recording] = []
+    while True:
+        running = {recording.session for recording in active}
+        for request in list(waiting):
+            if len(active) < batch_size and request.session not in running:
+                waiting.remove(request)
+                try:
+                    active.append(_Recording(recognizer, request))
+                except MalAdapterError as error:
+                    yield request, error
+                    continue
+                running.add(request.session)
+                if recognizer.reads_memory:
+                    recognizer.memory.states.forget([request.session])
+        if not active:
+            return
+        for recording, entry in _answer_next(recognizer, active, compare=compare):
+            yield recording.request, entry
+        for recording in active:
+            if recording.over:
+                if recognizer.reads_memory:  # the sessions of thousands of calls would fill the main memory
+                    recognizer.memory.states.forget([recording.session])
+                yield recording.request, recording.error
+        active = [recording for recording in active if not recording.over]
 
 
-def _turns(
-    recognizer: Recognizer,
-    recording: Path,
-    info: SoundInfo,
-    turns: Turns,
-    channels: Sequence[str] | None,
-    settings: TurnSettings,
-) -> Iterator[Turn]:
-    """The turns in order of start, none longer than the host accepts."""
-    if turns is None:
-        from mal_adapter.ser.turns.detect import find_turns
+class _Ready(NamedTuple):
+    """A turn that is next, with the plain host's answer if that is known already."""
 
-        longest_s = LONGEST_S if settings.max_s is None else settings.max_s
-        return find_turns(recording, channels, settings, min(longest_s, recognizer.longest_s - MARGIN_S))
-    names = None if channels is None else check_channels(channels, info, recording)
-    if isinstance(turns, (str, os.PathLike)):
-        from mal_adapter.ser.turns.files import read_turns
-
-        turns = read_turns(turns, channels=names)
-    placed = (_placed(turn, names, info) for turn in turns)
-    in_order = _in_order(placed)
-    if isinstance(turns, Collection):
-        try:
-            in_order = iter(mark_overlaps(turns_within(list(placed), info.duration_s)))
-        except TurnError as error:
-            raise TurnError(f"{recording}: {error}") from error
-    return _not_too_long(recognizer, recording, in_order, settings.max_s)
+    turn: Turn
+    utterance: Utterance
+    plain: Prediction | Failure | None
 
 
-def _placed(turn: Turn, names: tuple[str, ...] | None, info: SoundInfo) -> Turn:
-    """The turn in the channel that its speaker has."""
-    if not isinstance(turn, Turn):
-        raise TurnError(f"expected turns or a file of turns, got a {type(turn).__name__}: {turn!r}")
-    if turn.channel is not None and turn.channel >= info.channels:
-        raise TurnError(
-            f"the turn of {turn.speaker!r} at {turn.start_s} s is in channel {turn.channel}, and the recording has "
-            f"{info.channels}, counted from 0"
-        )
-    if turn.channel is None and names is not None and turn.speaker in names:
-        return replace(turn, channel=names.index(turn.speaker))
-    return turn
+class _Recording:
+    """A recording that is being answered."""
 
+    def __init__(self, recognizer: Recognizer, request: Request) -> None:
+        self.request = request
+        self.session = request.session
+        self.ready: deque[_Ready] = deque()
+        self.error: MalAdapterError | None = None
+        self._path = request.recording
+        self._turns = turns_of(recognizer, request)
+        self._taken = 0
+        self._ahead = 1
+        self._ended = False
 
-def _in_order(turns: Iterable[Turn]) -> Iterator[Turn]:
-    """Turns that nobody has yet; only what comes can be checked."""
-    last_s = 0.0
-    for turn in turns:
-        if turn.start_s < last_s:
-            raise TurnError(
-                f"the turn of {turn.speaker!r} at {turn.start_s} s comes after one at {last_s} s; give the turns in "
-                "order of start, or as a list"
-            )
-        last_s = turn.start_s
-        yield turn
+    @property
+    def over(self) -> bool:
+        """Whether all turns are answered, or all before an error."""
+        return self._ended and not self.ready
 
-
-def _not_too_long(
-    recognizer: Recognizer, recording: Path, turns: Iterable[Turn], longest_s: float | None
-) -> Iterator[Turn]:
-    rate = recognizer.sampling_rate
-    max_s = recognizer.longest_s if longest_s is None else min(longest_s, recognizer.longest_s)
-    for turn in turns:
-        if round(turn.end_s * rate) - round(turn.start_s * rate) > round(max_s * rate):
-            yield from split_turn(turn, recording, max_s - MARGIN_S)
-        else:
-            yield turn
-
-
-# ----------------------------------------------------------------------------------------------------- the answers
-
-
-def _entries(
-    recognizer: Recognizer, recording: Path, turns: Iterator[Turn], session_id: str, *, compare: bool
-) -> Iterator[TimelineEntry]:
-    remembers = recognizer.reads_memory
-    if remembers:
-        recognizer.memory.states.forget([session_id])
-    plain = recognizer.without_memory() if remembers else recognizer
-    numbered = enumerate(turns)
-    sizes = iter(BATCHES)
-    size = next(sizes)
-    while batch := list(islice(numbered, size)):
-        size = next(sizes, size)
-        utterances = [_utterance(recording, session_id, number, turn) for number, turn in batch]
-        if remembers and not compare:
-            for (_, turn), utterance in zip(batch, utterances, strict=True):
-                yield TimelineEntry(turn, recognizer.answer([utterance])[0])
-            continue
-        # Without a memory, the turns of one recording are independent. The ids only have to differ.
-        answers = plain.answer(utterances, session_ids=[utterance.utterance_id for utterance in utterances])
-        for (_, turn), utterance, answer in zip(batch, utterances, answers, strict=True):
-            if not remembers or isinstance(answer, Failure):
-                yield TimelineEntry(turn, answer)
+    def take(self, most: int) -> list[tuple[Turn, Utterance]]:
+        """The next turns: at first one, later more at once, but no more than `most`."""
+        taken: list[tuple[Turn, Utterance]] = []
+        while len(taken) < min(self._ahead, most) and not self._ended:
+            try:
+                turn = next(self._turns, None)
+            except MalAdapterError as error:  # in the middle of a damaged file
+                self.error, turn = error, None
+            if turn is None:
+                self._ended = True
             else:
-                yield TimelineEntry(turn, recognizer.answer([utterance])[0], answer)
+                taken.append((turn, self._utterance(turn)))
+        self._ahead *= 2
+        return taken
+
+    def _utterance(self, turn: Turn) -> Utterance:
+        self._taken += 1
+        return Utterance(
+            self.session, f"{self._taken - 1:04d}", turn.speaker, self._path, turn.start_s, turn.end_s, turn.text,
+            turn.emotion, turn.channel,
+        )  # fmt: skip
 
 
-def _utterance(recording: Path, session_id: str, number: int, turn: Turn) -> Utterance:
-    return Utterance(
-        session_id, f"{number:04d}", turn.speaker, recording, turn.start_s, turn.end_s, turn.text, turn.emotion,
-        turn.channel,
-    )  # fmt: skip
+def _answer_next(
+    recognizer: Recognizer, active: Sequence[_Recording], *, compare: bool
+) -> Iterator[tuple[_Recording, TimelineEntry]]:
+    """Answer the next turn of each recording, and those before it that can't be answered."""
+    remembers = recognizer.reads_memory
+    _make_ready(recognizer, active, plain=compare or not remembers)
+    heads: list[tuple[_Recording, _Ready]] = []
+    for recording in active:
+        while recording.ready:
+            head = recording.ready.popleft()
+            if head.plain is not None and (isinstance(head.plain, Failure) or not remembers):
+                yield recording, TimelineEntry(head.turn, head.plain)
+                continue
+            heads.append((recording, head))
+            break
+    if heads:
+        answers = recognizer.answer([head.utterance for _, head in heads])
+        for (recording, head), answer in zip(heads, answers, strict=True):
+            plain = None if isinstance(answer, Failure) else head.plain
+            yield recording, TimelineEntry(head.turn, answer, plain)
+
+
+def _make_ready(recognizer: Recognizer, active: Sequence[_Recording], *, plain: bool) -> None:
+    """Take the next turns of the recordings that have none ready; where `plain`, with the answers of the plain host,
+    for which the turns are independent of each other."""
+    most = max(1, PLAIN_ROWS // len(active)) if plain else 1
+    taken = [(recording, *one) for recording in active if not recording.ready for one in recording.take(most)]
+    answers: Sequence[Prediction | Failure | None] = [None] * len(taken)
+    if plain and taken:
+        alone = recognizer.without_memory() if recognizer.reads_memory else recognizer
+        # The ids only have to differ: nothing is read or written.
+        answers = alone.answer([utterance for _, _, utterance in taken], session_ids=list(map(str, range(len(taken)))))
+    for (recording, turn, utterance), answer in zip(taken, answers, strict=True):
+        recording.ready.append(_Ready(turn, utterance, answer))

@@ -15,8 +15,8 @@ from typing import Any
 from mal_adapter.errors import ConfigError
 from mal_adapter.extras import require
 from mal_adapter.ser.names import folded
-from mal_adapter.ser.timeline.make import session_name
 from mal_adapter.ser.timeline.page import write_page
+from mal_adapter.ser.timeline.request import session_name
 from mal_adapter.ser.timeline.timeline import Timeline
 from mal_adapter.ser.timeline.writers import WRITERS
 from mal_adapter.serialization.atomic import folder_problem, remove_leftovers, write_atomically
@@ -33,6 +33,8 @@ FORMATS = {
 #: Format -> the package of the extra `recordings` that it needs.
 PACKAGES = {"vtt": "webvtt", "srt": "pysubs2", "textgrid": "praatio", "elan": "pympi", "html": "jinja2"}
 RUN_NAME = "run.json"
+#: Bytes of a stem to which every suffix can be added; file systems take 255 in all.
+LONGEST_STEM = 200
 
 
 class OutputFolders:
@@ -61,7 +63,7 @@ class OutputFolders:
         What is mutated: the folder is taken for this recording.
         """
         path = _identity(recording)
-        stem = session_name(recording)
+        stem = _stem(recording)
         other = f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
         names = [name for name in (other, stem) if self._owner(name) == path] or [stem, other]
         name = next((name for name in names if self._owner(name) in (None, path)), other)
@@ -121,9 +123,13 @@ class OutputFolders:
         remove_leftovers(folder)
         files = {name: self._file(timeline.recording, name) for name in self._formats}
         before = _read_run(folder)
-        kept = {} if before.get("made_of") != made_of else before["files"]
-        for name in set(before.get("files", ())) - set(kept) - {file.name for file in files.values()}:
-            (folder / name).unlink(missing_ok=True)  # of another timeline
+        kept: dict[str, int] = {}
+        for file in (self._file(timeline.recording, name) for name in FORMATS if name not in files):
+            if file.name in before.get("files", ()):
+                if before["made_of"] == made_of:
+                    kept[file.name] = before["files"][file.name]
+                else:  # it is of another timeline
+                    (folder / file).unlink(missing_ok=True)
         (folder / RUN_NAME).unlink(missing_ok=True)
         for name, file in files.items():
             if name == "html":
@@ -141,7 +147,21 @@ class OutputFolders:
         return folder
 
     def _file(self, recording: Path, name: str) -> Path:
-        return Path(session_name(recording) + FORMATS[name])
+        return Path(_stem(recording) + FORMATS[name])
+
+
+def _stem(recording: Path) -> str:
+    """The name of a recording's folder and files: without suffix, where a file system takes that as a name.
+
+    Example:
+        >>> _stem(Path("calls/call-42.wav")), _stem(Path("calls/...wav")), len(_stem(Path("x" * 251 + ".wav")))
+        ('call-42', 'recording', 200)
+    """
+    stem = session_name(recording).rstrip(". ") or "recording"  # "." and ".." are other folders
+    if len(stem.encode()) <= LONGEST_STEM:
+        return stem
+    digest = hashlib.sha256(stem.encode()).hexdigest()[:8]
+    return f"{stem.encode()[: LONGEST_STEM - 9].decode(errors='ignore')}-{digest}"
 
 
 def digest_of_file(path: Path) -> str:
@@ -179,4 +199,6 @@ def _read_run(folder: Path) -> dict[str, Any]:
         found = parse_json((folder / RUN_NAME).read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and isinstance(found.get("files"), dict) else {}
+    if not isinstance(found, dict) or not isinstance(found.get("files"), dict) or "made_of" not in found:
+        return {}
+    return found

@@ -7,7 +7,9 @@ MB if the recording has two channels. The rest takes some 40 kB, 1 kB per turn, 
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,31 +21,75 @@ from mal_adapter.ser.paths import file_name
 from mal_adapter.ser.recognizer.results import Failure, Prediction
 from mal_adapter.ser.timeline.listening import Listening, listen
 from mal_adapter.ser.timeline.timeline import Timeline, TimelineEntry
-from mal_adapter.serialization.atomic import write_atomically
+from mal_adapter.ser.timeline.writers.parts import save
 
 __all__ = ["write_page"]
 
-Lane = tuple[str, int | None]  # a speaker and a channel
+Voice = tuple[str, int | None]  # a speaker and a channel
+
+#: More speakers than these share a lane: labels that are no speakers would otherwise give a lane each.
+MOST_LANES = 12
 
 
-def write_page(timeline: Timeline, path: Path, *, audio: bool = True) -> None:
+@dataclass(frozen=True)
+class Lane:
+    """What a row of the picture shows."""
+
+    speaker: str
+    channel: int | None
+    voices: frozenset[Voice]
+
+
+def write_page(timeline: Timeline, path: str | os.PathLike[str], *, audio: bool = True) -> None:
     """Write a timeline as one HTML page that works without a network.
 
     Args:
         timeline: Its recording must still be there.
-        path: The file; an existing one is replaced. It is written completely or not at all.
+        path: The file; an existing one is replaced, and missing folders are made. It is written completely or not at
+            all.
         audio: Whether the sound is in the page, so that a click plays it.
 
     Raises:
         AudioError: The recording can't be read.
         MissingDependencyError: jinja2 is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> import soundfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> soundfile.write(folder / "call.wav", np.zeros(8_000), 8_000)
+        >>> timeline = Timeline(folder / "call.wav", 1.0, (), ("sad", "happy"), "call", "How does the speaker feel?")
+        >>> write_page(timeline, folder / "call.html")
+        >>> "No turns were found" in (folder / "call.html").read_text()
+        True
     """
     require("the page of a timeline", "jinja2", extra="recordings")
-    lanes = list(dict.fromkeys((entry.turn.speaker, entry.turn.channel) for entry in timeline.entries))
-    lanes.sort(key=lambda lane: -1 if lane[1] is None else lane[1])
-    listening = listen(timeline.recording, (channel for _, channel in lanes), audio=audio)
+    lanes = _lanes(timeline.entries)
+    listening = listen(timeline.recording, (lane.channel for lane in lanes), audio=audio)
     page = _render(timeline, lanes, listening)
-    write_atomically(path, page.encode(errors="backslashreplace"))  # a path need not be Unicode
+    save(path, page.encode(errors="backslashreplace"))  # a path need not be Unicode
+
+
+def _lanes(entries: Sequence[TimelineEntry]) -> list[Lane]:
+    """A lane per speaker, in the order of channels, then of first turns; those who speak least share the last one."""
+    times: dict[Voice, float] = {}
+    for entry in entries:
+        voice = _voice(entry)
+        times[voice] = times.get(voice, 0.0) + entry.turn.duration_s
+    rest: frozenset[Voice] = frozenset()
+    if len(times) > MOST_LANES:
+        rest = frozenset(sorted(times, key=times.__getitem__, reverse=True)[MOST_LANES - 1 :])
+    lanes = [Lane(*voice, frozenset([voice])) for voice in times if voice not in rest]
+    lanes.sort(key=lambda lane: -1 if lane.channel is None else lane.channel)
+    if rest:
+        channels = {channel for _, channel in rest}
+        lanes.append(Lane(f"{len(rest)} others", channels.pop() if len(channels) == 1 else None, rest))
+    return lanes
+
+
+def _voice(entry: TimelineEntry) -> Voice:
+    return entry.turn.speaker, entry.turn.channel
 
 
 def _render(timeline: Timeline, lanes: list[Lane], listening: Listening) -> str:
@@ -58,6 +104,7 @@ def _render(timeline: Timeline, lanes: list[Lane], listening: Listening) -> str:
     compared = any(isinstance(entry.without_memory, Prediction) for entry in entries)
     arms = ["with memory", "without memory"] if compared else ["emotion"]
     colors = emotion_colors(timeline.labels)
+    lane_of = {voice: number for number, lane in enumerate(lanes) for voice in lane.voices}
     rows = [_row(number, entry) for number, entry in enumerate(entries)]
     data = {
         "duration": timeline.duration_s,
@@ -66,12 +113,12 @@ def _render(timeline: Timeline, lanes: list[Lane], listening: Listening) -> str:
         "inks": [ink_on(color) for color in colors.values()],
         "arms": arms,
         "rate": listening.peaks_per_s,
-        "lanes": [{"peaks": _name(channel)} for _, channel in lanes],
+        "lanes": [{"peaks": _name(lane.channel)} for lane in lanes],
         "peaks": {
             _name(channel): base64.b64encode(peaks.tobytes()).decode() for channel, peaks in listening.peaks.items()
         },
         "audio_type": "audio/mpeg",
-        "turns": [_turn(entry, lanes, list(colors), compared) for entry in entries],
+        "turns": [_turn(entry, lane_of[_voice(entry)], list(colors), compared) for entry in entries],
     }
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
@@ -79,6 +126,7 @@ def _render(timeline: Timeline, lanes: list[Lane], listening: Listening) -> str:
         title=file_name(timeline.recording),
         rows=rows,
         lanes=[_lane(lane, entries, list(colors)) for lane in lanes],
+        speakers=len(timeline.speakers),
         arms=arms,
         compared=compared,
         colors=colors,
@@ -126,13 +174,13 @@ def _reason(failure: Failure) -> str:
     return str(failure.error).removeprefix(f"{failure.utterance.audio}: ")
 
 
-def _turn(entry: TimelineEntry, lanes: list[Lane], labels: list[str], compared: bool) -> list[Any]:
+def _turn(entry: TimelineEntry, lane: int, labels: list[str], compared: bool) -> list[Any]:
     """What the script knows of a turn: start, end, lane, and each answer as its label and thousandths."""
     answers = [_thousandths(entry.result, labels)]
     if compared:
         answers.append(_thousandths(entry.without_memory, labels))
     turn = entry.turn
-    return [round(turn.start_s, 3), round(turn.end_s, 3), lanes.index((turn.speaker, turn.channel)), *answers]
+    return [round(turn.start_s, 3), round(turn.end_s, 3), lane, *answers]
 
 
 def _thousandths(answer: Prediction | Failure | None, labels: list[str]) -> list[int] | None:
@@ -142,11 +190,10 @@ def _thousandths(answer: Prediction | Failure | None, labels: list[str]) -> list
 
 
 def _lane(lane: Lane, entries: Sequence[TimelineEntry], labels: list[str]) -> dict[str, Any]:
-    speaker, channel = lane
-    own = [entry for entry in entries if (entry.turn.speaker, entry.turn.channel) == lane]
+    own = [entry for entry in entries if _voice(entry) in lane.voices]
     return {
-        "speaker": speaker,
-        "channel": channel,
+        "speaker": lane.speaker,
+        "channel": lane.channel,
         "shares": _shares([(entry.turn.duration_s, entry.result) for entry in own], labels),
         "shares_without": _shares([(entry.turn.duration_s, entry.without_memory) for entry in own], labels),
     }

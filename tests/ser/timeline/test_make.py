@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from mal_adapter.errors import AudioError, SessionError, TurnError
+from mal_adapter.errors import AudioError, ConfigError, SessionError, TurnError
 from mal_adapter.ser.dialogue import Dialogue, Utterance
 from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
 from mal_adapter.ser.timeline import TimelineEntry
+from mal_adapter.ser.timeline.make import make_timelines
+from mal_adapter.ser.timeline.request import Request
 from mal_adapter.ser.turns import Turn, TurnSettings, find_turns
 from tests.ser.timeline.calls import SPEAKERS, Call, made_call
 from tests.spoken_calls import have_voices, make_call, share_found, write_call
@@ -232,3 +234,71 @@ def test_of_a_recording_that_is_damaged_in_its_middle_the_start_is_answered(
         answered.extend(recognizer.timeline(path, channels=SPEAKERS))  # keeps what came before the error
     assert len(answered) > 10
     assert all(isinstance(entry.result, Prediction) for entry in answered)
+
+
+@pytest.mark.parametrize("arms", ["compared", "memory alone", "no memory"])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_recordings_side_by_side_have_the_answers_of_each_alone(
+    arms: str, batch_size: int, recognizer: EmotionRecognizer, tmp_path: Path
+):
+    asked = recognizer.without_memory() if arms == "no memory" else recognizer
+    compare = arms == "compared"
+    requests = []
+    for number, turns in enumerate((5, 3, 9, 4, 6)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        name = "call" if number in (0, 3) else f"call{number}"  # two of them have the same session
+        call = made_call(folder / f"{name}.wav", seed=number, turns=turns)
+        requests.append(Request(call.path, [Turn(0.0, 0.3, "?"), *call.turns]))
+    found: dict[Request, list[TimelineEntry]] = {request: [] for request in requests}
+    over, order = [], []
+    for request, entry in make_timelines(asked, requests, compare=compare, batch_size=batch_size):
+        assert request not in over
+        if entry is None:
+            over.append(request)
+        else:
+            found[request].append(entry)
+            order.append(requests.index(request))
+    assert set(over) == set(requests)
+    for request in requests:
+        alone = list(asked.timeline(request.path, request.turns, compare=compare))
+        assert [entry.turn for entry in found[request]] == [entry.turn for entry in alone]
+        assert [entry.error is None for entry in found[request]] == [False] + [True] * (len(alone) - 1)
+        for arm in ("result", "without_memory") if compare else ("result",):
+            both = [[getattr(entry, arm) for entry in entries[1:]] for entries in (found[request], alone)]
+            assert same(*map(probabilities, both))
+        utterances = [entry.result.utterance for entry in found[request]]
+        assert [utterance.utterance_id for utterance in utterances] == [f"{n:04d}" for n in range(len(alone))]
+    places = {number: [k for k, one in enumerate(order) if one == number] for number in range(5)}
+    assert (min(places[1]) < max(places[0])) == (batch_size > 1)  # side by side
+    assert max(places[0]) < min(places[3])  # one session after the other
+    if arms != "no memory":
+        list(make_timelines(asked, requests[:2], compare=compare))
+        assert all(request.session not in recognizer.memory.states for request in requests[:2])
+
+
+def test_a_bad_recording_among_others_ends_alone(recognizer: EmotionRecognizer, tmp_path: Path):
+    call = made_call(tmp_path / "call.wav", turns=4)
+
+    def damaged():
+        yield from call.turns[:3]
+        raise AudioError("call.wav: the file is damaged")
+
+    (tmp_path / "text.wav").write_text("no sound")
+    requests = [
+        Request(call.path, damaged(), session_id="damaged"),
+        Request(tmp_path / "text.wav", [], session_id="text"),
+        Request(call.path, call.turns, session_id="good"),
+    ]
+    entries: dict[str, int] = dict.fromkeys(("damaged", "text", "good"), 0)
+    ends = {}
+    for request, found in make_timelines(recognizer, requests):
+        if isinstance(found, TimelineEntry):
+            entries[request.session] += 1
+        else:
+            ends[request.session] = found
+    assert entries == {"damaged": 3, "text": 0, "good": 4}
+    assert (str(ends["damaged"]), ends["good"]) == ("call.wav: the file is damaged", None)
+    assert isinstance(ends["text"], AudioError)
+    with pytest.raises(ConfigError, match="batch_size"):
+        make_timelines(recognizer, requests, batch_size=0)
