@@ -58,7 +58,8 @@ def test_the_mode_finds_waits():
 @pytest.mark.parametrize("update", UPDATES)
 def test_no_wait_in_a_read_and_a_write(update, lengths, masked, causal, half, monkeypatch):
     monkeypatch.setattr(HalfCache, "devices", ("cpu",) if half else ())
-    adapter, spans = make_adapter(update=update), Spans(lengths, CPU).prepare()
+    adapter, spans = make_adapter(update=update, num_labels=3), Spans(lengths, CPU).prepare()
+    probabilities = torch.rand(len(lengths), 3).softmax(-1)
     tokens = torch.randn(spans.total, 16, dtype=torch.bfloat16)
     valid = torch.rand(spans.total) < 0.7 if masked else None
     state = adapter.initial_state(len(lengths))
@@ -67,7 +68,8 @@ def test_no_wait_in_a_read_and_a_write(update, lengths, masked, causal, half, mo
             adapter.read_tokens(state, tokens, spans, valid, causal=causal)  # casts the weights
             with NoWaits():
                 residual = adapter.read_tokens(state, tokens, spans, valid, causal=causal)
-                adapter.write_tokens(state, tokens + residual, spans, valid, causal=causal)
+                state = adapter.write_tokens(state, tokens + residual, spans, valid, causal=causal)
+                state = adapter.write_answers(state, probabilities)
 
 
 @pytest.mark.parametrize("masked", [False, True])
