@@ -133,7 +133,7 @@ class StreamRun:
         note(self._socket.scope, audio_s=audio_s, turns=self._turns, errors=self._errors, reason=reason)
 
     async def _read(self) -> None:
-        """Read messages until one of the ends; then the worker is told that there are no more."""
+        """Read messages until one of the ends; then let the worker know that there are no more."""
         try:
             try:
                 await self._read_messages()

@@ -97,7 +97,7 @@ class StreamInput:
             self.over = True
             return
         for channel, since_s in enumerate(found.speaking):
-            # Speech that is split goes on, and has been reported.
+            # Speech that is split continues, and has been reported.
             long_enough = since_s is not None and found.position_s - since_s >= self._shortest_s
             if since_s is not None and long_enough and not self._speaking[channel]:
                 self.events.put_nowait(SpeechStarted(channel, since_s))

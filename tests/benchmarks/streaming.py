@@ -28,7 +28,7 @@ FINISH = json.dumps({"type": "finish"})
 COMPARED = ("utterance", "speaker", "channel", "start_s", "end_s", "overlaps", "emotion")
 
 
-class Heard(NamedTuple):
+class Received(NamedTuple):
     """What a caller got: its messages, and by its own clock, how long after the end of the voice each turn came."""
 
     messages: list[dict[str, Any]]
@@ -41,7 +41,7 @@ class Heard(NamedTuple):
         return [message for message in self.messages if message["type"] == "turn"]
 
 
-async def speak(port: int, name: str, data: bytes, wait_s: float, *, real_time: bool) -> Heard:
+async def speak(port: int, name: str, data: bytes, wait_s: float, *, real_time: bool) -> Received:
     """Send a call, and listen."""
     await asyncio.sleep(wait_s)
     url = f"ws://127.0.0.1:{port}/sessions/{name}/stream?encoding=mulaw&sampling_rate={RATE}"
@@ -67,10 +67,10 @@ async def speak(port: int, name: str, data: bytes, wait_s: float, *, real_time: 
                 await asyncio.sleep(max(0.0, left_s))
         await socket.send(FINISH)
         await listening
-    return Heard(messages, delays_s, late_s)
+    return Received(messages, delays_s, late_s)
 
 
-async def all_speak(port: int, calls: Sequence[bytes], callers: int) -> list[Heard]:
+async def all_speak(port: int, calls: Sequence[bytes], callers: int) -> list[Received]:
     names = [f"call-{number}" for number in range(callers)]
     # They begin within one second, and not at the same moment.
     tasks = [
@@ -80,16 +80,16 @@ async def all_speak(port: int, calls: Sequence[bytes], callers: int) -> list[Hea
     return await asyncio.gather(*tasks)
 
 
-async def each_alone(port: int, calls: Sequence[bytes]) -> list[Heard]:
+async def each_alone(port: int, calls: Sequence[bytes]) -> list[Received]:
     return [await speak(port, f"alone-{number}", data, 0.0, real_time=False) for number, data in enumerate(calls)]
 
 
-def same(heard: Heard, alone: Heard) -> bool:
+def same(received: Received, alone: Received) -> bool:
     """Whether a caller's turns are those of the same call alone."""
-    return len(heard.turns) == len(alone.turns) and all(
+    return len(received.turns) == len(alone.turns) and all(
         all(one[key] == other[key] for key in COMPARED)
         and all(abs(one["probabilities"][label] - p) < 1e-4 for label, p in other["probabilities"].items())
-        for one, other in zip(heard.turns, alone.turns, strict=True)
+        for one, other in zip(received.turns, alone.turns, strict=True)
     )
 
 
@@ -112,26 +112,26 @@ def measure(callers: int, seconds: float, different: int) -> dict[str, Any]:
         alone = asyncio.run(each_alone(port, calls))
         before, began = (cpu_s(process_id), time.process_time(), busy_s()), time.monotonic()
         load = os.getloadavg()[0]
-        heard = asyncio.run(all_speak(port, calls, callers))
+        received = asyncio.run(all_speak(port, calls, callers))
         elapsed_s = time.monotonic() - began
         after = (cpu_s(process_id), time.process_time(), busy_s())
         memory_mib = peak_mib(process_id)
     server_s, client_s, all_s = (end - start for end, start in zip(after, before, strict=True))
     audio_s = sum(len(calls[number % different]) for number in range(callers)) / RATE
-    found = [turn for one in heard for turn in one.turns]
+    found = [turn for one in received for turn in one.turns]
     # The last turn's pause may be cut short by the end of the call.
-    delays = [turn["delay_s"] for one in heard for turn in one.turns[:-1]]
-    outside = [delay for one in heard for delay in one.delays_s[:-1]]
+    delays = [turn["delay_s"] for one in received for turn in one.turns[:-1]]
+    outside = [delay for one in received for delay in one.delays_s[:-1]]
     return {
         "callers": callers,
         "seconds": seconds,
         "turns": len(found),
         "expected": sum(len(alone[number % different].turns) for number in range(callers)),
-        "errors": sum(message["type"] == "error" for one in heard for message in one.messages),
-        "same": sum(same(one, alone[number % different]) for number, one in enumerate(heard)),
+        "errors": sum(message["type"] == "error" for one in received for message in one.messages),
+        "same": sum(same(one, alone[number % different]) for number, one in enumerate(received)),
         "delay_s": {"median": statistics.median(delays), "95%": percentile(delays, 0.95), "most": max(delays)},
         "at_the_caller_s": {"median": statistics.median(outside), "95%": percentile(outside, 0.95)},
-        "callers_late_s": max(one.late_s for one in heard),
+        "callers_late_s": max(one.late_s for one in received),
         "server_cpu_per_stream_s": server_s / audio_s,
         "server_cores": server_s / elapsed_s,
         "callers_cores": client_s / elapsed_s,

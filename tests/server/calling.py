@@ -11,7 +11,7 @@ from websockets.sync.client import ClientConnection, connect
 FINISH = json.dumps({"type": "finish"})
 
 
-class Told(NamedTuple):
+class Received(NamedTuple):
     """Everything that the server said, and how it closed the connection."""
 
     messages: list[dict[str, Any]]
@@ -34,17 +34,17 @@ def dial(port: int, path: str, **options: Any) -> ClientConnection:
     return connect(f"ws://127.0.0.1:{port}{path}", compression=None, open_timeout=60, **options)
 
 
-def listen(socket: ClientConnection) -> Told:
+def listen(socket: ClientConnection) -> Received:
     """Until the server closes."""
     messages = []
     try:
         while True:
             messages.append(json.loads(socket.recv(timeout=60)))
     except ConnectionClosed as closed:
-        return Told(messages, None if closed.rcvd is None else closed.rcvd.code)
+        return Received(messages, None if closed.rcvd is None else closed.rcvd.code)
 
 
-def call(port: int, path: str, messages: Iterable[str | bytes], **options: Any) -> Told:
+def call(port: int, path: str, messages: Iterable[str | bytes], **options: Any) -> Received:
     """Send all messages, or those before the server closes, and listen."""
     with dial(port, path, **options) as socket:
         with contextlib.suppress(ConnectionClosed):

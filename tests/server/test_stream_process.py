@@ -17,7 +17,7 @@ from websockets.sync.client import ClientConnection
 from mal_adapter.stores import FolderStore
 from tests.ser.live import messages as provided
 from tests.ser.live.calls import make_call, mulaw
-from tests.server.calling import FINISH, Told, blocks, call, dial, listen
+from tests.server.calling import FINISH, Received, blocks, call, dial, listen
 from tests.server.running import Command, send
 from tests.stores.servers import wait_until
 
@@ -53,30 +53,30 @@ def test_sigterm_answers_what_was_said_and_saves_it(tmp_path: Path, spoken_call:
         for client in clients:
             for block in blocks(data[:middle], 160):
                 client.send(block)
-        told: dict[int, Told] = {}
+        received: dict[int, Received] = {}
 
         def hear(number: int, client: ClientConnection) -> None:
-            told[number] = listen(client)
+            received[number] = listen(client)
 
         threads = [threading.Thread(target=hear, args=each) for each in enumerate([*clients, watcher])]
         for thread in threads:
             thread.start()
         wait_until(lambda: all(send(command.port, "GET", f"/sessions/s{n}").status == 200 for n in range(3)))
         command.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: command.process.poll() is not None or len(told) == 4)
+        wait_until(lambda: command.process.poll() is not None or len(received) == 4)
         for thread in threads:
             thread.join()
         assert command.process.wait(timeout=30) == 0
         assert "Traceback" not in command.log.read_text()
     for number in range(3):
-        one = told[number]
+        one = received[number]
         assert (one.code, one.end["reason"]) == (1012, "draining")
         assert [turn["utterance"] for turn in one.turns] == [1, 2]
         assert all(turn["saved"] for turn in one.turns)
         stored = FolderStore(store).get(f"s{number}")
         assert stored is not None
         assert int(stored.state.utterances) == 2
-    assert told[3].code == 1012
+    assert received[3].code == 1012
 
 
 def test_new_streams_are_refused_in_a_drain(tmp_path: Path, spoken_call: tuple[bytes, int]):
@@ -156,7 +156,7 @@ def test_callers_in_real_time_are_answered_soon_and_as_if_alone(tmp_path: Path):
             call(command.port, f"/sessions/alone-{n}/stream{MULAW}", [*blocks(one, 1_600), FINISH])
             for n, one in enumerate(data)
         ]
-        told: dict[int, Told] = {}
+        received: dict[int, Received] = {}
 
         def speak(number: int) -> None:
             with dial(command.port, f"/sessions/call-{number}/stream{MULAW}") as client:
@@ -165,7 +165,7 @@ def test_callers_in_real_time_are_answered_soon_and_as_if_alone(tmp_path: Path):
                     client.send(block)
                     time.sleep(max(0.0, began + place / 50 - time.monotonic()))
                 client.send(FINISH)
-                told[number] = listen(client)
+                received[number] = listen(client)
 
         threads = [threading.Thread(target=speak, args=(number,)) for number in range(8)]
         for thread in threads:
@@ -173,7 +173,7 @@ def test_callers_in_real_time_are_answered_soon_and_as_if_alone(tmp_path: Path):
         for thread in threads:
             thread.join()
     keys = ("start_s", "end_s", "utterance", "emotion", "overlaps")
-    for number, one in told.items():
+    for number, one in received.items():
         expected = alone[number % 4].turns
         assert len(expected) >= 2
         assert [[turn[key] for key in keys] for turn in one.turns] == [[turn[key] for key in keys] for turn in expected]

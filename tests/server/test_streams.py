@@ -25,7 +25,7 @@ from mal_adapter.server.tenant_store import TenantStore
 from mal_adapter.stores import InMemoryStore
 from tests.ser.live import messages as provided
 from tests.ser.live.calls import make_call, mulaw
-from tests.server.calling import FINISH, Told, blocks, call, dial, listen
+from tests.server.calling import FINISH, Received, blocks, call, dial, listen
 from tests.server.running import in_thread, send
 from tests.stores.servers import wait_until
 
@@ -71,11 +71,11 @@ def expected(recognizer: EmotionRecognizer, samples: Any, rate: int, **options: 
     return found
 
 
-def assert_same(told: Told, turns: list[dict[str, Any]]) -> None:
-    assert [{key: turn[key] for key in (*PLACES, "emotion", "utterance")} for turn in told.turns] == [
+def assert_same(received: Received, turns: list[dict[str, Any]]) -> None:
+    assert [{key: turn[key] for key in (*PLACES, "emotion", "utterance")} for turn in received.turns] == [
         {key: turn[key] for key in (*PLACES, "emotion", "utterance")} for turn in turns
     ]
-    for one, other in zip(told.turns, turns, strict=True):
+    for one, other in zip(received.turns, turns, strict=True):
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
 
 
@@ -90,18 +90,18 @@ def test_a_stream_gets_the_turns_of_its_call(port: int, recognizer: EmotionRecog
     turns = expected(recognizer, Decoder(encoding, 2)(data), rate, channels=["customer", "agent"], session_id="alone")
     assert len(turns) == 5
     path = f"/sessions/call%2F42/stream?encoding={encoding}&sampling_rate={rate}&channels=customer,agent"
-    told = call(port, path, [*blocks(data, 1_001), FINISH])
-    assert_same(told, turns)
-    assert told.code == 1000
-    assert told.messages[0] == {
+    received = call(port, path, [*blocks(data, 1_001), FINISH])
+    assert_same(received, turns)
+    assert received.code == 1000
+    assert received.messages[0] == {
         "type": "ready", "session": "call/42", "encoding": encoding, "sampling_rate": rate,
         "channels": ["customer", "agent"],
     }  # fmt: skip
-    assert told.end == {"type": "end", "reason": "finished", "turns": 5, "audio_s": round(len(samples) / rate, 3)}
-    assert all(turn["session"] == "call/42" and turn["saved"] and turn["audio_s"] > 1 for turn in told.turns)
-    kinds = [message["type"] for message in told.messages[1:-1]]
+    assert received.end == {"type": "end", "reason": "finished", "turns": 5, "audio_s": round(len(samples) / rate, 3)}
+    assert all(turn["session"] == "call/42" and turn["saved"] and turn["audio_s"] > 1 for turn in received.turns)
+    kinds = [message["type"] for message in received.messages[1:-1]]
     assert kinds == ["speech_started", "turn"] * 5
-    for started, turn in zip(told.of("speech_started"), told.turns, strict=True):
+    for started, turn in zip(received.of("speech_started"), received.turns, strict=True):
         assert started["speaker"] == turn["speaker"]
         assert started["start_s"] == pytest.approx(turn["start_s"] + 0.1, abs=1e-3)
     assert send(port, "GET", "/sessions/call%2F42").json["utterances"] == 5
@@ -116,9 +116,9 @@ def test_delays_are_measured(port: int, spoken_call: tuple[bytes, int]):
             client.send(block)
             time.sleep(max(0.0, began + number / 50 - time.monotonic()))
         client.send(FINISH)
-        told = listen(client)
-    assert len(told.turns) >= 1
-    for turn in told.turns:
+        received = listen(client)
+    assert len(received.turns) >= 1
+    for turn in received.turns:
         assert 0.25 < turn["delay_s"] < 5
 
 
@@ -128,8 +128,8 @@ def test_many_streams_are_not_mixed(port: int, recognizer: EmotionRecognizer):
     alone = [expected(recognizer, Decoder("mulaw")(one), 8_000) for one in data]
     with ThreadPoolExecutor(len(data)) as threads:
         paths = [f"/sessions/call-{number}/stream{MULAW}" for number in range(len(data))]
-        told = list(threads.map(lambda path, one: call(port, path, [*blocks(one, 160), FINISH]), paths, data))
-    for one, turns in zip(told, alone, strict=True):
+        received = list(threads.map(lambda path, one: call(port, path, [*blocks(one, 160), FINISH]), paths, data))
+    for one, turns in zip(received, alone, strict=True):
         assert len(turns) == 3
         assert_same(one, turns)
 
@@ -151,8 +151,8 @@ def test_a_stream_continues_its_session_and_has_it_alone(
         with ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(send, port, "POST", "/sessions/x/utterances", sound)
             client.send(FINISH)
-            told = listen(client)
-            assert [turn["utterance"] for turn in told.turns] == [2, 3]
+            received = listen(client)
+            assert [turn["utterance"] for turn in received.turns] == [2, 3]
             assert waiting.result().json["utterance"] == 4
     again = call(port, f"/sessions/x/stream{MULAW}", [*blocks(data, 4_000), FINISH])
     assert [turn["utterance"] for turn in again.turns] == [5, 6, 7, 8]
@@ -169,18 +169,18 @@ def test_a_client_that_goes_is_answered_and_written(port: int, spoken_call: tupl
             client.socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, struct.pack("ii", 1, 0))
             client.socket.close()
     wait_until(lambda: send(port, "GET", "/sessions/gone").json["utterances"] == 2)
-    told = call(port, f"/sessions/gone/stream{MULAW}", [FINISH])
-    assert told.end["turns"] == 0
+    received = call(port, f"/sessions/gone/stream{MULAW}", [FINISH])
+    assert received.end["turns"] == 0
 
 
 def test_a_bad_message_ends_the_stream_after_what_was_said(port: int, spoken_call: tuple[bytes, int]):
     data, middle = spoken_call
     for number, bad in enumerate(("hello", "{}", '{"type": "media"}', "[" * 10_000)):
-        told = call(port, f"/sessions/bad-{number}/stream{MULAW}", [data[:middle], bad])
-        assert told.code == 1007
-        assert [error["error"]["type"] for error in told.of("error")] == ["bad_message"]
-        assert len(told.turns) == 2
-        assert told.end["reason"] == "bad_message"
+        received = call(port, f"/sessions/bad-{number}/stream{MULAW}", [data[:middle], bad])
+        assert received.code == 1007
+        assert [error["error"]["type"] for error in received.of("error")] == ["bad_message"]
+        assert len(received.turns) == 2
+        assert received.end["reason"] == "bad_message"
 
 
 def test_limits_end_a_stream_after_what_was_said(
@@ -188,18 +188,18 @@ def test_limits_end_a_stream_after_what_was_said(
 ):
     data, middle = spoken_call
     limits.max_message_bytes = 1_000
-    told = call(port, f"/sessions/large/stream{MULAW}", [*blocks(data[:middle], 1_000), bytes(1_001)])
-    assert (told.code, told.end["reason"], len(told.turns)) == (1009, "too_large", 2)
+    received = call(port, f"/sessions/large/stream{MULAW}", [*blocks(data[:middle], 1_000), bytes(1_001)])
+    assert (received.code, received.end["reason"], len(received.turns)) == (1009, "too_large", 2)
     limits.max_stream_s = middle / 8_000 - 0.2
     with dial(port, f"/sessions/long/stream{MULAW}") as client:
         with contextlib.suppress(ConnectionClosed):
             for block in blocks(data * 100, 1_000):
                 client.send(block)
-        told = listen(client)
-    assert (told.code, told.end["reason"], len(told.turns)) == (1008, "too_long", 2)
+        received = listen(client)
+    assert (received.code, received.end["reason"], len(received.turns)) == (1008, "too_long", 2)
     limits.max_stream_s, limits.idle_s = 1000.0, 0.4
-    told = call(port, f"/sessions/idle/stream{MULAW}", blocks(data[:middle], 1_000))
-    assert (told.code, told.end["reason"], len(told.turns)) == (1008, "idle", 2)
+    received = call(port, f"/sessions/idle/stream{MULAW}", blocks(data[:middle], 1_000))
+    assert (received.code, received.end["reason"], len(received.turns)) == (1008, "idle", 2)
     limits.idle_s, limits.max_streams = 60.0, 1
     with dial(port, f"/sessions/one/stream{MULAW}"):
         for path in (f"/sessions/two/stream{MULAW}", "/sessions/one/watch", "/media-streams/twilio"):
@@ -271,9 +271,9 @@ def test_a_client_that_is_ahead_waits_and_nothing_is_lost(
     monkeypatch.setattr(recognizer, "prepare", slow)
     with dial(port, f"/sessions/fast/stream{MULAW}") as client:
         threading.Thread(target=lambda: [client.send(block) for block in [*blocks(data, 1_600), FINISH]]).start()
-        told = listen(client)
+        received = listen(client)
     assert len(turns) > 35
-    assert_same(told, turns)
+    assert_same(received, turns)
     assert seen[0] <= 8_000 + 1_600
 
 
@@ -294,20 +294,20 @@ def test_a_store_that_fails_is_an_error_of_the_turn_only(
         return opened(ids)
 
     monkeypatch.setattr(memory.states, "opened", failing)
-    told = call(port, f"/sessions/x/stream{MULAW}", [*blocks(data, 4_000), FINISH])
-    assert [message["type"] for message in told.messages if message["type"] in ("turn", "error")] == [
+    received = call(port, f"/sessions/x/stream{MULAW}", [*blocks(data, 4_000), FINISH])
+    assert [message["type"] for message in received.messages if message["type"] in ("turn", "error")] == [
         "turn", "error", "turn", "turn",
     ]  # fmt: skip
-    (error,) = told.of("error")
+    (error,) = received.of("error")
     assert error["error"]["type"] == "store_unavailable"
     assert "10.0.0.7" not in json.dumps(error)
     assert error["start_s"] < error["end_s"]
-    assert [turn["utterance"] for turn in told.turns] == [1, 2, 3]
+    assert [turn["utterance"] for turn in received.turns] == [1, 2, 3]
     assert metric(port, "mal_adapter_conflicts_total") == 1
     assert metric(port, "mal_adapter_stream_errors_total") == 1
     assert metric(port, "mal_adapter_stream_delay_seconds_count") == 3
     assert metric(port, "mal_adapter_stream_audio_seconds_total") == pytest.approx(len(data) / 8_000, abs=1e-3)
-    assert told.code == 1000
+    assert received.code == 1000
 
 
 def test_a_watcher_gets_the_messages_of_a_session(port: int, spoken_call: tuple[bytes, int]):
@@ -315,9 +315,9 @@ def test_a_watcher_gets_the_messages_of_a_session(port: int, spoken_call: tuple[
     with dial(port, "/sessions/x/watch") as watcher, dial(port, "/sessions/y/watch") as other:
         assert json.loads(watcher.recv(timeout=60)) == {"type": "ready", "session": "x"}
         assert json.loads(other.recv(timeout=60)) == {"type": "ready", "session": "y"}
-        told = call(port, f"/sessions/x/stream{MULAW}", [*blocks(data, 4_000), FINISH])
-        seen = [json.loads(watcher.recv(timeout=60)) for _ in told.messages[1:]]
-        assert seen == told.messages[1:]
+        received = call(port, f"/sessions/x/stream{MULAW}", [*blocks(data, 4_000), FINISH])
+        seen = [json.loads(watcher.recv(timeout=60)) for _ in received.messages[1:]]
+        assert seen == received.messages[1:]
         with pytest.raises(TimeoutError):
             other.recv(timeout=0.2)
 
@@ -327,21 +327,21 @@ def test_a_media_stream_of_a_provider(port: int, recognizer: EmotionRecognizer):
     tracks = {"inbound": mulaw(samples[:, 0]), "outbound": mulaw(samples[:, 1])}
     decoded = np.concatenate([Decoder("mulaw")(data) for data in tracks.values()], axis=1)
     turns = expected(recognizer, decoded, 8_000, channels=["inbound", "outbound"])
-    told = call(port, "/media-streams/twilio", provided.twilio(tracks, call="CA7"))
-    assert_same(told, turns)
-    assert (told.code, told.end["reason"], told.messages[0]["session"]) == (1000, "finished", "CA7")
+    received = call(port, "/media-streams/twilio", provided.twilio(tracks, call="CA7"))
+    assert_same(received, turns)
+    assert (received.code, received.end["reason"], received.messages[0]["session"]) == (1000, "finished", "CA7")
     named = [turn | {"speaker": {"inbound": "Ann", "outbound": "Bob"}[turn["speaker"]]} for turn in turns]
-    told = call(port, "/media-streams/twilio", provided.twilio(tracks, {"session": "t", "channels": "Ann,Bob"}))
-    assert_same(told, named)
+    received = call(port, "/media-streams/twilio", provided.twilio(tracks, {"session": "t", "channels": "Ann,Bob"}))
+    assert_same(received, named)
     with dial(port, "/sessions/silent/watch") as watcher:
         watcher.recv(timeout=60)
         path = "/media-streams/telnyx?session=silent&channels=Ann,Bob&answers=false"
-        told = call(port, path, provided.telnyx(tracks))
-        assert told == Told([], 1000)
+        received = call(port, path, provided.telnyx(tracks))
+        assert received == Received([], 1000)
         seen: list[dict[str, Any]] = []
         while not seen or seen[-1]["type"] != "end":
             seen.append(json.loads(watcher.recv(timeout=60)))
-        assert_same(Told(seen, None), named)
+        assert_same(Received(seen, None), named)
     with dial(port, "/media-streams/plivo?session=p") as client:  # Plivo says nothing at the end, and closes
         for message in provided.plivo({"inbound": tracks["inbound"]}):
             client.send(message)
@@ -357,11 +357,11 @@ def test_a_media_stream_that_is_none_is_refused(port: int):
         ("twilio?channels=Ann,Bob", begin, "invalid_request"),
         ("vonage", list(provided.vonage(bytes(640))), "invalid_session_id"),
     ):
-        told = call(port, f"/media-streams/{path}", sent)
-        assert told.code == 1008, path
-        assert [error["error"]["type"] for error in told.of("error")] == [kind]
-    told = call(port, "/media-streams/twilio", [*begin[:3], "hello"])
-    assert (told.code, told.end["reason"]) == (1007, "bad_message")
+        received = call(port, f"/media-streams/{path}", sent)
+        assert received.code == 1008, path
+        assert [error["error"]["type"] for error in received.of("error")] == [kind]
+    received = call(port, "/media-streams/twilio", [*begin[:3], "hello"])
+    assert (received.code, received.end["reason"]) == (1007, "bad_message")
 
 
 @pytest.fixture
@@ -399,10 +399,10 @@ def test_without_a_known_key_nothing_is_accepted(guarded: int, spoken_call: tupl
         assert refused(guarded, path, subprotocols=protocols) == (403, "unknown_api_key")
     for path in (f"/sessions/x/stream{MULAW}", "/sessions/x/watch"):
         for first in (data[:100], "hello", '{"type": "authorize"}', '{"type": "authorize", "api_key": 7}', "[]"):
-            told = call(guarded, path, [first])
-            assert (told.code, told.of("error")[0]["error"]["type"]) == (1008, "missing_api_key")
-        told = call(guarded, path, ['{"type": "authorize", "api_key": "nobody-knows-this-key"}'])
-        assert (told.code, told.of("error")[0]["error"]["type"]) == (1008, "unknown_api_key")
+            received = call(guarded, path, [first])
+            assert (received.code, received.of("error")[0]["error"]["type"]) == (1008, "missing_api_key")
+        received = call(guarded, path, ['{"type": "authorize", "api_key": "nobody-knows-this-key"}'])
+        assert (received.code, received.of("error")[0]["error"]["type"]) == (1008, "unknown_api_key")
 
 
 def test_a_page_of_another_site_needs_a_key(port: int):
@@ -415,17 +415,19 @@ def test_a_page_of_another_site_needs_a_key(port: int):
 
 def test_a_page_of_another_site_with_a_key(guarded: int):
     protocols = ["mal-adapter", f"bearer.{KEYS['acme']}"]
-    told = call(guarded, f"/sessions/x/stream{MULAW}", [FINISH], origin="https://example.org", subprotocols=protocols)
-    assert told.code == 1000
+    received = call(
+        guarded, f"/sessions/x/stream{MULAW}", [FINISH], origin="https://example.org", subprotocols=protocols
+    )
+    assert received.code == 1000
 
 
 def test_a_provider_has_its_key_in_a_parameter(guarded: int):
     samples, _ = make_call(turns=2, channels=1)
     tracks = {"inbound": mulaw(samples[:, 0])}
-    told = call(guarded, "/media-streams/twilio", provided.twilio(tracks, {"api_key": KEYS["acme"]}, call="CA8"))
-    assert len(told.turns) == 2
-    assert KEYS["acme"] not in json.dumps(told.messages)
-    told = call(guarded, "/media-streams/twilio", list(provided.twilio(tracks))[:2])
-    assert (told.code, told.of("error")[0]["error"]["type"]) == (1008, "missing_api_key")
-    told = call(guarded, "/media-streams/twilio", list(provided.twilio(tracks, {"api_key": "wrong"}))[:2])
-    assert (told.code, told.of("error")[0]["error"]["type"]) == (1008, "unknown_api_key")
+    received = call(guarded, "/media-streams/twilio", provided.twilio(tracks, {"api_key": KEYS["acme"]}, call="CA8"))
+    assert len(received.turns) == 2
+    assert KEYS["acme"] not in json.dumps(received.messages)
+    received = call(guarded, "/media-streams/twilio", list(provided.twilio(tracks))[:2])
+    assert (received.code, received.of("error")[0]["error"]["type"]) == (1008, "missing_api_key")
+    received = call(guarded, "/media-streams/twilio", list(provided.twilio(tracks, {"api_key": "wrong"}))[:2])
+    assert (received.code, received.of("error")[0]["error"]["type"]) == (1008, "unknown_api_key")

@@ -183,7 +183,7 @@ class EmotionStream:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Finish the stream, so that the memory has all of it. After an exception, speech that goes on is dropped."""
+        """Finish the stream, so that the memory has all of it. After an exception, speech that continues is dropped."""
         if kind is None:
             self.rest += self.finish()
         self._ended = True
