@@ -42,7 +42,7 @@ class TurnStream:
     the turns are those of `find_turns`, except that padding and overlaps take only what is known by then: speech of
     another channel that may be crosstalk is known 0.4 s later, and too short speech counts while it lasts.
 
-    The memory is bounded: the sound of speech that continues is kept for at most `max_s`, otherwise that of the last half
+    The memory is bounded: the sound of speech that continues is kept for at most `max_s`, otherwise the last half
     second.
 
     Args:
