@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
-from mal_adapter.errors import HostError
+from mal_adapter.errors import ConfigError, HostError
 from mal_adapter.extras import explain_missing
+from mal_adapter.memory.adapter import MemoryAdapter
+from mal_adapter.memory.ensemble import AnyAdapter, MemoryEnsemble
 from mal_adapter.ser.loading import load_host
 from mal_adapter.serialization.metadata import AdapterMetadata
 
-__all__ = ["find_host", "load_named_host", "with_lora"]
+__all__ = ["check_pair", "find_host", "load_host_of", "load_named_host", "with_lora"]
 
 LORA_NAME = "lora"
 
@@ -109,3 +111,29 @@ def _reason(name: str, error: Exception) -> str:
     offline = "; HF_HUB_OFFLINE is set, so the Hub was not asked" if HF_HUB_OFFLINE and not Path(name).exists() else ""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"{lines[0]}{offline}"
+
+
+def check_pair(pair: tuple[Any, ...], options: list[str]) -> None:
+    """Raise `ConfigError` unless this is a loaded (model, processor), and no options for loading are given with it."""
+    if len(pair) != 2 or not hasattr(pair[0], "parameters"):
+        given = ", ".join(type(item).__name__ for item in pair)
+        raise ConfigError(f"model is the tuple ({given}), expected (model, processor) as load_host returns it")
+    if options:
+        raise ConfigError(f"{', '.join(options)}: only for a host that is loaded here, but model is loaded already")
+
+
+def load_host_of(
+    adapter: AnyAdapter, source: object, model: str | os.PathLike[str] | None, options: dict[str, Any]
+) -> tuple[Any, Any]:
+    """(model, processor) by the given name, else by the one in the adapter."""
+    place = "this adapter" if isinstance(source, MemoryAdapter | MemoryEnsemble) else f"the adapter {source}"
+    advice = "pass model=, a folder, a Hub id or a loaded (model, processor)"
+    name = find_host(adapter.metadata, source) if model is None else model
+    if not name:
+        raise HostError(f"{place} does not name its host; {advice}")
+    try:
+        return load_named_host(name, **options)
+    except HostError as error:
+        if model is not None:
+            raise
+        raise HostError(f"{error}; {place} names it as its host: {advice}") from error.__cause__

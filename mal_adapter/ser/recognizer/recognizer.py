@@ -23,10 +23,10 @@ from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.recognizer.audio import Waveform
 from mal_adapter.ser.recognizer.inputs import HostInputs, Prepared, argument_names
 from mal_adapter.ser.recognizer.members import MeanOfMembers
-from mal_adapter.ser.recognizer.pretrained import find_host, load_named_host, with_lora
+from mal_adapter.ser.recognizer.pretrained import check_pair, load_host_of, with_lora
 from mal_adapter.ser.recognizer.prompt import AudioPrompt, check_kept_answers, choose_task
 from mal_adapter.ser.recognizer.results import Continuation, Failure, Prediction
-from mal_adapter.ser.recognizer.scoring import LabelScorer
+from mal_adapter.ser.recognizer.scoring import LabelScorer, end_ids
 from mal_adapter.ser.suitability import id_problems
 from mal_adapter.ser.timeline.make import make_timeline
 from mal_adapter.ser.timeline.request import Request, Turns
@@ -111,7 +111,7 @@ class EmotionRecognizer:
             memory.eval()
         self._reads_memory = memory is not None
         self._audio = AudioPrompt(processor, self.prompt)
-        self._scorer = LabelScorer(tokenizer, self.labels, self._audio.text, _end_ids(model, tokenizer))
+        self._scorer = LabelScorer(tokenizer, self.labels, self._audio.text, end_ids(model, tokenizer))
         self._scorer.check_host(model)
         self._inputs = HostInputs(model, processor, self._audio, self._scorer.healed_tokens)
         self._mean: MeanOfMembers | None = None
@@ -174,7 +174,7 @@ class EmotionRecognizer:
 
         if isinstance(model, tuple):
             options = {"device": device, "dtype": dtype, **model_kwargs}
-            _check_pair(model, [name for name, value in options.items() if value is not None])
+            check_pair(model, [name for name, value in options.items() if value is not None])
         elif not isinstance(model, (str, os.PathLike, type(None))):
             raise ConfigError(
                 f"model is a {type(model).__name__}, expected a folder, a Hub id or a loaded (model, processor)"
@@ -190,7 +190,7 @@ class EmotionRecognizer:
             host, processor = model
         else:
             options = {"device": device, "dtype": "auto" if dtype is None else dtype, **model_kwargs}
-            host, processor = _load_host_of(trained, adapter, model, options)
+            host, processor = load_host_of(trained, adapter, model, options)
         if not isinstance(adapter, MemoryAdapter | MemoryEnsemble):
             host = with_lora(host, adapter)
         memory = attach_memory(host, adapter=trained, store=store)
@@ -608,35 +608,3 @@ class EmotionRecognizer:
 
 
 _ADAPTER_OPTIONS = ("token", "cache_dir", "local_files_only")
-
-
-def _check_pair(pair: tuple[Any, ...], options: list[str]) -> None:
-    if len(pair) != 2 or not hasattr(pair[0], "parameters"):
-        given = ", ".join(type(item).__name__ for item in pair)
-        raise ConfigError(f"model is the tuple ({given}), expected (model, processor) as load_host returns it")
-    if options:
-        raise ConfigError(f"{', '.join(options)}: only for a host that is loaded here, but model is loaded already")
-
-
-def _load_host_of(
-    adapter: AnyAdapter, source: object, model: str | os.PathLike[str] | None, options: dict[str, Any]
-) -> tuple[Any, Any]:
-    """(model, processor) by the given name, else by the one in the adapter."""
-    place = "this adapter" if isinstance(source, MemoryAdapter | MemoryEnsemble) else f"the adapter {source}"
-    advice = "pass model=, a folder, a Hub id or a loaded (model, processor)"
-    name = find_host(adapter.metadata, source) if model is None else model
-    if not name:
-        raise HostError(f"{place} does not name its host; {advice}")
-    try:
-        return load_named_host(name, **options)
-    except HostError as error:
-        if model is not None:
-            raise
-        raise HostError(f"{error}; {place} names it as its host: {advice}") from error.__cause__
-
-
-def _end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens at which the host stops. Those of chat models often differ from the tokenizer's end of sequence."""
-    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = tokenizer.eos_token_id if ids is None else ids
-    return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]

@@ -12,7 +12,7 @@ from mal_adapter.hosts.detect import unwrap
 from mal_adapter.hosts.registry import REGISTRY
 from mal_adapter.memory.transfer import to_device
 
-__all__ = ["LabelScorer", "continuation"]
+__all__ = ["LabelScorer", "continuation", "end_ids"]
 
 RunAgain = Callable[[Int[Tensor, " tokens"]], Float[Tensor, "batch tokens vocabulary"]]
 """Runs the prompts again with these tokens after each, and returns the logits at the tokens."""
@@ -234,3 +234,10 @@ def _begins(ids: Sequence[int], part: Sequence[int]) -> bool:
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens at which the host stops. Those of chat models often differ from the tokenizer's end of sequence."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = tokenizer.eos_token_id if ids is None else ids
+    return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]

@@ -16,8 +16,7 @@ from mal_adapter.ser.labels import LabelSet
 from mal_adapter.ser.loading import load_host
 from mal_adapter.ser.recognizer import EmotionRecognizer, Failure, Prediction
 from mal_adapter.ser.recognizer.audio import load_waveform
-from mal_adapter.ser.recognizer.recognizer import _end_ids
-from mal_adapter.ser.recognizer.scoring import LabelScorer
+from mal_adapter.ser.recognizer.scoring import LabelScorer, end_ids
 from tests.hosts.builders import FAMILIES
 from tests.ser.fixtures import tone
 
@@ -151,7 +150,7 @@ def test_all_end_tokens_are_scored(model, processor, make_dialogue, monkeypatch)
         brute_force(recognizer, result.utterance), abs=1e-5
     )
     monkeypatch.setattr(model.generation_config, "eos_token_id", None)
-    assert _end_ids(model, processor.tokenizer) == [eos]
+    assert end_ids(model, processor.tokenizer) == [eos]
 
 
 def by_utterance(results):
